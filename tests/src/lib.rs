@@ -1,0 +1,1 @@
+//! The harness under the end-to-end tests: devices, load, processes and comparison.
