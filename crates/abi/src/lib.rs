@@ -83,10 +83,13 @@ pub struct Counters {
     pub failed: u64,
     /// Bio-based only: the table of writes in flight was full.
     pub inflight_full: u64,
-    /// Bio-based only: a completion whose submission was not seen.
+    /// Bio-based only: a completion without an entry in the table: a split part, or submitted before tracking began.
     pub orphans: u64,
-    /// Writes that a bitmap was too small for, or whose bitmap was missing.
+    /// Writes that a bitmap was too small for, or whose bitmap was missing, and changes without a range (a zone's
+    /// reset): the bitmap is not to be trusted.
     pub unmarked: u64,
+    /// Passthrough commands that send data to the device (SG_IO, NVMe passthrough): what they change can't be seen.
+    pub passthrough: u64,
 }
 
 /// A write of a bio-based device between submission and completion.

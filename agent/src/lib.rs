@@ -1,0 +1,15 @@
+//! The mobility service: tracks the writes of a machine's protected disks with eBPF and ships them to a collector.
+//!
+//! Data flows one way: `tracker` (which blocks changed) → `engine` (what to send, and when a state is a recovery
+//! point) → `source` (reads them) → the session of `highwater-wire`.
+
+pub mod config;
+pub mod control;
+pub mod device;
+pub mod error;
+pub mod freeze;
+pub mod guardian;
+pub mod mounts;
+pub mod source;
+pub mod throttle;
+pub mod tracker;
