@@ -14,7 +14,10 @@ pub mod point;
 pub mod units;
 
 pub use blockset::BlockSet;
-pub use chunk::{ChunkError, ChunkView, Codec, Extent, Fill, encode_chunk};
+pub use chunk::{
+    CHUNK_BLOCKS_MAX, CHUNK_BYTES_MAX, ChunkEncoder, ChunkError, ChunkView, Codec, EXTENTS_MAX, Extent, Fill,
+    encode_chunk, split_zero_blocks,
+};
 pub use hash::{BlockHash, HashKey};
 pub use ids::{CommitId, DeltaId, DiskId, MachineId, SegmentId, VaultId};
 pub use point::{CommitKind, Consistency, PointDisk, PointInfo, StoredBlock};

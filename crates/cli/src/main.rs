@@ -1,0 +1,3 @@
+//! `highwater`: the operator's command.
+
+fn main() {}
