@@ -86,6 +86,12 @@ impl Toolchain {
             Toolchain::Prebuilt { rustc } | Toolchain::BuildStd { rustc } => rustc,
         }
     }
+
+    /// The LLVM whose bitcode the compiler writes; the linker must read it.
+    pub fn llvm_major(&self) -> Result<u32> {
+        let verbose = sh::output(Command::new(self.rustc()).arg("-vV"))?;
+        llvm_major(&verbose).with_context(|| format!("{} does not tell its LLVM", self.rustc().display()))
+    }
 }
 
 /// Replaces the object if its content differs.
@@ -149,6 +155,11 @@ pub fn find_linker() -> Option<PathBuf> {
 /// The minor number in `rustc 1.96.0 (…)`.
 fn minor_version(version: &str) -> Option<u32> {
     version.split_whitespace().nth(1)?.split('.').nth(1)?.parse().ok()
+}
+
+/// The major number in `LLVM version: 22.1.8`.
+fn llvm_major(verbose: &str) -> Option<u32> {
+    verbose.lines().find_map(|line| line.strip_prefix("LLVM version: "))?.split('.').next()?.parse().ok()
 }
 
 fn missing_compiler() -> String {

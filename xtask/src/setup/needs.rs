@@ -1,0 +1,91 @@
+//! What each purpose needs, and how to see that it is there.
+
+use std::path::Path;
+
+use clap::ValueEnum;
+
+use crate::workspace;
+
+/// What a machine is to be made ready for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Purpose {
+    /// Compiling everything, the eBPF programs included
+    Build,
+    /// Running `cargo xtask demo`
+    Demo,
+    /// Running `cargo xtask test`
+    Test,
+    /// Running `cargo xtask bench`
+    Bench,
+    /// Running kernels in virtual machines
+    Kernels,
+}
+
+impl Purpose {
+    /// Whether programs that use the kernel's tracing will run on this machine.
+    pub fn runs_programs(self) -> bool {
+        matches!(self, Purpose::Demo | Purpose::Test | Purpose::Bench)
+    }
+
+    /// Whether metrics are checked.
+    pub fn uses_promtool(self) -> bool {
+        self == Purpose::Test
+    }
+}
+
+/// Something to be there, and the Debian package that brings it.
+pub struct Need {
+    /// The package.
+    pub package: &'static str,
+    /// A program, or an absolute path.
+    pub evidence: &'static str,
+}
+
+impl Need {
+    /// Whether it is there.
+    pub fn is_met(&self) -> bool {
+        if self.evidence.starts_with('/') {
+            return Path::new(self.evidence).exists();
+        }
+        workspace::find_program(self.evidence).is_some()
+    }
+}
+
+const fn need(package: &'static str, evidence: &'static str) -> Need {
+    Need { package, evidence }
+}
+
+const DEMO: &[Need] = &[
+    need("e2fsprogs", "mkfs.ext4"),
+    need("mount", "losetup"),
+    need("util-linux", "fstrim"),
+    need("util-linux", "blkdiscard"),
+];
+
+const TEST: &[Need] = &[
+    need("e2fsprogs", "mkfs.ext4"),
+    need("xfsprogs", "mkfs.xfs"),
+    need("btrfs-progs", "mkfs.btrfs"),
+    need("mount", "losetup"),
+    need("util-linux", "addpart"),
+    need("fio", "fio"),
+];
+
+const KERNELS: &[Need] = &[
+    need("qemu-system-x86", "qemu-system-x86_64"),
+    need("busybox-static", "busybox"),
+    need("kmod", "depmod"),
+    need("zstd", "zstd"),
+    need("xz-utils", "xz"),
+    need("debian-archive-keyring", "/usr/share/keyrings/debian-archive-keyring.gpg"),
+];
+
+/// The packages a purpose needs beside the compiler and the linker.
+pub fn packages(purpose: Purpose) -> &'static [Need] {
+    match purpose {
+        Purpose::Build => &[],
+        Purpose::Demo => DEMO,
+        Purpose::Test | Purpose::Bench => TEST,
+        Purpose::Kernels => KERNELS,
+    }
+}
