@@ -1,0 +1,5 @@
+//! `highwater-agent`: see `highwater-agent --help`.
+
+fn main() {
+    println!("not yet");
+}

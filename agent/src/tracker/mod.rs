@@ -1,0 +1,514 @@
+//! Dirty tracking: which blocks of the protected disks changed (invariants I2 and I4).
+//!
+//! For each disk three bitmaps are pinned in the BPF filesystem: two that the kernel's programs write in turn, and
+//! *pending*: every bit whose block is not yet known to be stored. [`Tracker::end_epoch`] replaces the current bitmap,
+//! waits until nobody writes the old one, and moves its bits to pending; only [`Tracker::stored`] clears them there.
+//! A crash at any moment leaves each bit in at least one of the three; [`Tracker::open`] moves whatever lies in the bitmap
+//! that is not current to pending, so nothing is lost between two lives of the agent, and the programs go on without one.
+//!
+//! An epoch whose proof fails, or whose counts contradict the kernel's, is reported as a [`Fault`]: the bits may be
+//! incomplete, and the disk is suspect.
+//!
+//! Limits: [`SLOTS_MAX`] disks, [`TARGETS_MAX`] devices, [`RANGES_MAX`] disks on one device; three bits a granule.
+
+pub mod account;
+pub mod barrier;
+pub mod bitmap;
+pub mod btf;
+mod error;
+pub mod object;
+pub mod probe;
+pub mod proof;
+pub mod record;
+pub mod selfcheck;
+
+pub use account::Fault;
+pub use error::TrackerError;
+
+use crate::device::{self, BlockDevice, Hook};
+use account::{Account, KernelCount, Sample};
+use barrier::Barrier;
+use bitmap::Bitmap;
+use highwater_abi::{
+    ABI_VERSION, BLOCK_SHIFT_SECTORS, Counters, RANGES_MAX, Range, SLOTS_MAX, TARGETS_MAX, Target, class,
+    hook,
+};
+use highwater_delta::DiskId;
+use object::Object;
+use probe::Kernel;
+use proof::{Prover, Verdict};
+use record::{DeviceRecord, DiskRecord, Record, boot_id};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::atomic::Ordering,
+};
+
+/// Where the tracker keeps itself, and its limits.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// A directory of the BPF filesystem that is the agent's alone.
+    pub bpf_dir: PathBuf,
+    /// A directory in memory (`/run/highwater`).
+    pub run_dir: PathBuf,
+    /// Copies of each program; `None`: what the kernel needs.
+    pub copies: Option<usize>,
+    /// Most bits of one bitmap: beyond that the granularity grows.
+    pub bits_max: u64,
+}
+
+/// How tracking began.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The programs were running already, and nothing was missed in between.
+    TakenOver,
+    /// They were loaded anew, for this reason: whatever was protected before is suspect.
+    Fresh(String),
+}
+
+/// One disk's bitmaps.
+struct Slot {
+    record: DiskRecord,
+    current: Bitmap,
+    spare: Bitmap,
+    pending: Bitmap,
+}
+
+/// The tracker of this machine. One owner; calls block for as long as the kernel takes (tens of milliseconds for an epoch).
+pub struct Tracker {
+    options: Options,
+    object: Object,
+    barrier: Option<Barrier>,
+    provers: Vec<Prover>,
+    devices: BTreeMap<u32, DeviceRecord>,
+    slots: BTreeMap<DiskId, Slot>,
+}
+
+/// What the end of an epoch found for each disk.
+pub type Faults = Vec<(DiskId, Fault)>;
+
+/// Figures of one device for status and metrics.
+#[derive(Clone, Debug, Default)]
+pub struct DeviceFigures {
+    /// Greatest counters over the copies.
+    pub counters: Counters,
+    /// Misses of each copy of all hooks.
+    pub misses: u64,
+    /// Whether the comparison with the kernel's counts has a base.
+    pub compared: bool,
+}
+
+impl Tracker {
+    /// Takes over what is running, or loads it anew.
+    ///
+    /// # Errors
+    /// What the kernel lacks or refuses.
+    pub fn open(options: Options) -> Result<(Self, Origin), TrackerError> {
+        let kernel = Kernel::probe()?;
+        let barrier = if kernel.preemptible_tracepoints { Some(Barrier::new()?) } else { None };
+        let why = match Self::take_over(&options) {
+            Ok((object, record)) => match Self::resume(&options, object, barrier, record) {
+                Ok(tracker) => return Ok((tracker, Origin::TakenOver)),
+                Err((back, why)) => return Self::fresh(options, &kernel, back, why),
+            },
+            Err(why) => why,
+        };
+        Self::fresh(options, &kernel, barrier, why)
+    }
+
+    fn fresh(
+        options: Options,
+        kernel: &Kernel,
+        barrier: Option<Barrier>,
+        why: String,
+    ) -> Result<(Self, Origin), TrackerError> {
+        let record = record_path(&options);
+        let _ = fs::remove_file(&record);
+        fs::create_dir_all(&options.run_dir)
+            .map_err(|cause| TrackerError::Record { path: options.run_dir.clone(), cause })?;
+        let object =
+            Object::load(&options.bpf_dir, kernel, options.copies.unwrap_or(kernel.copies_needed()))?;
+        let provers = object.misses()?.into_iter().map(Prover::new).collect();
+        let tracker =
+            Self { options, object, barrier, provers, devices: BTreeMap::new(), slots: BTreeMap::new() };
+        tracker.save()?;
+        Ok((tracker, Origin::Fresh(why)))
+    }
+
+    fn take_over(options: &Options) -> Result<(Object, Record), String> {
+        let record = Record::load(&record_path(options)).ok_or("no tracking was recorded on this boot")?;
+        if record.abi != ABI_VERSION {
+            return Err(format!(
+                "the running programs are of layout {}, this agent's of {ABI_VERSION}",
+                record.abi
+            ));
+        }
+        if record.boot_id != boot_id() {
+            return Err("the machine was rebooted".into());
+        }
+        let object = Object::open(&options.bpf_dir).map_err(|e| e.to_string())?;
+        Ok((object, record))
+    }
+
+    fn resume(
+        options: &Options,
+        object: Object,
+        barrier: Option<Barrier>,
+        record: Record,
+    ) -> Result<Self, (Option<Barrier>, String)> {
+        let mut tracker = Self {
+            options: options.clone(),
+            object,
+            barrier,
+            provers: record.provers,
+            devices: record.devices.into_iter().map(|d| (d.dev, d)).collect(),
+            slots: BTreeMap::new(),
+        };
+        for disk in record.disks {
+            match tracker.reopen(disk) {
+                Ok(slot) => {
+                    tracker.slots.insert(slot.record.disk, slot);
+                }
+                Err(error) => return Err((tracker.barrier, error.to_string())),
+            }
+        }
+        Ok(tracker)
+    }
+
+    fn reopen(&self, record: DiskRecord) -> Result<Slot, TrackerError> {
+        let open = |which| Bitmap::open(&object::bits_path(&self.options.bpf_dir, record.slot, which));
+        let (a, b, pending) = (open("a")?, open("b")?, open("pending")?);
+        let target = self.object.target(record.dev)?;
+        let id = self.object.bitmap_id(record.slot)?;
+        let tracked = target.is_some_and(|t| t.ranges[..used(&t)].iter().any(|r| r.slot == record.slot));
+        if !tracked || (id != Some(a.id()) && id != Some(b.id())) {
+            return Err(TrackerError::Unsupported(format!("running tracking of disk {}", record.disk)));
+        }
+        let (current, spare) = if id == Some(a.id()) { (a, b) } else { (b, a) };
+        // The life before ended between replacing a bitmap and emptying it.
+        union(&spare, &pending, |_, _| ());
+        Ok(Slot { record, current, spare, pending })
+    }
+
+    /// Begins to track a disk. From the return on, every change is marked; what was changed before must be read
+    /// by the caller ([`Tracker::mark_all`]). On bio-based devices writes already under way are not seen: the caller waits
+    /// for them before it reads.
+    ///
+    /// # Errors
+    /// Limits reached, or the kernel refuses; nothing is tracked then.
+    pub fn protect(&mut self, disk: DiskId, device: &BlockDevice) -> Result<(), TrackerError> {
+        if self.slots.contains_key(&disk) {
+            self.unprotect(disk)?;
+        }
+        let dev = device.whole_kernel_dev();
+        let sectors = device.sectors();
+        let shift = granularity(sectors, self.options.bits_max);
+        let slot = (0..SLOTS_MAX)
+            .find(|s| self.slots.values().all(|slot| slot.record.slot != *s))
+            .ok_or(TrackerError::TooMany("disks"))?;
+        let mut entry = match self.devices.get(&dev) {
+            Some(known) if known.diskseq == device.diskseq => known.clone(),
+            _ => DeviceRecord {
+                dev,
+                hook: if device.hook == Hook::Bio { hook::BIO } else { hook::REQUEST },
+                counter: self.free_counter()?,
+                diskseq: device.diskseq,
+                account: Account::default(),
+            },
+        };
+        if self.ranges(dev).len() >= RANGES_MAX {
+            return Err(TrackerError::TooMany("partitions of one device"));
+        }
+        let record = DiskRecord { disk, slot, dev, start: device.start_sector, sectors, shift };
+        let words = usize::try_from(sectors.div_ceil(1 << shift).div_ceil(64))
+            .map_err(|_| TrackerError::TooLarge(sectors))?;
+        let create = |which| {
+            let path = object::bits_path(&self.options.bpf_dir, slot, which);
+            let _ = fs::remove_file(&path);
+            Bitmap::create(words, &path)
+        };
+        let (current, spare, pending) = (create("a")?, create("b")?, create("pending")?);
+        self.object.set_bitmap(slot, current.map_data())?;
+        self.slots.insert(disk, Slot { record, current, spare, pending });
+        entry.account = Account::default();
+        self.devices.insert(dev, entry);
+        let result = self.set_target(dev).and_then(|()| self.save());
+        if result.is_err() {
+            let _ = self.unprotect(disk);
+        }
+        result
+    }
+
+    /// Ends the tracking of a disk and forgets its bits.
+    ///
+    /// # Errors
+    /// [`TrackerError::Unknown`], or the kernel refuses.
+    pub fn unprotect(&mut self, disk: DiskId) -> Result<(), TrackerError> {
+        let slot = self.slots.remove(&disk).ok_or(TrackerError::Unknown(disk))?;
+        let dev = slot.record.dev;
+        self.set_target(dev)?;
+        if self.ranges(dev).is_empty() {
+            self.devices.remove(&dev);
+        }
+        for which in ["a", "b", "pending"] {
+            let _ = fs::remove_file(object::bits_path(&self.options.bpf_dir, slot.record.slot, which));
+        }
+        self.save()
+    }
+
+    /// Ends the epoch of every disk at once. Bits found are in pending afterwards, and told to `each` (disk, index of the
+    /// 64-bit word, bits). Answers the disks whose bits can't be trusted.
+    ///
+    /// # Errors
+    /// The kernel refused something: no bit is lost, the epoch is to be ended again.
+    pub fn end_epoch(&mut self, mut each: impl FnMut(DiskId, usize, u64)) -> Result<Faults, TrackerError> {
+        let before = self.object.misses()?;
+        for slot in self.slots.values_mut() {
+            self.object.set_bitmap(slot.record.slot, slot.spare.map_data())?;
+            std::mem::swap(&mut slot.current, &mut slot.spare);
+        }
+        if let Some(barrier) = &self.barrier {
+            barrier.wait()?;
+        }
+        let after = self.object.misses()?;
+        let proved: Vec<bool> = (self.provers.iter_mut().zip(before).zip(&after))
+            .map(|((prover, before), after)| matches!(prover.end(before, after), Verdict::Proved(_)))
+            .collect();
+        for slot in self.slots.values() {
+            union(&slot.spare, &slot.pending, |index, bits| each(slot.record.disk, index, bits));
+        }
+        let mut faults = Faults::new();
+        let devices: Vec<u32> = self.devices.keys().copied().collect();
+        for dev in devices {
+            let fault = if self.hooks_of(dev).iter().all(|h| proved.get(*h) == Some(&true)) {
+                self.check(dev)?
+            } else {
+                Some(Fault::SkippedEvents)
+            };
+            if let Some(fault) = fault {
+                let disks = self.slots.values().filter(|s| s.record.dev == dev);
+                faults.extend(disks.map(|s| (s.record.disk, fault.clone())));
+            }
+        }
+        self.save()?;
+        Ok(faults)
+    }
+
+    /// Compares the counts of a device with the kernel's.
+    fn check(&mut self, dev: u32) -> Result<Option<Fault>, TrackerError> {
+        let Some(target) = self.object.target(dev)? else { return Ok(Some(Fault::Tampered)) };
+        if target.ranges[..used(&target)] != self.ranges(dev)[..] {
+            return Ok(Some(Fault::Tampered));
+        }
+        for slot in self.slots.values().filter(|s| s.record.dev == dev) {
+            if self.object.bitmap_id(slot.record.slot)? != Some(slot.current.id()) {
+                return Ok(Some(Fault::Tampered));
+            }
+        }
+        let before = self.sample(dev)?;
+        let kernel = kernel_count(dev);
+        let after = self.sample(dev)?;
+        let (Some(kernel), Some(entry)) = (kernel, self.devices.get_mut(&dev)) else { return Ok(None) };
+        Ok(entry.account.check(entry.hook, &before, &kernel, &after))
+    }
+
+    fn sample(&self, dev: u32) -> Result<Sample, TrackerError> {
+        let Some(entry) = self.devices.get(&dev) else { return Ok(Sample::default()) };
+        let misses = self.object.misses()?;
+        let mut sample = Sample::default();
+        for copy in 0..self.object.copies() {
+            sample.counters.push(self.object.counters(entry.counter, copy)?);
+            let hooks = self.hooks_of(dev);
+            sample.misses.push(hooks.iter().map(|h| misses[*h].0.get(copy).copied().unwrap_or(0)).sum());
+        }
+        Ok(sample)
+    }
+
+    /// Marks every granule of a disk as pending: nothing of it is known to be stored.
+    ///
+    /// # Errors
+    /// [`TrackerError::Unknown`].
+    pub fn mark_all(&self, disk: DiskId) -> Result<(), TrackerError> {
+        let slot = self.slot(disk)?;
+        let granules = slot.record.sectors.div_ceil(1 << slot.record.shift);
+        for (index, word) in slot.pending.words().iter().enumerate() {
+            let left = granules.saturating_sub(index as u64 * 64);
+            let bits = if left >= 64 { !0 } else { (1u64 << left) - 1 };
+            word.fetch_or(bits, Ordering::AcqRel);
+        }
+        Ok(())
+    }
+
+    /// The pending words of a disk, as they are now.
+    ///
+    /// # Errors
+    /// [`TrackerError::Unknown`].
+    pub fn pending(&self, disk: DiskId) -> Result<Vec<u64>, TrackerError> {
+        Ok(self.slot(disk)?.pending.words().iter().map(|w| w.load(Ordering::Acquire)).collect())
+    }
+
+    /// Forgets granules: they are stored. `words` holds the bits to clear; the caller leaves out what was marked again
+    /// since it was read.
+    ///
+    /// # Errors
+    /// [`TrackerError::Unknown`].
+    pub fn stored(&self, disk: DiskId, words: &[u64]) -> Result<(), TrackerError> {
+        for (word, bits) in self.slot(disk)?.pending.words().iter().zip(words) {
+            if *bits != 0 {
+                word.fetch_and(!bits, Ordering::AcqRel);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sectors per bit of a disk, as a shift above the 4 KiB block.
+    ///
+    /// # Errors
+    /// [`TrackerError::Unknown`].
+    pub fn blocks_shift(&self, disk: DiskId) -> Result<u32, TrackerError> {
+        Ok(self.slot(disk)?.record.shift - BLOCK_SHIFT_SECTORS)
+    }
+
+    /// What is tracked, with the device it was found on and its `diskseq`.
+    pub fn disks(&self) -> impl Iterator<Item = (&DiskRecord, Option<u64>)> {
+        self.slots.values().map(|s| {
+            let seq = self.devices.get(&s.record.dev).and_then(|d| d.diskseq);
+            (&s.record, seq)
+        })
+    }
+
+    /// Bits set in a disk's current bitmap: what will have to be sent next.
+    ///
+    /// # Errors
+    /// [`TrackerError::Unknown`].
+    pub fn dirty_now(&self, disk: DiskId) -> Result<u64, TrackerError> {
+        Ok(self.slot(disk)?.current.count())
+    }
+
+    /// Figures of the device that a disk lies on.
+    ///
+    /// # Errors
+    /// [`TrackerError::Unknown`].
+    pub fn figures(&self, disk: DiskId) -> Result<DeviceFigures, TrackerError> {
+        let dev = self.slot(disk)?.record.dev;
+        let sample = self.sample(dev)?;
+        let counters = sample.counters.iter().max_by_key(|c| c.sectors).copied().unwrap_or_default();
+        let compared = self.devices.get(&dev).is_some_and(|d| d.account.armed());
+        Ok(DeviceFigures { counters, misses: sample.misses.iter().sum(), compared })
+    }
+
+    /// How many copies of each program run.
+    #[must_use]
+    pub fn copies(&self) -> usize {
+        self.object.copies()
+    }
+
+    /// Detaches everything and removes all pins and records: nothing is tracked any more.
+    ///
+    /// # Errors
+    /// The pins could not be removed.
+    pub fn detach(self) -> Result<(), TrackerError> {
+        let _ = fs::remove_file(record_path(&self.options));
+        object::remove(&self.options.bpf_dir)
+    }
+
+    fn slot(&self, disk: DiskId) -> Result<&Slot, TrackerError> {
+        self.slots.get(&disk).ok_or(TrackerError::Unknown(disk))
+    }
+
+    fn free_counter(&self) -> Result<u32, TrackerError> {
+        (0..TARGETS_MAX)
+            .find(|c| self.devices.values().all(|d| d.counter != *c))
+            .ok_or(TrackerError::TooMany("devices"))
+    }
+
+    fn ranges(&self, dev: u32) -> Vec<Range> {
+        (self.slots.values().filter(|s| s.record.dev == dev))
+            .map(|s| Range {
+                start: s.record.start,
+                end: s.record.start + s.record.sectors,
+                slot: s.record.slot,
+                shift: s.record.shift,
+            })
+            .collect()
+    }
+
+    fn set_target(&mut self, dev: u32) -> Result<(), TrackerError> {
+        let ranges = self.ranges(dev);
+        let Some(entry) = self.devices.get(&dev).filter(|_| !ranges.is_empty()) else {
+            return self.object.remove_target(dev);
+        };
+        let mut target = Target {
+            hook: entry.hook,
+            counter: entry.counter,
+            ranges_used: ranges.len() as u32,
+            ..Target::default()
+        };
+        target.ranges[..ranges.len()].copy_from_slice(&ranges);
+        self.object.set_target(dev, &target)
+    }
+
+    fn hooks_of(&self, dev: u32) -> &'static [usize] {
+        let bio = self.devices.get(&dev).is_some_and(|d| d.hook == hook::BIO);
+        if bio { &[1, 2] } else { &[0] }
+    }
+
+    fn save(&self) -> Result<(), TrackerError> {
+        let record = Record {
+            abi: ABI_VERSION,
+            boot_id: boot_id(),
+            provers: self.provers.clone(),
+            devices: self.devices.values().cloned().collect(),
+            disks: self.slots.values().map(|s| s.record.clone()).collect(),
+        };
+        record.save(&record_path(&self.options))
+    }
+}
+
+fn record_path(options: &Options) -> PathBuf {
+    options.run_dir.join("tracker.json")
+}
+
+/// Removes whatever a dead agent left pinned and recorded, without taking it over.
+///
+/// # Errors
+/// The pins could not be removed.
+pub fn detach_all(bpf_dir: &Path, run_dir: &Path) -> Result<(), TrackerError> {
+    let _ = fs::remove_file(run_dir.join("tracker.json"));
+    object::remove(bpf_dir)
+}
+
+fn used(target: &Target) -> usize {
+    (target.ranges_used as usize).min(RANGES_MAX)
+}
+
+fn union(from: &Bitmap, into: &Bitmap, mut each: impl FnMut(usize, u64)) {
+    let words = into.words();
+    from.drain(|index, bits| {
+        words[index].fetch_or(bits, Ordering::AcqRel);
+        each(index, bits);
+    });
+}
+
+/// The smallest granule that keeps a disk within `bits_max` bits.
+fn granularity(sectors: u64, bits_max: u64) -> u32 {
+    let mut shift = BLOCK_SHIFT_SECTORS;
+    while sectors.div_ceil(1 << shift) > bits_max.max(1) && shift < 31 {
+        shift += 1;
+    }
+    shift
+}
+
+fn kernel_count(dev: u32) -> Option<KernelCount> {
+    let whole = (dev >> 20, dev & 0xf_ffff);
+    let stat = device::stat(whole).ok()?;
+    let (_, writes) = device::inflight(whole).ok()?;
+    let mut sectors = [0; class::COUNT];
+    sectors[class::WRITE] = stat.sectors_written;
+    sectors[class::DISCARD] = stat.sectors_discarded;
+    Some(KernelCount { sectors, idle: writes == 0 })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,135 @@
+//! The tracker on a real loop device. Needs root and the eBPF object; says so and passes without.
+
+use super::*;
+use std::{
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    process::Command,
+};
+
+struct Loop {
+    device: BlockDevice,
+    path: String,
+    _dir: tempfile::TempDir,
+}
+
+impl Loop {
+    fn new(bytes: u64) -> Option<Self> {
+        // SAFETY: no arguments, no memory.
+        if unsafe { libc::geteuid() } != 0 {
+            eprintln!("skipped: needs root");
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        fs::File::create(&image).unwrap().set_len(bytes).unwrap();
+        let out = Command::new("losetup").args(["--find", "--show"]).arg(&image).output().unwrap();
+        assert!(out.status.success(), "{out:?}");
+        let path = String::from_utf8(out.stdout).unwrap().trim().to_owned();
+        let device = device::inspect(Path::new(&path)).unwrap();
+        Some(Self { device, path, _dir: dir })
+    }
+    fn write(&self, block: u64, blocks: usize) {
+        let file = fs::OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(&self.path).unwrap();
+        let layout = std::alloc::Layout::from_size_align(blocks * 4096, 4096).unwrap();
+        // SAFETY: a non-zero layout, freed below with the same one.
+        let buffer = unsafe { std::slice::from_raw_parts_mut(std::alloc::alloc(layout), blocks * 4096) };
+        buffer.fill(block as u8 | 1);
+        file.write_all_at(buffer, block * 4096).unwrap();
+        // SAFETY: allocated above.
+        unsafe { std::alloc::dealloc(buffer.as_mut_ptr(), layout) };
+    }
+}
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["-d", &self.path]).status();
+    }
+}
+
+struct Pins(PathBuf, tempfile::TempDir);
+impl Pins {
+    fn new(name: &str) -> Self {
+        let dir = PathBuf::from(format!("/sys/fs/bpf/highwater-test-{name}-{}", std::process::id()));
+        Self(dir, tempfile::tempdir().unwrap())
+    }
+    fn options(&self) -> Options {
+        Options {
+            bpf_dir: self.0.clone(),
+            run_dir: self.1.path().to_owned(),
+            copies: None,
+            bits_max: 1 << 28,
+        }
+    }
+}
+impl Drop for Pins {
+    fn drop(&mut self) {
+        let _ = object::remove(&self.0);
+    }
+}
+
+fn blocks(tracker: &mut Tracker, disk: DiskId) -> (Vec<u64>, Faults) {
+    let mut found = vec![];
+    let faults = tracker
+        .end_epoch(|d, index, bits| {
+            assert_eq!(d, disk);
+            found.extend((0..64).filter(|b| bits >> b & 1 == 1).map(|b| index as u64 * 64 + b));
+        })
+        .unwrap();
+    (found, faults)
+}
+
+#[test]
+fn marks_takes_over_and_notices_a_hidden_write() {
+    if !Path::new("/sys/fs/bpf").exists() {
+        return;
+    }
+    let Some(disk) = Loop::new(64 << 20) else { return };
+    let pins = Pins::new("tracker");
+    let id = DiskId::new();
+    let (mut tracker, origin) = match Tracker::open(pins.options()) {
+        Err(TrackerError::NoObject) => {
+            eprintln!("skipped: no eBPF object");
+            return;
+        }
+        other => other.unwrap(),
+    };
+    assert!(matches!(origin, Origin::Fresh(_)));
+    tracker.protect(id, &disk.device).unwrap();
+    disk.write(3, 1);
+    disk.write(100, 300);
+    let (found, faults) = blocks(&mut tracker, id);
+    let mut expected = vec![3];
+    expected.extend(100..400);
+    assert_eq!(found, expected);
+    assert_eq!(faults, vec![]);
+    assert_eq!(tracker.figures(id).unwrap().counters.sectors[class::WRITE], 301 * 8);
+
+    // The agent dies; tracking goes on; the next life finds what was written meanwhile and what was pending.
+    drop(tracker);
+    disk.write(1000, 2);
+    let (mut tracker, origin) = Tracker::open(pins.options()).unwrap();
+    assert_eq!(origin, Origin::TakenOver);
+    let (found, faults) = blocks(&mut tracker, id);
+    assert_eq!((found, faults), (vec![1000, 1001], vec![]));
+    let pending: u32 = tracker.pending(id).unwrap().iter().map(|w| w.count_ones()).sum();
+    assert_eq!(pending, 303);
+    let mut stored = vec![0; 16];
+    stored[0] = 1 << 3;
+    tracker.stored(id, &stored).unwrap();
+    let pending: u32 = tracker.pending(id).unwrap().iter().map(|w| w.count_ones()).sum();
+    assert_eq!(pending, 302);
+
+    // Tracking is switched off for a moment and a write slips by: the counts tell.
+    let (_, faults) = blocks(&mut tracker, id);
+    assert_eq!(faults, vec![]);
+    let dev = disk.device.whole_kernel_dev();
+    let target = tracker.object.target(dev).unwrap().unwrap();
+    tracker.object.remove_target(dev).unwrap();
+    disk.write(5, 2);
+    tracker.object.set_target(dev, &target).unwrap();
+    let (found, faults) = blocks(&mut tracker, id);
+    assert_eq!(found, Vec::<u64>::new());
+    assert_eq!(faults, vec![(id, Fault::UnseenSectors(16))]);
+
+    tracker.detach().unwrap();
+    assert!(!pins.0.exists());
+}
