@@ -4,7 +4,9 @@
 //! kind, so that payload is never copied through an encoder. `docs/PROTOCOL.md` tells the order in which messages
 //! may come.
 
-use highwater_delta::{BlockRange, CommitId, CommitKind, DeltaId, DiskId, HashKey, MachineId, StoredBlock, VaultId};
+use highwater_delta::{
+    BlockRange, CommitId, CommitKind, DeltaId, DiskId, HashKey, MachineId, StoredBlock, VaultId,
+};
 use serde::{Deserialize, Serialize};
 
 /// Most disks of one machine.

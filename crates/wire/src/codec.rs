@@ -1,0 +1,99 @@
+//! Messages to control bodies and back. Everything that comes from a peer is held against the limits of
+//! [`crate::message`] here, so that no later part needs to.
+
+use crate::message::{AgentMessage, CollectorMessage, MAX_DISKS, MAX_HASH_BLOCKS, MAX_NAME_BYTES, Refusal};
+use crate::{WireError, frame};
+use highwater_delta::CommitKind;
+use serde::{Serialize, de::DeserializeOwned};
+
+/// Most bytes of a refusal's cause and of its action.
+pub const MAX_REFUSAL_BYTES: usize = 4096;
+
+/// The body of a message.
+pub fn encode<M: Message>(message: &M) -> Result<Vec<u8>, WireError> {
+    message.check()?;
+    let body = postcard::to_stdvec(message).map_err(|_| WireError::BadMessage("it cannot be encoded"))?;
+    if body.len() > frame::CONTROL_BYTES_MAX {
+        let bytes_max = frame::CONTROL_BYTES_MAX as u64;
+        return Err(WireError::Oversized { bytes: body.len() as u64, bytes_max });
+    }
+    Ok(body)
+}
+
+/// The message in a body, within the limits; nothing may follow it.
+pub fn decode<M: Message>(body: &[u8]) -> Result<M, WireError> {
+    let (message, rest) = postcard::take_from_bytes::<M>(body)
+        .map_err(|_| WireError::BadMessage("unknown, or of another version"))?;
+    if !rest.is_empty() {
+        return Err(WireError::BadMessage("bytes follow it"));
+    }
+    message.check()?;
+    Ok(message)
+}
+
+/// A message of one direction.
+pub trait Message: Serialize + DeserializeOwned {
+    /// Holds it against the protocol's limits.
+    fn check(&self) -> Result<(), WireError>;
+}
+
+impl Message for AgentMessage {
+    fn check(&self) -> Result<(), WireError> {
+        match self {
+            Self::Hello(hello) => names([&hello.agent_version, &hello.host_name, &hello.kernel].into_iter()),
+            Self::Disks(disks) => {
+                at_most(disks.len() as u64, MAX_DISKS as u64, "too many disks")?;
+                names(disks.iter().map(|disk| &disk.name))
+            }
+            Self::DeltaCommit(commit) => match &commit.kind {
+                CommitKind::Partial => Ok(()),
+                CommitKind::Point(point) => {
+                    at_most(point.disks.len() as u64, MAX_DISKS as u64, "too many disks in a point")
+                }
+            },
+            Self::Hashes { range, .. } => {
+                at_most(range.count, MAX_HASH_BLOCKS, "too many hashes asked for")?;
+                range
+                    .start
+                    .0
+                    .checked_add(range.count)
+                    .map(drop)
+                    .ok_or(WireError::BadMessage("no such blocks"))
+            }
+            Self::DeltaBegin(_) | Self::DeltaAbort(_) | Self::Ping(_) | Self::Goodbye => Ok(()),
+        }
+    }
+}
+
+impl Message for CollectorMessage {
+    fn check(&self) -> Result<(), WireError> {
+        match self {
+            Self::Welcome(welcome) => {
+                at_most(welcome.disks.len() as u64, MAX_DISKS as u64, "too many disks in the welcome")
+            }
+            Self::Hashes { range, blocks, .. } => {
+                at_most(range.count, MAX_HASH_BLOCKS, "too many hashes")?;
+                if blocks.len() as u64 == range.count {
+                    Ok(())
+                } else {
+                    Err(WireError::BadMessage("another number of hashes than blocks"))
+                }
+            }
+            Self::Refused(Refusal { cause, action, .. }) => {
+                at_most(cause.len().max(action.len()) as u64, MAX_REFUSAL_BYTES as u64, "an endless refusal")
+            }
+            Self::Received { .. } | Self::Stored { .. } | Self::Pong(_) => Ok(()),
+        }
+    }
+}
+
+fn names<'a>(mut names: impl Iterator<Item = &'a String>) -> Result<(), WireError> {
+    names.try_for_each(|name| at_most(name.len() as u64, MAX_NAME_BYTES as u64, "a name is too long"))
+}
+
+fn at_most(count: u64, max: u64, what: &'static str) -> Result<(), WireError> {
+    if count > max { Err(WireError::BadMessage(what)) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests;

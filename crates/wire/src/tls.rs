@@ -1,0 +1,130 @@
+//! TLS as Highwater uses it: version 1.3 only, mutual, ALPN [`ALPN`], aws-lc-rs, the vault's own authority and no
+//! other.
+
+use crate::{WireError, identity};
+use highwater_delta::MachineId;
+use rustls::client::WebPkiServerVerifier;
+use rustls::crypto::CryptoProvider;
+use rustls::server::{ResolvesServerCert, WebPkiClientVerifier};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use std::collections::HashSet;
+use std::sync::Arc;
+
+/// Application protocol of port 9443.
+pub const ALPN: &[u8] = b"highwater/1";
+/// Application protocol of the management port.
+pub const ALPN_HTTP: &[u8] = b"http/1.1";
+
+/// The one provider of cryptography.
+#[must_use]
+pub fn provider() -> CryptoProvider {
+    rustls::crypto::aws_lc_rs::default_provider()
+}
+
+fn roots(ca: &CertificateDer<'static>) -> Result<Arc<RootCertStore>, WireError> {
+    let mut roots = RootCertStore::empty();
+    roots.add(ca.clone()).map_err(|e| WireError::identity("the authority's certificate", e))?;
+    Ok(Arc::new(roots))
+}
+
+/// For the collector's port 9443: a certificate of the authority is demanded of the client.
+pub fn ingest_server(
+    ca: &CertificateDer<'static>,
+    certs: Arc<dyn ResolvesServerCert>,
+) -> Result<ServerConfig, WireError> {
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots(ca)?, Arc::new(provider()))
+        .build()
+        .map_err(|e| WireError::identity("the authority's certificate", e))?;
+    let mut config = ServerConfig::builder_with_provider(Arc::new(provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|e| WireError::Handshake(e.to_string()))?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(certs);
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    // A resumed handshake would skip the certificate, and with it its expiry and revocation.
+    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
+/// For the management port: the client needs no certificate.
+pub fn management_server(certs: Arc<dyn ResolvesServerCert>) -> Result<ServerConfig, WireError> {
+    let mut config = ServerConfig::builder_with_provider(Arc::new(provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|e| WireError::Handshake(e.to_string()))?
+        .with_no_client_auth()
+        .with_cert_resolver(certs);
+    config.alpn_protocols = vec![ALPN_HTTP.to_vec()];
+    Ok(config)
+}
+
+/// For an agent's connection to port 9443.
+pub fn agent_client(
+    ca: &CertificateDer<'static>,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<ClientConfig, WireError> {
+    let verifier = WebPkiServerVerifier::builder_with_provider(roots(ca)?, Arc::new(provider()))
+        .build()
+        .map_err(|e| WireError::identity("the authority's certificate", e))?;
+    let mut config = ClientConfig::builder_with_provider(Arc::new(provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|e| WireError::Handshake(e.to_string()))?
+        .with_webpki_verifier(verifier)
+        .with_client_auth_cert(chain, key)
+        .map_err(|e| WireError::identity("certificate and key", e))?;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.resumption = rustls::client::Resumption::disabled();
+    Ok(config)
+}
+
+/// The chain of a collector, fixed.
+pub fn fixed_cert(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<Arc<rustls::sign::CertifiedKey>, WireError> {
+    rustls::sign::CertifiedKey::from_der(chain, key, &provider())
+        .map(Arc::new)
+        .map_err(|e| WireError::identity("certificate and key", e))
+}
+
+/// Certificates that are no longer accepted, though they have not expired.
+#[derive(Clone, Debug, Default)]
+pub struct Revoked {
+    /// Serial numbers, as [`identity::serial_of`] writes them.
+    pub serials: HashSet<String>,
+    /// Machines, with every certificate they ever had.
+    pub machines: HashSet<MachineId>,
+}
+
+/// Who a client is, after its handshake: its certificate is of the authority and not revoked, its protocol is ours.
+pub fn authenticate(
+    connection: &rustls::ServerConnection,
+    revoked: &Revoked,
+) -> Result<MachineId, WireError> {
+    if connection.alpn_protocol() != Some(ALPN) {
+        return Err(WireError::Handshake("the client did not ask for protocol highwater/1".to_owned()));
+    }
+    let cert = connection
+        .peer_certificates()
+        .and_then(<[_]>::first)
+        .ok_or_else(|| WireError::Handshake("the client has no certificate".to_owned()))?;
+    let machine = identity::machine_from_cert(cert)?;
+    if revoked.machines.contains(&machine) || revoked.serials.contains(&identity::serial_of(cert)?) {
+        return Err(WireError::identity("the machine's certificate", "it has been revoked"));
+    }
+    Ok(machine)
+}
+
+/// Tells a failure of TLS from one of the network.
+#[must_use]
+pub fn io_error(error: std::io::Error) -> WireError {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(tls) => WireError::Handshake(tls.to_string()),
+        None => WireError::Io(error),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,179 @@
+use super::*;
+use crate::identity::{Authority, Csr};
+use crate::message::{CollectorMessage, Hello};
+use crate::session::{FrameWriter, Timeouts};
+use crate::{Identity, connect};
+use std::net::SocketAddr;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+struct Server {
+    addr: SocketAddr,
+    seen: tokio::task::JoinHandle<Result<MachineId, WireError>>,
+}
+
+/// Takes one connection, authenticates it, refuses it with a word, and tells what it saw.
+async fn server(ca: &Authority, names: &[&str], revoked: Revoked) -> Server {
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    let issued = ca.issue_server(&names).unwrap();
+    let (chain, key) = identity::load_chain(&issued.chain_pem, &issued.key_pem).unwrap();
+    let resolver =
+        rustls::sign::SingleCertAndKey::from(Arc::unwrap_or_clone(fixed_cert(chain, key).unwrap()));
+    let config = ingest_server(ca.cert(), Arc::new(resolver)).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let seen = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let stream = TlsAcceptor::from(Arc::new(config)).accept(stream).await.map_err(io_error)?;
+        let machine = authenticate(stream.get_ref().1, &revoked)?;
+        let (_input, output) = tokio::io::split(stream);
+        let mut writer = FrameWriter::new(output, Timeouts::default());
+        let refusal = CollectorMessage::Refused(WireError::Unexpected("test").to_refusal());
+        writer.control(&crate::codec::encode(&refusal).unwrap()).await?;
+        writer.shutdown().await?;
+        Ok(machine)
+    });
+    Server { addr, seen }
+}
+
+fn identity_of(ca: &Authority) -> Identity {
+    let csr = Csr::create().unwrap();
+    let cert = ca.sign_csr(&csr.csr_pem, MachineId::new()).unwrap();
+    Identity::from_pems(&csr.key_pem, &cert, ca.cert_pem()).unwrap()
+}
+
+fn hello(machine: MachineId) -> Hello {
+    Hello {
+        machine,
+        version_min: 1,
+        version_max: 1,
+        agent_version: String::new(),
+        host_name: String::new(),
+        kernel: String::new(),
+    }
+}
+
+async fn error_of(server: &Server, name: &str, identity: &Identity) -> WireError {
+    match connect(&server.addr.to_string(), name, identity, hello(identity.machine)).await {
+        Ok(_) => panic!("connected"),
+        Err(error) => error,
+    }
+}
+
+#[tokio::test]
+async fn the_right_ones_meet() {
+    let ca = Authority::create("a").unwrap();
+    let agent = identity_of(&ca);
+    for name in ["dr.example", "127.0.0.1"] {
+        let server = server(&ca, &["dr.example", "127.0.0.1"], Revoked::default()).await;
+        let error = error_of(&server, name, &agent).await;
+        assert!(matches!(&error, WireError::Refused(refusal) if refusal.code == 1109), "{error:?}");
+        assert_eq!(server.seen.await.unwrap().unwrap(), agent.machine);
+    }
+}
+
+#[tokio::test]
+async fn another_name_is_noticed() {
+    let ca = Authority::create("a").unwrap();
+    let server = server(&ca, &["dr.example"], Revoked::default()).await;
+    assert_eq!(error_of(&server, "other.example", &identity_of(&ca)).await.code(), 1111);
+    assert!(server.seen.await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn another_authority_is_noticed_by_either_side() {
+    let (ca, other) = (Authority::create("a").unwrap(), Authority::create("a").unwrap());
+    let one = server(&ca, &["dr.example"], Revoked::default()).await;
+    assert_eq!(error_of(&one, "dr.example", &identity_of(&other)).await.code(), 1111);
+    assert!(one.seen.await.unwrap().is_err());
+
+    // A client that trusts the server, with a certificate of somebody else.
+    let two = server(&ca, &["dr.example"], Revoked::default()).await;
+    let mut agent = identity_of(&other);
+    agent.ca = ca.cert().clone();
+    assert_eq!(error_of(&two, "dr.example", &agent).await.code(), 1111);
+    assert_eq!(two.seen.await.unwrap().unwrap_err().code(), 1111);
+}
+
+#[tokio::test]
+async fn a_machine_cannot_pose_as_a_collector_nor_a_collector_as_a_machine() {
+    let ca = Authority::create("a").unwrap();
+    let issued = ca.issue_server(&["dr.example".to_owned()]).unwrap();
+    let (chain, key) = identity::load_chain(&issued.chain_pem, &issued.key_pem).unwrap();
+    let one = server(&ca, &["dr.example"], Revoked::default()).await;
+    let config = agent_client(ca.cert(), chain[..1].to_vec(), key).unwrap();
+    attempt(one.addr, config).await;
+    assert_eq!(one.seen.await.unwrap().unwrap_err().code(), 1111);
+
+    let agent = identity_of(&ca);
+    let resolver = rustls::sign::SingleCertAndKey::from(Arc::unwrap_or_clone(
+        fixed_cert(agent.cert_chain.clone(), agent.key.clone_key()).unwrap(),
+    ));
+    let config = ingest_server(ca.cert(), Arc::new(resolver)).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let seen = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        TlsAcceptor::from(Arc::new(config)).accept(stream).await.map(drop).map_err(io_error)
+    });
+    let impostor =
+        connect(&addr.to_string(), "dr.example", &agent, hello(agent.machine)).await.err().unwrap();
+    assert_eq!(impostor.code(), 1111);
+    assert!(seen.await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn revoked_ones_are_turned_away() {
+    let ca = Authority::create("a").unwrap();
+    let agent = identity_of(&ca);
+    let serial = identity::serial_of(&agent.cert_chain[0]).unwrap();
+    for revoked in [
+        Revoked { machines: [agent.machine].into(), ..Revoked::default() },
+        Revoked { serials: [serial].into(), ..Revoked::default() },
+    ] {
+        let server = server(&ca, &["dr.example"], revoked).await;
+        let _ = error_of(&server, "dr.example", &agent).await;
+        assert_eq!(server.seen.await.unwrap().unwrap_err().code(), 1113);
+    }
+}
+
+async fn attempt(addr: SocketAddr, config: ClientConfig) {
+    let stream = TcpStream::connect(addr).await.unwrap();
+    let name = "dr.example".try_into().unwrap();
+    if let Ok(mut stream) = TlsConnector::from(Arc::new(config)).connect(name, stream).await {
+        // In TLS 1.3 the client hears of its refusal only afterwards.
+        let _ = tokio::io::AsyncReadExt::read(&mut stream, &mut [0]).await;
+    }
+}
+
+#[tokio::test]
+async fn no_certificate_old_tls_and_foreign_protocols_are_refused() {
+    let ca = Authority::create("a").unwrap();
+    let agent = identity_of(&ca);
+    let builder = |versions: &[&'static rustls::SupportedProtocolVersion]| {
+        ClientConfig::builder_with_provider(Arc::new(provider()))
+            .with_protocol_versions(versions)
+            .unwrap()
+            .with_root_certificates(roots(ca.cert()).unwrap())
+    };
+    let certified = |versions: &[&'static rustls::SupportedProtocolVersion], alpn: &[&[u8]]| {
+        let mut config =
+            builder(versions).with_client_auth_cert(agent.cert_chain.clone(), agent.key.clone_key()).unwrap();
+        config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+        config
+    };
+    let tls13 = &[&rustls::version::TLS13][..];
+    let mut anonymous = builder(tls13).with_no_client_auth();
+    anonymous.alpn_protocols = vec![ALPN.to_vec()];
+    let cases = [
+        ("no certificate", anonymous),
+        ("TLS 1.2", certified(&[&rustls::version::TLS12], &[ALPN])),
+        ("another ALPN", certified(tls13, &[b"h2"])),
+        ("no ALPN", certified(tls13, &[])),
+    ];
+    for (case, config) in cases {
+        let server = server(&ca, &["dr.example"], Revoked::default()).await;
+        attempt(server.addr, config).await;
+        assert_eq!(server.seen.await.unwrap().unwrap_err().code(), 1111, "{case}");
+    }
+}
