@@ -1,1 +1,33 @@
-//! The harness under the end-to-end tests: devices, load, processes and comparison.
+//! The harness under the end-to-end tests: devices, load, processes, networks that fail, and comparison.
+//!
+//! Everything made here is unmade by its destructor, on panic too, in the reverse order of its making. A test
+//! starts with [`Arena::enter`], which runs one test at a time on the machine's devices and, when it goes, checks that
+//! nothing was left: no loop device, zram, mount, pinned object or process.
+
+pub mod arena;
+pub mod buffer;
+pub mod census;
+pub mod churn;
+pub mod command;
+pub mod compare;
+pub mod daemon;
+pub mod device;
+pub mod fio;
+pub mod freeze;
+pub mod mount;
+pub mod proxy;
+pub mod random;
+pub mod sector;
+
+pub use arena::Arena;
+pub use census::Census;
+pub use churn::Churn;
+pub use compare::{FrozenCopy, compare_devices};
+pub use daemon::Daemon;
+pub use device::{Backing, LoopDisk, Zram};
+pub use fio::{Fio, FioKind};
+pub use freeze::Freeze;
+pub use mount::{FileSystem, Mounted};
+pub use proxy::Proxy;
+pub use random::Random;
+pub use sector::{Sectors, Wrong};

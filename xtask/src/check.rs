@@ -10,6 +10,8 @@ use crate::setup::{self, Purpose};
 use crate::test::cargo_for_host;
 use crate::{ebpf, sh, workspace};
 
+type Check = fn() -> Result<Verdict>;
+
 enum Verdict {
     Passed,
     Failed(String),
@@ -20,7 +22,7 @@ enum Verdict {
 pub fn check() -> Result<()> {
     setup::setup(Purpose::Build)?;
     ebpf::build()?;
-    let checks: [(&str, fn() -> Result<Verdict>); 6] = [
+    let checks: [(&str, Check); 6] = [
         ("fmt", fmt),
         ("fmt of agent-ebpf", fmt_ebpf),
         ("clippy", clippy),
