@@ -1,1 +1,48 @@
+//! The vault: everything kept of the protected machines, as objects in a bucket or a directory.
+//!
+//! # Contract
+//!
+//! - The objects and the vault key are enough to recover everything; nothing else is kept anywhere.
+//! - Objects are never changed. A commit is one manifest record, created if absent: a delta is in the vault wholly
+//!   or not at all, and whoever finds its number taken has been fenced and writes no more.
+//! - [`MachineWriter::commit`] returns after the store has everything: with [`local_store`], after files and
+//!   directories were synced.
+//! - A crash leaves at most segments that no record names; the next writer takes the machine over and deletes them.
+//! - Cancelling a future of a writer leaves its delta unfinished; call [`MachineWriter::abort`] or drop the writer.
+//! - Everything but the objects' names is encrypted and authenticated, bound to its place; corrupted objects are
+//!   typed errors, never a panic and never an allocation of a length that was not checked.
+//! - Memory: a writer keeps two upload parts (5 MiB each) and the index of one segment (up to some 16 MiB); a
+//!   block map keeps page directories and a cache of 64 MiB.
+//!
+//! `docs/FORMAT.md` describes every byte.
 
+mod error;
+mod key;
+mod map;
+mod record;
+pub mod recover;
+mod seal;
+mod segment;
+mod store;
+mod vault;
+pub mod verify;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::VaultError;
+pub use key::VaultKey;
+pub use map::BlockMap;
+pub use record::{DiskRecord, DiskSpan, MachineState, PointRecord, SegmentRef};
+pub use store::local_store;
+pub use vault::Vault;
+pub use writer::MachineWriter;
+
+/// What this crate's functions answer.
+pub type Result<T, E = VaultError> = std::result::Result<T, E>;
+
+/// Most disks of one machine.
+pub const DISKS_MAX: usize = 256;
+/// Most bytes of a disk's or host's name.
+pub const NAME_BYTES_MAX: usize = 255;

@@ -1,0 +1,201 @@
+//! What can go wrong with a vault, each with a stable code, a cause and what to do.
+
+use highwater_delta::{ChunkError, CommitId, DiskId, MachineId};
+use std::path::PathBuf;
+
+/// Why a vault refused or failed.
+#[derive(Debug, thiserror::Error)]
+pub enum VaultError {
+    /// The object store failed.
+    #[error("the object store failed: {0}")]
+    Store(#[source] object_store::Error),
+    /// A vault exists where one should be created.
+    #[error("there is a vault already")]
+    Exists,
+    /// There is no vault.
+    #[error("there is no vault here (no vault.json)")]
+    NotAVault,
+    /// The key does not belong to the vault, or `vault.json` was altered.
+    #[error("the key does not fit this vault")]
+    WrongKey,
+    /// A newer format.
+    #[error("{object} has format {found}, which this program does not know")]
+    Format {
+        /// The object.
+        object: String,
+        /// What it says.
+        found: u64,
+    },
+    /// An object is damaged or was altered.
+    #[error("{object} is damaged: {cause}")]
+    Corrupt {
+        /// The object.
+        object: String,
+        /// What does not fit.
+        cause: String,
+    },
+    /// An object that must be there is not.
+    #[error("{object} is missing")]
+    Missing {
+        /// The object.
+        object: String,
+    },
+    /// Another writer has taken over the machine.
+    #[error("another collector writes for machine {0} now")]
+    Fenced(MachineId),
+    /// No such machine.
+    #[error("machine {0} is not in this vault")]
+    UnknownMachine(MachineId),
+    /// No such disk.
+    #[error("disk {0} is not known of this machine")]
+    UnknownDisk(DiskId),
+    /// A chunk writes behind the end of its disk.
+    #[error("a chunk holds block {block} of disk {disk}, which has only {blocks} blocks")]
+    BeyondDisk {
+        /// The disk.
+        disk: DiskId,
+        /// The first block not on it.
+        block: u64,
+        /// Its size.
+        blocks: u64,
+    },
+    /// A chunk was malformed.
+    #[error("a chunk was refused: {0}")]
+    Chunk(#[from] ChunkError),
+    /// Calls out of order.
+    #[error("out of order: {0}")]
+    Order(&'static str),
+    /// The writer failed before and does nothing any more.
+    #[error("this writer failed earlier; whether its last commit was stored has to be read anew")]
+    Dead,
+    /// The key file.
+    #[error("key file {path}: {cause}")]
+    KeyFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// No such recovery point.
+    #[error("there is no recovery point {0}")]
+    UnknownPoint(CommitId),
+    /// What should be recovered to is refused.
+    #[error("{path} is refused as a target: {cause}")]
+    Target {
+        /// The target.
+        path: PathBuf,
+        /// Why.
+        cause: String,
+    },
+    /// A local file or device failed.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// A name that cannot be one.
+    #[error("bad name: {0}")]
+    Name(String),
+    /// The store cannot create if absent.
+    #[error("the object store overwrites an existing object where it should refuse: {0}")]
+    NoCreateIfAbsent(String),
+    /// A limit.
+    #[error("too many or too large: {0}")]
+    Limit(&'static str),
+    /// The random number generator or the cipher failed.
+    #[error("cryptography failed: {0}")]
+    Crypto(&'static str),
+}
+
+impl VaultError {
+    /// Its stable number, shown as `HW-1201`.
+    #[must_use]
+    pub const fn code(&self) -> u16 {
+        match self {
+            Self::Store(_) => 1201,
+            Self::Exists => 1202,
+            Self::NotAVault => 1203,
+            Self::WrongKey => 1204,
+            Self::Format { .. } => 1205,
+            Self::Corrupt { .. } => 1206,
+            Self::Missing { .. } => 1207,
+            Self::Fenced(_) => 1208,
+            Self::UnknownMachine(_) => 1209,
+            Self::UnknownDisk(_) => 1210,
+            Self::BeyondDisk { .. } => 1211,
+            Self::Chunk(_) => 1212,
+            Self::Order(_) => 1213,
+            Self::Dead => 1214,
+            Self::KeyFile { .. } => 1215,
+            Self::UnknownPoint(_) => 1216,
+            Self::Target { .. } => 1217,
+            Self::Io { .. } => 1218,
+            Self::Name(_) => 1219,
+            Self::NoCreateIfAbsent(_) => 1220,
+            Self::Limit(_) => 1221,
+            Self::Crypto(_) => 1222,
+        }
+    }
+
+    /// What to do about it.
+    #[must_use]
+    pub const fn action(&self) -> &'static str {
+        match self {
+            Self::Store(_) => {
+                "Check that the vault's storage is reachable, writable and not full; then try again."
+            }
+            Self::Exists => "Use the existing vault, or choose another place.",
+            Self::NotAVault => {
+                "Check the vault's address, or create a vault with `highwater-collector init`."
+            }
+            Self::WrongKey => "Give the key file made together with this vault.",
+            Self::Format { .. } => "Upgrade this program to at least the release that wrote the vault.",
+            Self::Corrupt { .. } | Self::Missing { .. } => {
+                "Run `highwater verify` to see what is affected, and bring the object back from a copy of the vault."
+            }
+            Self::Fenced(_) => {
+                "Nothing, if the machine was moved to another collector; otherwise stop one of both."
+            }
+            Self::UnknownMachine(_) => "List the machines with `highwater machines`.",
+            Self::UnknownDisk(_) => "List the machine's disks with `highwater points MACHINE`.",
+            Self::BeyondDisk { .. } | Self::Chunk(_) | Self::Order(_) => {
+                "Report this as a defect of the sender, with both versions."
+            }
+            Self::Dead => "Open a new writer; it continues from what is stored.",
+            Self::KeyFile { .. } => {
+                "Give a key file made by `highwater-collector init`, readable by its owner only (chmod 600)."
+            }
+            Self::UnknownPoint(_) => "List the recovery points with `highwater points MACHINE`.",
+            Self::Target { .. } => "Choose another target, or unmount and release this one.",
+            Self::Io { .. } => "Check the path, its permissions and the free space.",
+            Self::Name(_) => "Use at most 255 bytes of letters, digits, `.`, `-`, `_` and `/`.",
+            Self::NoCreateIfAbsent(_) => "Use an object store with conditional puts (create if absent).",
+            Self::Limit(_) => "Reduce the number or size; limits are listed in docs/FORMAT.md.",
+            Self::Crypto(_) => "Check the system's random number generator, then report this as a defect.",
+        }
+    }
+
+    /// Whether trying again later, unchanged, can succeed.
+    #[must_use]
+    pub const fn is_retryable(&self) -> bool {
+        matches!(self, Self::Store(_) | Self::Dead)
+    }
+
+    pub(crate) fn corrupt(object: impl ToString, cause: impl Into<String>) -> Self {
+        Self::Corrupt { object: object.to_string(), cause: cause.into() }
+    }
+    pub(crate) fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
+        Self::Io { path: path.into(), source }
+    }
+}
+
+impl From<object_store::Error> for VaultError {
+    fn from(error: object_store::Error) -> Self {
+        match error {
+            object_store::Error::NotFound { path, .. } => Self::Missing { object: path },
+            other => Self::Store(other),
+        }
+    }
+}

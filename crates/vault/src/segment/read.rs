@@ -1,0 +1,222 @@
+//! Reading segments: single frames for recovery, everything in order for verification.
+
+use super::{
+    FRAME_BYTES_MAX, FRAME_HEADER_BYTES, Footer, FrameKind, HEADER_BYTES, Identity, Page, PageRef,
+    TRAILER_BYTES, frame_header,
+};
+use crate::{
+    Result, VaultError,
+    key::MachineKeys,
+    record::SegmentRef,
+    seal::{TAG_BYTES, cipher, nonce},
+    store::segment_path,
+};
+use aws_lc_rs::aead::LessSafeKey;
+use bytes::Bytes;
+use highwater_delta::MachineId;
+use object_store::{ObjectStore, ObjectStoreExt, path::Path};
+use std::{ops::Range, sync::Arc};
+
+/// Bytes that verification reads at once.
+const WALK_BYTES: u64 = 8 << 20;
+
+/// Opens the frames of one segment.
+pub(crate) struct SegmentReader {
+    store: Arc<dyn ObjectStore>,
+    pub(crate) path: Path,
+    pub(crate) reference: SegmentRef,
+    identity: Identity,
+    key: LessSafeKey,
+}
+
+/// Where a frame lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct FrameAt {
+    pub(crate) offset: u64,
+    pub(crate) len: u32,
+    pub(crate) frame: u32,
+}
+
+impl FrameAt {
+    fn range(self) -> Range<u64> {
+        self.offset..self.offset + u64::from(self.len)
+    }
+}
+
+/// A frame met on a walk through a whole segment.
+pub(crate) struct Walked {
+    pub(crate) at: FrameAt,
+    pub(crate) kind: FrameKind,
+    pub(crate) plain: Vec<u8>,
+}
+
+impl SegmentReader {
+    pub(crate) fn new(
+        store: Arc<dyn ObjectStore>,
+        machine: MachineId,
+        keys: &MachineKeys,
+        reference: &SegmentRef,
+    ) -> Result<Self> {
+        Ok(Self {
+            store,
+            path: segment_path(machine, reference.id),
+            reference: reference.clone(),
+            identity: Identity { machine, segment: reference.id },
+            key: cipher(&keys.segment(reference.id)?)?,
+        })
+    }
+
+    /// The footer.
+    pub(crate) async fn footer(&self) -> Result<Footer> {
+        let SegmentRef { footer_offset: offset, footer_len: len, footer_frame: frame, .. } = self.reference;
+        let at = FrameAt { offset, len, frame };
+        let plain = self.one(at, FrameKind::Footer).await?;
+        self.parse_footer(&plain)
+    }
+
+    pub(crate) fn parse_footer(&self, plain: &[u8]) -> Result<Footer> {
+        let footer: Footer = postcard::from_bytes(plain)
+            .map_err(|e| VaultError::corrupt(&self.path, format!("footer: {e}")))?;
+        let sorted = footer
+            .pages
+            .windows(2)
+            .all(|w| w[0].disk < w[1].disk || (w[0].disk == w[1].disk && w[0].end <= w[1].first));
+        if !sorted {
+            return Err(VaultError::corrupt(&self.path, "footer: pages out of order"));
+        }
+        Ok(footer)
+    }
+
+    /// A page.
+    pub(crate) async fn page(&self, page: &PageRef) -> Result<Page> {
+        let at = FrameAt { offset: page.offset, len: page.len, frame: page.frame };
+        let plain = self.one(at, FrameKind::Page).await?;
+        Page::decode(&plain, page, &self.path)
+    }
+
+    async fn one(&self, at: FrameAt, kind: FrameKind) -> Result<Vec<u8>> {
+        self.check(at)?;
+        let bytes = self.store.get_range(&self.path, at.range()).await.map_err(|e| self.range_error(e))?;
+        self.open(at, kind, &bytes)
+    }
+
+    /// Chunks, each as sent, in the order of `frames`. The caller bounds their number.
+    pub(crate) async fn chunks(&self, frames: &[FrameAt]) -> Result<Vec<Vec<u8>>> {
+        let mut ranges = Vec::with_capacity(frames.len());
+        for at in frames {
+            self.check(*at)?;
+            ranges.push(at.range());
+        }
+        let got = self.store.get_ranges(&self.path, &ranges).await.map_err(|e| self.range_error(e))?;
+        frames.iter().zip(got).map(|(at, bytes)| self.open(*at, FrameKind::Chunk, &bytes)).collect()
+    }
+
+    /// A range that lies behind the end of the object is damage of the vault, not failure of the store.
+    fn range_error(&self, error: object_store::Error) -> VaultError {
+        match error {
+            error @ object_store::Error::Generic { .. } if error.to_string().contains("range") => {
+                VaultError::corrupt(&self.path, format!("shorter than it should be ({error})"))
+            }
+            other => other.into(),
+        }
+    }
+
+    fn check(&self, at: FrameAt) -> Result<()> {
+        let least = (FRAME_HEADER_BYTES + TAG_BYTES) as u32;
+        let inside = at.offset.checked_add(u64::from(at.len)).is_some_and(|end| end <= self.reference.bytes);
+        if at.len < least || at.len as usize > FRAME_BYTES_MAX || !inside {
+            return Err(VaultError::corrupt(&self.path, "a frame lies outside of it"));
+        }
+        Ok(())
+    }
+
+    fn open(&self, at: FrameAt, kind: FrameKind, bytes: &[u8]) -> Result<Vec<u8>> {
+        let corrupt = |cause: &str| {
+            VaultError::corrupt(&self.path, format!("frame {} at {}: {cause}", at.frame, at.offset))
+        };
+        if bytes.len() != at.len as usize {
+            return Err(corrupt("cut off"));
+        }
+        let Some((header, body)) = bytes.split_first_chunk::<FRAME_HEADER_BYTES>() else {
+            return Err(corrupt("cut off"));
+        };
+        if *header != frame_header(body.len(), at.frame, kind)? {
+            return Err(corrupt("its header does not fit"));
+        }
+        let mut plain = body.to_vec();
+        let len = self
+            .key
+            .open_in_place(nonce(u64::from(at.frame)), self.identity.aad(header), &mut plain)
+            .map_err(|_| corrupt("not authentic"))?
+            .len();
+        plain.truncate(len);
+        Ok(plain)
+    }
+
+    /// Reads the whole object from the front, and gives every frame to `each`, which may refuse it.
+    pub(crate) async fn walk(&self, mut each: impl FnMut(Walked) -> Result<()>) -> Result<()> {
+        let corrupt = |cause: &str| VaultError::corrupt(&self.path, cause);
+        let bytes_all = self.store.head(&self.path).await?.size;
+        if bytes_all != self.reference.bytes || bytes_all < (HEADER_BYTES + TRAILER_BYTES) as u64 {
+            return Err(corrupt("its length is not what the manifest says"));
+        }
+        let mut window = Window { reader: self, start: 0, bytes: Bytes::new() };
+        if window.take(0, HEADER_BYTES).await?[..] != self.identity.header() {
+            return Err(corrupt("its header does not fit"));
+        }
+        let frames_end = bytes_all - TRAILER_BYTES as u64;
+        let (mut offset, mut frame) = (HEADER_BYTES as u64, 0);
+        while offset < frames_end {
+            let header = window.take(offset, FRAME_HEADER_BYTES).await?;
+            let len = u32::from_le_bytes([header[0], header[1], header[2], header[3]]) as u64
+                + FRAME_HEADER_BYTES as u64;
+            let kind = FrameKind::from_byte(header[8]).ok_or_else(|| corrupt("a frame of unknown kind"))?;
+            if offset + len > frames_end || len > FRAME_BYTES_MAX as u64 {
+                return Err(corrupt("a frame reaches behind its end"));
+            }
+            let at = FrameAt { offset, len: len as u32, frame };
+            self.check(at)?;
+            let bytes = window.take(offset, len as usize).await?;
+            each(Walked { at, kind, plain: self.open(at, kind, &bytes)? })?;
+            offset += len;
+            frame += 1;
+        }
+        let SegmentRef { footer_offset, footer_len, footer_frame, .. } = self.reference;
+        if footer_offset + u64::from(footer_len) != frames_end || footer_frame + 1 != frame {
+            return Err(corrupt("its footer is not where the manifest says"));
+        }
+        let trailer = self.identity.trailer(footer_offset, footer_len, footer_frame, bytes_all);
+        if window.take(frames_end, TRAILER_BYTES).await?[..] != trailer {
+            return Err(corrupt("its trailer does not fit"));
+        }
+        Ok(())
+    }
+}
+
+/// A piece of an object in memory, moved forward.
+struct Window<'a> {
+    reader: &'a SegmentReader,
+    start: u64,
+    bytes: Bytes,
+}
+
+impl Window<'_> {
+    async fn take(&mut self, offset: u64, len: usize) -> Result<Bytes> {
+        let end = offset + len as u64;
+        if offset < self.start || end > self.start + self.bytes.len() as u64 {
+            let upto = (offset + WALK_BYTES).max(end).min(self.reader.reference.bytes);
+            self.bytes = self
+                .reader
+                .store
+                .get_range(&self.reader.path, offset..upto)
+                .await
+                .map_err(|e| self.reader.range_error(e))?;
+            self.start = offset;
+        }
+        let from = (offset - self.start) as usize;
+        if from + len > self.bytes.len() {
+            return Err(VaultError::corrupt(&self.reader.path, "cut off"));
+        }
+        Ok(self.bytes.slice(from..from + len))
+    }
+}

@@ -1,0 +1,98 @@
+//! Where objects lie: paths, a local directory as a store, and bounded reads.
+
+use crate::{Result, VaultError};
+use bytes::Bytes;
+use highwater_delta::{MachineId, SegmentId};
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, local::LocalFileSystem, path::Path};
+use std::{fs, sync::Arc};
+
+/// A directory as an object store. Every put is synced before it returns, the file and each directory whose entries
+/// changed; a put that must create is a hard link, which refuses an existing name. Directories that an interrupted
+/// process may have made without syncing are synced here.
+pub fn local_store(dir: &std::path::Path) -> Result<Arc<dyn ObjectStore>> {
+    let io = |path: &std::path::Path, e| VaultError::io(path, e);
+    fs::create_dir_all(dir).map_err(|e| io(dir, e))?;
+    let root = fs::canonicalize(dir).map_err(|e| io(dir, e))?;
+    sync_directories(&root, 4).map_err(|e| io(&root, e))?;
+    if let Some(parent) = root.parent() {
+        // Whoever may use the vault need not be able to read the directory above it.
+        let _ = fs::File::open(parent).and_then(|parent| parent.sync_all());
+    }
+    Ok(Arc::new(LocalFileSystem::new_with_prefix(&root)?.with_fsync(true)))
+}
+
+fn sync_directories(dir: &std::path::Path, levels: usize) -> std::io::Result<()> {
+    // Manifest and segment directories hold files only and may be long; the depth of the layout bounds the walk.
+    let leaf = levels == 0
+        || matches!(dir.file_name().and_then(|n| n.to_str()), Some("segments" | "manifest" | "checkpoint"));
+    if !leaf {
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                sync_directories(&entry.path(), levels - 1)?;
+            }
+        }
+    }
+    match fs::File::open(dir)?.sync_all() {
+        // A vault mounted read-only can still be recovered from.
+        Err(e) if e.raw_os_error() == Some(libc::EROFS) => Ok(()),
+        other => other,
+    }
+}
+
+pub(crate) fn vault_path() -> Path {
+    Path::from("vault.json")
+}
+pub(crate) fn machines_path() -> Path {
+    Path::from("machines")
+}
+pub(crate) fn key_path(machine: MachineId) -> Path {
+    Path::from(format!("machines/{machine}/key"))
+}
+pub(crate) fn manifest_dir(machine: MachineId) -> Path {
+    Path::from(format!("machines/{machine}/manifest"))
+}
+pub(crate) fn manifest_path(machine: MachineId, number: u64) -> Path {
+    Path::from(format!("machines/{machine}/manifest/{number:020}"))
+}
+pub(crate) fn checkpoint_dir(machine: MachineId) -> Path {
+    Path::from(format!("machines/{machine}/checkpoint"))
+}
+pub(crate) fn checkpoint_path(machine: MachineId, number: u64) -> Path {
+    Path::from(format!("machines/{machine}/checkpoint/{number:020}"))
+}
+pub(crate) fn segment_dir(machine: MachineId) -> Path {
+    Path::from(format!("machines/{machine}/segments"))
+}
+pub(crate) fn segment_path(machine: MachineId, segment: SegmentId) -> Path {
+    Path::from(format!("machines/{machine}/segments/{segment}.seg"))
+}
+/// The segment named by a path, if it names one.
+pub(crate) fn segment_of(path: &Path) -> Option<SegmentId> {
+    path.filename()?.strip_suffix(".seg")?.parse().ok()
+}
+/// The number of a manifest record or checkpoint.
+pub(crate) fn number_of(path: &Path) -> Option<u64> {
+    path.filename().filter(|name| name.len() == 20)?.parse().ok()
+}
+
+/// Reads a whole object of at most `max` bytes.
+pub(crate) async fn read_object(store: &dyn ObjectStore, path: &Path, max: u64) -> Result<Bytes> {
+    let got = store.get(path).await?;
+    if got.meta.size > max {
+        return Err(VaultError::corrupt(path, "larger than any such object"));
+    }
+    Ok(got.bytes().await?)
+}
+
+/// Creates an object; false if one is there already.
+pub(crate) async fn create_object(store: &dyn ObjectStore, path: &Path, content: Vec<u8>) -> Result<bool> {
+    let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+    match store.put_opts(path, content.into(), options).await {
+        Ok(_) => Ok(true),
+        Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
+            Ok(false)
+        }
+        Err(error) => Err(error.into()),
+    }
+}

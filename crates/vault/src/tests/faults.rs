@@ -1,0 +1,99 @@
+//! Every call to the store fails once: the vault is as before or as after, never between.
+
+use super::support::*;
+use crate::{Vault, VaultError, verify};
+use highwater_delta::*;
+
+/// The second delta of a machine, while the store's n-th call fails; answers whether the call was reached.
+async fn one(n: u64, late: bool) -> bool {
+    let inner = memory();
+    let (vault, key) = vault_on(inner.clone()).await;
+    let before = deliver(&mut vault.writer(machine()).await.unwrap(), 0, &[1, 2, 3]).await.unwrap();
+
+    let faulty = Faulty::new(inner.clone());
+    let handle = Vault::open(faulty.clone(), &key).await.unwrap();
+    faulty.arm(Some((n, late)));
+    let delta = DeltaId::new();
+    let attempt = async {
+        let mut writer = handle.writer(machine()).await?;
+        let hash = writer.hash_key();
+        writer.begin(delta).await?;
+        let pushed = async {
+            writer.push(chunk(disk(10), 1, &[7, 8], &hash)).await?;
+            writer.push(chunk(disk(11), 5, &[9], &hash)).await
+        };
+        pushed.await?;
+        let done = writer.commit(point(64)).await;
+        if done.is_err() {
+            let _ = writer.abort().await;
+        }
+        done
+    };
+    let outcome = attempt.await;
+    let reached = faulty.calls.load(std::sync::atomic::Ordering::SeqCst) >= n;
+    faulty.arm(None);
+
+    let vault = Vault::open(inner, &key).await.unwrap();
+    let state = vault.machine(machine()).await.unwrap();
+    let first = [content(1), content(2), content(3)].concat();
+    let second = [content(1), content(7), content(8)].concat();
+    let head = |all: Vec<u8>| all[..3 * B].to_vec();
+    match state.commit_of(delta) {
+        None => {
+            assert!(outcome.is_err(), "call {n}: acknowledged, and not stored");
+            assert_eq!(state.last_commit, before);
+        }
+        Some(commit) => {
+            assert_eq!(head(read_all(&vault, disk(10), commit).await.unwrap()), second);
+            let other = read_all(&vault, disk(11), commit).await.unwrap();
+            assert_eq!(other[5 * B..6 * B], content(9));
+        }
+    }
+    assert_eq!(head(read_all(&vault, disk(10), before).await.unwrap()), first);
+    assert!(verify::verify_vault(&vault).await.unwrap().is_clean());
+
+    // Sent again, as an agent does: once in the vault, and nothing is left over.
+    let mut writer = vault.writer(machine()).await.unwrap();
+    let hash = writer.hash_key();
+    writer.begin(delta).await.unwrap();
+    writer.push(chunk(disk(10), 1, &[7, 8], &hash)).await.unwrap();
+    writer.push(chunk(disk(11), 5, &[9], &hash)).await.unwrap();
+    let commit = writer.commit(point(64)).await.unwrap();
+    assert_eq!(head(read_all(&vault, disk(10), commit).await.unwrap()), second);
+    let report = verify::verify_vault(&vault).await.unwrap();
+    assert!(report.is_clean(), "call {n}: {:?}", report.problems);
+    assert_eq!((report.points, report.orphans.len()), (2, 0), "call {n}");
+    reached
+}
+
+#[test]
+fn a_failure_of_any_call_leaves_before_or_after() {
+    runtime().block_on(async {
+        for late in [false, true] {
+            let mut n = 1;
+            while one(n, late).await {
+                n += 1;
+                assert!(n < 100);
+            }
+            assert!(n > 5, "only {n} calls were tried");
+        }
+    });
+}
+
+#[test]
+fn a_writer_whose_commit_is_unclear_is_dead() {
+    runtime().block_on(async {
+        let inner = memory();
+        let (vault, key) = vault_on(inner.clone()).await;
+        deliver(&mut vault.writer(machine()).await.unwrap(), 0, &[1]).await.unwrap();
+        let faulty = Faulty::new(inner);
+        let handle = Vault::open(faulty.clone(), &key).await.unwrap();
+        let mut writer = handle.writer(machine()).await.unwrap();
+        writer.begin(DeltaId::new()).await.unwrap();
+        faulty.arm(Some((1, true)));
+        assert!(matches!(writer.commit(point(64)).await, Err(VaultError::Store(_))));
+        assert!(matches!(writer.abort().await, Err(VaultError::Dead)));
+        assert!(matches!(writer.begin(DeltaId::new()).await, Err(VaultError::Dead)));
+        assert_eq!(vault.machine(machine()).await.unwrap().last_commit, CommitId(2));
+    });
+}

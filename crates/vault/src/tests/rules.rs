@@ -1,0 +1,263 @@
+//! The rules of the vault, one by one.
+
+use super::support::*;
+use crate::{DiskRecord, Vault, VaultError, VaultKey, local_store, recover, verify};
+use highwater_delta::*;
+use object_store::{ObjectStoreExt, path::Path};
+use std::{os::unix::fs::PermissionsExt, sync::Arc};
+
+#[test]
+fn a_vault_is_made_once_and_opens_with_its_key_only() {
+    runtime().block_on(async {
+        let store = memory();
+        assert!(matches!(Vault::open(store.clone(), &key()).await, Err(VaultError::NotAVault)));
+        let (vault, key1) = vault_on(store.clone()).await;
+        assert!(matches!(Vault::create(store.clone(), &key1).await, Err(VaultError::Exists)));
+        assert!(matches!(Vault::open(store.clone(), &key()).await, Err(VaultError::WrongKey)));
+        let same = Vault::open(store, &key1).await.unwrap();
+        assert_eq!(same.id(), vault.id());
+        assert_eq!(same.machines().await.unwrap(), [machine()]);
+        assert_eq!(same.machine(machine()).await.unwrap().host_name, "web-1");
+        let stranger = MachineId::new();
+        assert!(matches!(same.machine(stranger).await, Err(VaultError::UnknownMachine(m)) if m == stranger));
+    });
+}
+
+#[test]
+fn registering_again_changes_nothing() {
+    runtime().block_on(async {
+        let (vault, _) = vault_on(memory()).await;
+        let before = vault.hash_key(machine()).await.unwrap();
+        vault.register_machine(machine(), "other").await.unwrap();
+        assert_eq!(vault.hash_key(machine()).await.unwrap(), before);
+        assert!(vault.register_machine(MachineId::new(), &"x".repeat(256)).await.is_err());
+        let second = MachineId::new();
+        vault.register_machine(second, "db-1").await.unwrap();
+        assert_ne!(vault.hash_key(second).await.unwrap(), before);
+    });
+}
+
+#[test]
+fn key_files_are_private() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("vault.key");
+    let key = key();
+    key.save(&path).unwrap();
+    assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(VaultKey::load(&path).unwrap() == key);
+    assert!(matches!(key.save(&path), Err(VaultError::KeyFile { .. })), "an existing key is not overwritten");
+    for mode in [0o640, 0o604, 0o620] {
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        assert!(matches!(VaultKey::load(&path), Err(VaultError::KeyFile { .. })), "{mode:o}");
+    }
+    let other = dir.path().join("other");
+    for text in ["", "highwater-vault-key-1 00", "nonsense\n"] {
+        std::fs::write(&other, text).unwrap();
+        std::fs::set_permissions(&other, std::fs::Permissions::from_mode(0o600)).unwrap();
+        assert!(matches!(VaultKey::load(&other), Err(VaultError::KeyFile { .. })), "{text}");
+    }
+    assert_eq!(format!("{key:?}"), "VaultKey(…)");
+}
+
+#[test]
+fn control_documents_are_created_once() {
+    runtime().block_on(async {
+        let (vault, _) = vault_on(memory()).await;
+        assert!(vault.control_create("ca/1", b"secret").await.unwrap());
+        assert!(!vault.control_create("ca/1", b"other").await.unwrap());
+        assert!(vault.control_create("tokens/a", b"").await.unwrap());
+        assert_eq!(vault.control_get("ca/1").await.unwrap().unwrap().as_slice(), b"secret");
+        assert!(vault.control_get("ca/2").await.unwrap().is_none());
+        assert_eq!(vault.control_list("ca").await.unwrap(), ["ca/1"]);
+        assert_eq!(vault.control_list("").await.unwrap(), ["ca/1", "tokens/a"]);
+        for bad in ["", "/", "../x", "a//b", "a b", "ü"] {
+            assert!(matches!(vault.control_create(bad, b"").await, Err(VaultError::Name(_))), "{bad}");
+        }
+    });
+}
+
+#[test]
+fn the_slower_of_two_writers_is_fenced() {
+    runtime().block_on(async {
+        let (vault, _) = vault_on(memory()).await;
+        let mut slow = vault.writer(machine()).await.unwrap();
+        let mut fast = vault.writer(machine()).await.unwrap();
+        assert_eq!(deliver(&mut fast, 0, &[1]).await.unwrap(), CommitId(1));
+        assert!(matches!(deliver(&mut slow, 0, &[2]).await, Err(VaultError::Fenced(_))));
+        assert!(matches!(slow.begin(DeltaId::new()).await, Err(VaultError::Fenced(_))));
+        assert_eq!(deliver(&mut fast, 3, &[3]).await.unwrap(), CommitId(2));
+        let read = read_all(&vault, disk(10), CommitId(2)).await.unwrap();
+        assert_eq!(read[..B], content(1));
+        let report = verify::verify_vault(&vault).await.unwrap();
+        assert!(report.is_clean() && report.orphans.is_empty(), "{report:?}");
+    });
+}
+
+#[test]
+fn a_new_writer_takes_over_from_one_that_left_segments() {
+    runtime().block_on(async {
+        let (vault, _) = vault_on(memory()).await;
+        let mut first = vault.writer(machine()).await.unwrap();
+        deliver(&mut first, 0, &[1]).await.unwrap();
+        // A finished segment whose commit never came: what a crash leaves.
+        first.begin(DeltaId::new()).await.unwrap();
+        let hash = first.hash_key();
+        first.push(chunk(disk(10), 0, &[2], &hash)).await.unwrap();
+        first.finish_segment_for_test().await;
+        assert_eq!(verify::verify_vault(&vault).await.unwrap().orphans.len(), 1);
+
+        let mut second = vault.writer(machine()).await.unwrap();
+        assert_eq!(verify::verify_vault(&vault).await.unwrap().orphans.len(), 0);
+        assert!(matches!(first.commit(point(64)).await, Err(VaultError::Fenced(_))));
+        assert_eq!(second.state().last_commit, CommitId(1));
+        let commit = deliver(&mut second, 5, &[3]).await.unwrap();
+        assert_eq!(commit, CommitId(3), "the takeover has number 2");
+        let read = read_all(&vault, disk(10), commit).await.unwrap();
+        assert_eq!((&read[..B], &read[5 * B..6 * B]), (&content(1)[..], &content(3)[..]));
+        assert!(verify::verify_vault(&vault).await.unwrap().is_clean());
+    });
+}
+
+#[test]
+fn chunks_are_refused_that_do_not_fit() {
+    runtime().block_on(async {
+        let (vault, _) = vault_on(memory()).await;
+        let mut writer = vault.writer(machine()).await.unwrap();
+        let hash = writer.hash_key();
+        let good = || chunk(disk(10), 0, &[1], &hash);
+        assert!(matches!(writer.push(good()).await, Err(VaultError::Order(_))));
+        writer.begin(DeltaId::new()).await.unwrap();
+        assert!(matches!(writer.push(good()).await, Err(VaultError::UnknownDisk(_))));
+        writer.set_disks(records(10)).unwrap();
+        assert!(matches!(
+            writer.push(chunk(disk(10), 9, &[1, 2], &hash)).await,
+            Err(VaultError::BeyondDisk { block: 10, blocks: 10, .. })
+        ));
+        assert!(matches!(writer.push(good().slice(1..)).await, Err(VaultError::Chunk(_))));
+        assert!(matches!(writer.begin(DeltaId::new()).await, Err(VaultError::Order(_))));
+        // Refused chunks leave the delta as it was.
+        writer.push(good()).await.unwrap();
+        assert!(matches!(writer.commit(point(11)).await, Err(VaultError::Order(_))));
+        writer.commit(point(10)).await.unwrap();
+        assert!(matches!(writer.commit(point(10)).await, Err(VaultError::Order(_))));
+        let twice = vec![records(1)[0].clone(), records(1)[0].clone()];
+        assert!(matches!(writer.set_disks(twice), Err(VaultError::Name(_))));
+        let many = (0..300)
+            .map(|n: u32| DiskRecord { disk: DiskId::new(), name: n.to_string(), size_bytes: 1 })
+            .collect();
+        assert!(matches!(writer.set_disks(many), Err(VaultError::Limit(_))));
+    });
+}
+
+#[test]
+fn a_store_that_overwrites_is_refused() {
+    #[derive(Debug)]
+    struct Careless(object_store::memory::InMemory);
+    impl std::fmt::Display for Careless {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("careless")
+        }
+    }
+    use object_store::*;
+    #[async_trait::async_trait]
+    impl ObjectStore for Careless {
+        async fn put_opts(&self, p: &Path, b: PutPayload, _: PutOptions) -> Result<PutResult> {
+            self.0.put_opts(p, b, PutOptions::default()).await
+        }
+        async fn put_multipart_opts(
+            &self,
+            p: &Path,
+            o: PutMultipartOptions,
+        ) -> Result<Box<dyn MultipartUpload>> {
+            self.0.put_multipart_opts(p, o).await
+        }
+        async fn get_opts(&self, p: &Path, o: GetOptions) -> Result<GetResult> {
+            self.0.get_opts(p, o).await
+        }
+        fn delete_stream(
+            &self,
+            p: futures::stream::BoxStream<'static, Result<Path>>,
+        ) -> futures::stream::BoxStream<'static, Result<Path>> {
+            self.0.delete_stream(p)
+        }
+        fn list(&self, p: Option<&Path>) -> futures::stream::BoxStream<'static, Result<ObjectMeta>> {
+            self.0.list(p)
+        }
+        async fn list_with_delimiter(&self, p: Option<&Path>) -> Result<ListResult> {
+            self.0.list_with_delimiter(p).await
+        }
+        async fn copy_opts(&self, a: &Path, b: &Path, o: CopyOptions) -> Result<()> {
+            self.0.copy_opts(a, b, o).await
+        }
+    }
+    runtime().block_on(async {
+        let store: Arc<dyn ObjectStore> = Arc::new(Careless(object_store::memory::InMemory::new()));
+        let made = Vault::create(store.clone(), &key()).await;
+        assert!(matches!(made, Err(VaultError::NoCreateIfAbsent(_))));
+        assert!(store.head(&Path::from("vault.json")).await.is_err(), "nothing is left");
+    });
+}
+
+#[test]
+fn a_point_is_recovered_to_a_sparse_file() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let (vault, _) = vault_on(local_store(&dir.path().join("vault")).unwrap()).await;
+        let mut writer = vault.writer(machine()).await.unwrap();
+        let size_bytes = 5000 * B as u64 - 1000;
+        let hash = writer.hash_key();
+        let disks = vec![DiskRecord { disk: disk(10), name: "sda".into(), size_bytes }];
+        writer.set_disks(disks).unwrap();
+        writer.begin(DeltaId::new()).await.unwrap();
+        for (start, version) in [(0, 4), (2047, 5), (2048, 6)] {
+            writer.push(chunk(disk(10), start, &[version], &hash)).await.unwrap();
+        }
+        let mut last = content(8);
+        last[B - 1000..].fill(0);
+        let extent = Extent { start: Block(4999), count: 1, fill: Fill::Data };
+        let mut out = Vec::new();
+        encode_chunk(disk(10), &[extent], &last, &hash, 1, &mut out).unwrap();
+        writer.push(out.into()).await.unwrap();
+        let covered = vec![PointDisk { disk: disk(10), size_bytes }];
+        let info =
+            PointInfo { consistency: Consistency::Crash, taken_at_ms: 1, freeze_us: 0, disks: covered };
+        let commit = writer.commit(CommitKind::Point(info)).await.unwrap();
+
+        let path = dir.path().join("sda.img");
+        let target = recover::Target::File(path.clone());
+        let recover = async |options| {
+            recover::recover_disk(&vault, writer.state(), disk(10), commit, &target, options, Arc::new(()))
+                .await
+        };
+        let report = recover(recover::Options::default()).await.unwrap();
+        assert_eq!((report.size_bytes, report.written_bytes), (size_bytes, 4 * B as u64 - 1000));
+        let got = std::fs::read(&path).unwrap();
+        let mut expected = vec![0; size_bytes as usize];
+        for (start, version) in [(0, 4), (2047, 5), (2048, 6)] {
+            expected[start * B..][..B].copy_from_slice(&content(version));
+        }
+        expected[4999 * B..].copy_from_slice(&last[..B - 1000]);
+        assert!(got == expected);
+        let allocated = std::os::unix::fs::MetadataExt::blocks(&path.metadata().unwrap()) * 512;
+        assert!(allocated < 1 << 20, "{allocated} bytes are allocated");
+        assert!(matches!(recover(recover::Options::default()).await, Err(VaultError::Target { .. })));
+        assert!(std::fs::read(&path).unwrap() == expected);
+        let not_a_device = recover::Target::Device(path);
+        assert!(matches!(not_a_device.check(1), Err(VaultError::Target { .. })));
+    });
+}
+
+#[test]
+fn a_local_store_refuses_to_replace_and_keeps_its_objects() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let (vault, key) = vault_on(local_store(dir.path()).unwrap()).await;
+        let commit = deliver(&mut vault.writer(machine()).await.unwrap(), 2, &[1, 2]).await.unwrap();
+        drop(vault);
+        let vault = Vault::open(local_store(dir.path()).unwrap(), &key).await.unwrap();
+        let read = read_all(&vault, disk(10), commit).await.unwrap();
+        assert_eq!(read[2 * B..3 * B], content(1));
+        let machine_dir = dir.path().join(format!("machines/{}", machine()));
+        assert!(machine_dir.join("manifest/00000000000000000001").is_file());
+    });
+}

@@ -1,0 +1,339 @@
+//! A vault: what it is made of, its machines, and its control documents.
+
+use crate::{
+    BlockMap, MachineState, MachineWriter, Result, VaultError, VaultKey,
+    key::{MachineKeys, Secret, random},
+    record::{Envelope, check_name},
+    seal::{self, DOCUMENT_BYTES_MAX},
+    store,
+};
+use futures::{StreamExt, TryStreamExt, stream};
+use highwater_delta::{CommitId, DiskId, HashKey, MachineId, VaultId};
+use object_store::{ObjectStore, ObjectStoreExt, path::Path};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use zeroize::Zeroizing;
+
+/// The only format so far.
+const FORMAT: u64 = 1;
+const VAULT_JSON_BYTES_MAX: u64 = 4096;
+const CONTROL_BYTES_MAX: usize = 16 << 20;
+/// Records fetched at once while a history is replayed.
+const REPLAY_DEPTH: usize = 16;
+
+/// `vault.json`: the only object that is not encrypted. Byte for byte as [`VaultFile::encode`] writes it.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct VaultFile {
+    format: u64,
+    vault: VaultId,
+    key_check: String,
+}
+
+impl VaultFile {
+    fn new(vault: VaultId, key: &VaultKey) -> Result<Self> {
+        let check = key.check_value(vault)?.iter().map(|b| format!("{b:02x}")).collect();
+        Ok(Self { format: FORMAT, vault, key_check: check })
+    }
+    fn encode(&self) -> Result<Vec<u8>> {
+        let mut bytes =
+            serde_json::to_vec_pretty(self).map_err(|_| VaultError::Limit("bytes of vault.json"))?;
+        bytes.push(b'\n');
+        Ok(bytes)
+    }
+}
+
+/// The plaintext of a machine's key object.
+#[derive(Serialize, Deserialize)]
+struct MachineFile {
+    key: Zeroizing<[u8; 32]>,
+    host_name: String,
+}
+
+/// An open vault. Cheap to clone.
+#[derive(Clone)]
+pub struct Vault {
+    inner: Arc<Inner>,
+}
+struct Inner {
+    store: Arc<dyn ObjectStore>,
+    id: VaultId,
+    control: Secret,
+    wrapping: Secret,
+}
+
+impl std::fmt::Debug for Vault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Vault({})", self.inner.id)
+    }
+}
+
+impl Vault {
+    /// Makes a new vault. Refuses a store that holds one, and a store that cannot create if absent.
+    pub async fn create(store: Arc<dyn ObjectStore>, key: &VaultKey) -> Result<Self> {
+        let id = VaultId::new();
+        let file = VaultFile::new(id, key)?.encode()?;
+        if !store::create_object(&*store, &store::vault_path(), file.clone()).await? {
+            return Err(VaultError::Exists);
+        }
+        // All safety of commits rests on this refusal, so it is tried out once on every store.
+        if store::create_object(&*store, &store::vault_path(), file).await? {
+            let cleaned = store.delete(&store::vault_path()).await;
+            return Err(VaultError::NoCreateIfAbsent(match cleaned {
+                Ok(()) => store.to_string(),
+                Err(e) => format!("{store}; vault.json could not be deleted: {e}"),
+            }));
+        }
+        Self::with(store, id, key)
+    }
+
+    /// Opens a vault.
+    pub async fn open(store: Arc<dyn ObjectStore>, key: &VaultKey) -> Result<Self> {
+        let path = store::vault_path();
+        let bytes = match store::read_object(&*store, &path, VAULT_JSON_BYTES_MAX).await {
+            Err(VaultError::Missing { .. }) => return Err(VaultError::NotAVault),
+            other => other?,
+        };
+        let file: VaultFile =
+            serde_json::from_slice(&bytes).map_err(|e| VaultError::corrupt(&path, e.to_string()))?;
+        if file.format != FORMAT {
+            return Err(VaultError::Format { object: path.to_string(), found: file.format });
+        }
+        let expected = VaultFile::new(file.vault, key)?;
+        if aws_lc_rs::constant_time::verify_slices_are_equal(
+            expected.key_check.as_bytes(),
+            file.key_check.as_bytes(),
+        )
+        .is_err()
+        {
+            return Err(VaultError::WrongKey);
+        }
+        if expected.encode()? != bytes {
+            return Err(VaultError::corrupt(&path, "not as it was written"));
+        }
+        Self::with(store, file.vault, key)
+    }
+
+    fn with(store: Arc<dyn ObjectStore>, id: VaultId, key: &VaultKey) -> Result<Self> {
+        let (control, wrapping) = (key.control_key(id)?, key.wrapping_key(id)?);
+        Ok(Self { inner: Arc::new(Inner { store, id, control, wrapping }) })
+    }
+
+    /// Its identity.
+    #[must_use]
+    pub fn id(&self) -> VaultId {
+        self.inner.id
+    }
+    pub(crate) fn store(&self) -> &Arc<dyn ObjectStore> {
+        &self.inner.store
+    }
+
+    /// The machines that are registered, sorted.
+    pub async fn machines(&self) -> Result<Vec<MachineId>> {
+        let listed = self.store().list_with_delimiter(Some(&store::machines_path())).await?;
+        let mut machines: Vec<MachineId> =
+            listed.common_prefixes.iter().filter_map(|prefix| prefix.filename()?.parse().ok()).collect();
+        machines.sort_unstable();
+        Ok(machines)
+    }
+
+    /// Makes a machine known, with a key of its own. Does nothing if it is known already.
+    pub async fn register_machine(&self, machine: MachineId, host_name: &str) -> Result<()> {
+        check_name(host_name)?;
+        let mut key = Zeroizing::new([0; 32]);
+        random(key.as_mut())?;
+        let file = MachineFile { key, host_name: host_name.to_owned() };
+        let plain = postcard::to_stdvec(&file).map_err(|_| VaultError::Limit("bytes of a key object"))?;
+        let plain = Zeroizing::new(plain);
+        let path = store::key_path(machine);
+        let sealed = seal::seal(&self.inner.wrapping, &path, &plain)?;
+        store::create_object(&**self.store(), &path, sealed).await?;
+        Ok(())
+    }
+
+    /// What the vault holds of a machine: the replay of its records.
+    pub async fn machine(&self, machine: MachineId) -> Result<MachineState> {
+        let (keys, host_name) = self.machine_keys(machine).await?;
+        self.load_state(machine, &keys, host_name, true).await
+    }
+
+    /// The key of a machine's block hashes.
+    pub async fn hash_key(&self, machine: MachineId) -> Result<HashKey> {
+        Ok(self.machine_keys(machine).await?.0.hash)
+    }
+
+    /// A writer for a machine. The last one opened wins: see [`MachineWriter`].
+    pub async fn writer(&self, machine: MachineId) -> Result<MachineWriter> {
+        MachineWriter::open(self.clone(), machine).await
+    }
+
+    /// Where each block of a disk lies, after the commit `at`.
+    pub async fn block_map(&self, machine: MachineId, disk: DiskId, at: CommitId) -> Result<BlockMap> {
+        let (keys, host_name) = self.machine_keys(machine).await?;
+        let state = self.load_state(machine, &keys, host_name, true).await?;
+        BlockMap::load(self.store().clone(), &keys, &state, disk, at).await
+    }
+
+    /// The same from a state that is at hand.
+    pub async fn block_map_of(&self, state: &MachineState, disk: DiskId, at: CommitId) -> Result<BlockMap> {
+        let (keys, _) = self.machine_keys(state.machine).await?;
+        BlockMap::load(self.store().clone(), &keys, state, disk, at).await
+    }
+
+    pub(crate) async fn machine_keys(&self, machine: MachineId) -> Result<(MachineKeys, String)> {
+        let path = store::key_path(machine);
+        let sealed = match store::read_object(&**self.store(), &path, VAULT_JSON_BYTES_MAX).await {
+            Err(VaultError::Missing { .. }) => return Err(VaultError::UnknownMachine(machine)),
+            other => other?,
+        };
+        let plain = seal::open(&self.inner.wrapping, &path, &sealed)?;
+        let file: MachineFile =
+            postcard::from_bytes(&plain).map_err(|e| VaultError::corrupt(&path, e.to_string()))?;
+        Ok((MachineKeys::new(Secret(file.key))?, file.host_name))
+    }
+
+    /// Replays a machine's records, from the newest good checkpoint unless told otherwise.
+    pub(crate) async fn load_state(
+        &self,
+        machine: MachineId,
+        keys: &MachineKeys,
+        host_name: String,
+        use_checkpoint: bool,
+    ) -> Result<MachineState> {
+        let mut state = MachineState::empty(machine, host_name);
+        if use_checkpoint && let Some(found) = self.newest_checkpoint(machine, keys).await? {
+            state = found;
+        }
+        let dir = store::manifest_dir(machine);
+        let offset = store::manifest_path(machine, state.last_record);
+        let mut numbers: Vec<u64> = self
+            .store()
+            .list_with_offset(Some(&dir), &offset)
+            .try_filter_map(async |meta| Ok(store::number_of(&meta.location)))
+            .try_collect()
+            .await?;
+        numbers.retain(|number| *number > state.last_record);
+        numbers.sort_unstable();
+        for (expected, number) in (state.last_record + 1..).zip(&numbers) {
+            // A hole would cut off everything after it, silently.
+            if expected != *number {
+                let object = store::manifest_path(machine, expected).to_string();
+                return Err(VaultError::Missing { object });
+            }
+        }
+        let mut fetched = stream::iter(numbers)
+            .map(|number| {
+                let path = store::manifest_path(machine, number);
+                async move {
+                    let sealed = store::read_object(&**self.store(), &path, DOCUMENT_BYTES_MAX).await?;
+                    Ok::<_, VaultError>((path, sealed))
+                }
+            })
+            .buffered(REPLAY_DEPTH);
+        while let Some((path, sealed)) = fetched.try_next().await? {
+            let envelope = open_record(keys, &path, &sealed)?;
+            state.apply(&envelope, *blake3::hash(&sealed).as_bytes(), path.as_ref())?;
+        }
+        Ok(state)
+    }
+
+    async fn newest_checkpoint(
+        &self,
+        machine: MachineId,
+        keys: &MachineKeys,
+    ) -> Result<Option<MachineState>> {
+        let mut numbers = self.checkpoint_numbers(machine).await?;
+        while let Some(number) = numbers.pop() {
+            // A checkpoint only shortens the replay: one that is damaged is passed over here, and named by verify.
+            match self.read_checkpoint(machine, keys, number).await {
+                Ok(state) => return Ok(Some(state)),
+                Err(VaultError::Store(e)) => return Err(VaultError::Store(e)),
+                Err(_) => {}
+            }
+        }
+        Ok(None)
+    }
+
+    pub(crate) async fn checkpoint_numbers(&self, machine: MachineId) -> Result<Vec<u64>> {
+        let mut numbers: Vec<u64> = self
+            .store()
+            .list(Some(&store::checkpoint_dir(machine)))
+            .try_filter_map(async |meta| Ok(store::number_of(&meta.location)))
+            .try_collect()
+            .await?;
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    pub(crate) async fn read_checkpoint(
+        &self,
+        machine: MachineId,
+        keys: &MachineKeys,
+        number: u64,
+    ) -> Result<MachineState> {
+        let path = store::checkpoint_path(machine, number);
+        let sealed = store::read_object(&**self.store(), &path, DOCUMENT_BYTES_MAX).await?;
+        let plain = seal::open(&keys.manifest, &path, &sealed)?;
+        let state: MachineState =
+            postcard::from_bytes(&plain).map_err(|e| VaultError::corrupt(&path, e.to_string()))?;
+        if state.machine != machine || state.last_record != number {
+            return Err(VaultError::corrupt(&path, "it does not fit its name"));
+        }
+        Ok(state)
+    }
+
+    /// Creates a control document; false if there is one of this name. Documents are never changed: a new version
+    /// is a new name.
+    pub async fn control_create(&self, name: &str, plain: &[u8]) -> Result<bool> {
+        let path = control_path(name)?;
+        if plain.len() > CONTROL_BYTES_MAX {
+            return Err(VaultError::Limit("bytes of a control document"));
+        }
+        let sealed = seal::seal(&self.inner.control, &path, plain)?;
+        store::create_object(&**self.store(), &path, sealed).await
+    }
+
+    /// Reads a control document.
+    pub async fn control_get(&self, name: &str) -> Result<Option<Zeroizing<Vec<u8>>>> {
+        let path = control_path(name)?;
+        match store::read_object(&**self.store(), &path, CONTROL_BYTES_MAX as u64 + 64).await {
+            Ok(sealed) => seal::open(&self.inner.control, &path, &sealed).map(Some),
+            Err(VaultError::Missing { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The names of control documents in a folder (`""`: all of them), sorted.
+    pub async fn control_list(&self, prefix: &str) -> Result<Vec<String>> {
+        let root = Path::from("control");
+        let dir = if prefix.is_empty() { root.clone() } else { control_path(prefix.trim_end_matches('/'))? };
+        let mut names: Vec<String> = self
+            .store()
+            .list(Some(&dir))
+            .try_filter_map(async |meta| {
+                Ok(meta.location.as_ref().strip_prefix("control/").map(str::to_owned))
+            })
+            .try_collect()
+            .await?;
+        names.sort_unstable();
+        Ok(names)
+    }
+}
+
+/// Opens one manifest record.
+pub(crate) fn open_record(keys: &MachineKeys, path: &Path, sealed: &[u8]) -> Result<Envelope> {
+    let plain = seal::open(&keys.manifest, path, sealed)?;
+    postcard::from_bytes(&plain).map_err(|e| VaultError::corrupt(path, e.to_string()))
+}
+
+fn control_path(name: &str) -> Result<Path> {
+    let good = !name.is_empty()
+        && name.len() <= 255
+        && name.split('/').all(|part| {
+            !part.is_empty()
+                && part != "."
+                && part != ".."
+                && part.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_".contains(&b))
+        });
+    if good { Ok(Path::from(format!("control/{name}"))) } else { Err(VaultError::Name(name.to_owned())) }
+}
