@@ -1,0 +1,312 @@
+//! The agent's configuration: TOML, kebab-case, human units, a default for everything. Unknown keys are refused.
+//!
+//! [`Config::parse`] reports *all* problems of a file, each with its line, not only the first.
+
+mod reader;
+mod units;
+
+pub use units::{Bandwidth, ByteSize, Interval};
+
+use crate::error::Coded;
+use reader::Reader;
+use serde::Serialize;
+use std::{
+    fmt, fs, io,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// Far more than any configuration; bounds what a wrong path can make the agent read.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// The agent's configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Config {
+    /// What must outlive reboots: identity, disks, progress.
+    pub state_dir: PathBuf,
+    /// Sockets and records of the running agent; on a tmpfs.
+    pub run_dir: PathBuf,
+    /// Where programs and maps are pinned; on bpffs.
+    pub bpf_dir: PathBuf,
+    /// The guardian's program; by default beside the agent's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guardian_path: Option<PathBuf>,
+    /// Where Prometheus scrapes.
+    pub metrics_listen: SocketAddr,
+    /// Logging.
+    pub log: Log,
+    /// Where to send.
+    pub collector: Collector,
+    /// How to replicate.
+    pub replication: Replication,
+    /// What to run around a freeze.
+    pub freeze_hook: FreezeHook,
+}
+
+/// Logging.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Log {
+    /// How lines look.
+    pub format: LogFormat,
+    /// From which severity on: `error`, `warn`, `info`, `debug`, `trace`, `off`.
+    pub level: String,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For machines.
+    Json,
+}
+
+/// Where to send.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Collector {
+    /// `host:port`; enrolment sets it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// The name in the collector's certificate, if it is not the endpoint's host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_name: Option<String>,
+}
+
+/// How to replicate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Replication {
+    /// Between recovery points.
+    pub point_interval: Interval,
+    /// Longest freeze; the guardian thaws after it.
+    pub freeze_deadline: Interval,
+    /// Most data read under a freeze.
+    pub freeze_budget: ByteSize,
+    /// Most rounds before a freeze; a disk that still has more than the budget then gets no point.
+    pub rounds_max: u32,
+    /// Of zstd, -7 to 19.
+    pub compression_level: i32,
+    /// Reads at once of each disk.
+    pub readers: u32,
+    /// Bound of all buffers.
+    pub memory: ByteSize,
+    /// Of all disks together, per second.
+    pub bandwidth: Bandwidth,
+    /// A long round is stored in parts of this size, so that an interruption loses little.
+    pub partial_commit: ByteSize,
+    /// Scales the back-off: 1, 2, 4, 8, 10, then 30 of these.
+    pub retry_unit: Interval,
+}
+
+/// What to run around a freeze.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct FreezeHook {
+    /// Program and arguments; called with `freeze` before and `thaw` after.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub command: Option<Vec<String>>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            state_dir: "/var/lib/highwater".into(),
+            run_dir: "/run/highwater".into(),
+            bpf_dir: "/sys/fs/bpf/highwater".into(),
+            guardian_path: None,
+            metrics_listen: (Ipv4Addr::LOCALHOST, 9465).into(),
+            log: Log::default(),
+            collector: Collector::default(),
+            replication: Replication::default(),
+            freeze_hook: FreezeHook::default(),
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::Text, level: "info".into() }
+    }
+}
+
+impl Default for Replication {
+    fn default() -> Self {
+        Self {
+            point_interval: Interval(Duration::from_secs(300)),
+            freeze_deadline: Interval(Duration::from_secs(10)),
+            freeze_budget: ByteSize(32 << 20),
+            rounds_max: 8,
+            compression_level: 1,
+            readers: 4,
+            memory: ByteSize(64 << 20),
+            bandwidth: Bandwidth(None),
+            partial_commit: ByteSize(256 << 20),
+            retry_unit: Interval(Duration::from_secs(60)),
+        }
+    }
+}
+
+/// Something wrong in a configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// From 1.
+    pub line: usize,
+    /// The key with its tables, `replication.readers`; empty if the text is no TOML there.
+    pub key: String,
+    /// What is wrong.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "line {}: ", self.line)?;
+        if !self.key.is_empty() {
+            write!(f, "{}: ", self.key)?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It has problems.
+    #[error("{} has {} problem(s):{}", path.display(), problems.len(), list(problems))]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// All of them, by line.
+        problems: Vec<Problem>,
+    },
+}
+
+fn list(problems: &[Problem]) -> String {
+    problems.iter().map(|problem| format!("\n  {problem}")).collect()
+}
+
+impl Coded for ConfigError {
+    fn code(&self) -> u16 {
+        match self {
+            Self::Read { .. } => 1400,
+            Self::Invalid { .. } => 1401,
+        }
+    }
+    fn action(&self) -> String {
+        match self {
+            Self::Read { .. } => "Check the path, or give another one with --config.".into(),
+            Self::Invalid { .. } => "Correct it and check it with `highwater-agent config check`.".into(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// It cannot be read, or has problems: all of them are told.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let read = || {
+            let mut text = String::new();
+            io::Read::read_to_string(&mut io::Read::take(fs::File::open(path)?, FILE_BYTES_MAX), &mut text)?;
+            Ok(text)
+        };
+        let text = read().map_err(|source| ConfigError::Read { path: path.into(), source })?;
+        Self::parse(&text).map_err(|problems| ConfigError::Invalid { path: path.into(), problems })
+    }
+
+    /// Reads and checks a text.
+    ///
+    /// # Errors
+    /// All its problems, by line.
+    pub fn parse(text: &str) -> Result<Self, Vec<Problem>> {
+        let mut reader = Reader::new(text);
+        let config = reader.config();
+        if reader.problems.is_empty() {
+            return Ok(config);
+        }
+        let mut problems = reader.problems;
+        problems.sort_by_key(|problem| problem.line);
+        Err(problems)
+    }
+
+    /// The whole configuration with its defaults, as TOML.
+    #[must_use]
+    pub fn effective(&self) -> String {
+        toml::to_string(self).expect("strings, numbers and tables have a TOML form")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_complete_and_survive_a_round_trip() {
+        assert_eq!(Config::parse(""), Ok(Config::default()));
+        let text = Config::default().effective();
+        assert!(text.contains("point-interval = \"5m\"") && text.contains("memory = \"64MiB\""), "{text}");
+        assert_eq!(Config::parse(&text), Ok(Config::default()));
+    }
+
+    #[test]
+    fn reads_everything() {
+        let text = r#"
+            state-dir = "/s"
+            guardian-path = "/g"
+            metrics-listen = "[::1]:1"
+            log = { format = "json", level = "debug" }
+            [collector]
+            endpoint = "dr.example:9443"
+            server-name = "dr"
+            [replication]
+            retry-unit = "100ms"
+            bandwidth = "50MiB"
+            compression-level = -3
+            [freeze-hook]
+            command = ["/usr/bin/hook", "x"]
+        "#;
+        let config = Config::parse(text).expect("valid");
+        assert_eq!(config.replication.bandwidth, Bandwidth(Some(50 << 20)));
+        assert_eq!(config.replication.retry_unit.0, Duration::from_millis(100));
+        assert_eq!(config.replication.compression_level, -3);
+        assert_eq!(config.log.format, LogFormat::Json);
+        assert_eq!(Config::parse(&config.effective()), Ok(config));
+    }
+
+    #[test]
+    fn tells_all_problems_with_their_lines() {
+        let text = "run-dir = \"here\"\nstat-dir = \"/x\"\n[log]\nlevel = \"loud\"\n[replication]\nreaders = 0\nmemory = 5\n\
+                    freeze-budget = \"1TiB\"\npoint-interval = \"soon\"\n[collector]\nendpoint = \"nowhere\"\n[extra]\n";
+        let problems = Config::parse(text).expect_err("wrong throughout");
+        let lines: Vec<(usize, &str)> = problems.iter().map(|p| (p.line, p.key.as_str())).collect();
+        let expected = [
+            (1, "run-dir"),
+            (2, "stat-dir"),
+            (4, "log.level"),
+            (6, "replication.readers"),
+            (7, "replication.memory"),
+            (8, "replication.freeze-budget"),
+            (9, "replication.point-interval"),
+            (11, "collector.endpoint"),
+            (12, "extra"),
+        ];
+        assert_eq!(lines, expected, "{problems:#?}");
+        let broken = Config::parse("a = \nb = \"x\n").expect_err("no TOML");
+        assert_eq!(broken[0].line, 1, "{broken:?}");
+    }
+}

@@ -1,0 +1,222 @@
+//! From TOML with positions to a configuration and its problems.
+
+use super::{Config, LogFormat, Problem};
+use std::{fmt::Display, ops::Range, path::PathBuf, str::FromStr, time::Duration};
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+pub(super) struct Reader<'a> {
+    text: &'a str,
+    pub problems: Vec<Problem>,
+}
+
+type Table<'a> = Option<Spanned<DeTable<'a>>>;
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(text: &'a str) -> Self {
+        Self { text, problems: Vec::new() }
+    }
+
+    pub(super) fn config(&mut self) -> Config {
+        let (root, errors) = DeTable::parse_recoverable(self.text);
+        for error in errors {
+            self.problem(error.span().unwrap_or(0..0), "", error.message());
+        }
+        let mut config = Config::default();
+        let mut root = Some(root);
+        self.path(&mut root, "", "state-dir", &mut config.state_dir);
+        self.path(&mut root, "", "run-dir", &mut config.run_dir);
+        self.path(&mut root, "", "bpf-dir", &mut config.bpf_dir);
+        let mut guardian = PathBuf::new();
+        if self.path(&mut root, "", "guardian-path", &mut guardian) {
+            config.guardian_path = Some(guardian);
+        }
+        self.parsed(&mut root, "", "metrics-listen", &mut config.metrics_listen, |_| None);
+        self.log(&mut root, &mut config);
+        self.collector(&mut root, &mut config);
+        self.replication(&mut root, &mut config);
+        let mut hook = self.table(&mut root, "freeze-hook");
+        self.command(&mut hook, &mut config);
+        self.rest(hook, "freeze-hook.");
+        self.rest(root, "");
+        config
+    }
+
+    fn log(&mut self, root: &mut Table<'a>, config: &mut Config) {
+        let mut table = self.table(root, "log");
+        let mut format = String::from("text");
+        let known =
+            |f: &String| (f != "text" && f != "json").then(|| "write \"text\" or \"json\"".to_owned());
+        self.parsed(&mut table, "log.", "format", &mut format, known);
+        config.log.format = if format == "json" { LogFormat::Json } else { LogFormat::Text };
+        let level = |l: &String| {
+            (!LEVELS.contains(&l.as_str())).then(|| format!("write one of {}", LEVELS.join(", ")))
+        };
+        self.parsed(&mut table, "log.", "level", &mut config.log.level, level);
+        self.rest(table, "log.");
+    }
+
+    fn collector(&mut self, root: &mut Table<'a>, config: &mut Config) {
+        let mut table = self.table(root, "collector");
+        let mut endpoint = String::new();
+        let form = |text: &String| {
+            let good = text
+                .rsplit_once(':')
+                .is_some_and(|(h, p)| !h.is_empty() && p.parse::<u16>().is_ok_and(|p| p > 0));
+            (!good).then(|| "write host:port, like dr.example.org:9443".to_owned())
+        };
+        if self.parsed(&mut table, "collector.", "endpoint", &mut endpoint, form) {
+            config.collector.endpoint = Some(endpoint);
+        }
+        let mut name = String::new();
+        let filled = |text: &String| text.is_empty().then(|| "must not be empty".to_owned());
+        if self.parsed(&mut table, "collector.", "server-name", &mut name, filled) {
+            config.collector.server_name = Some(name);
+        }
+        self.rest(table, "collector.");
+    }
+
+    fn replication(&mut self, root: &mut Table<'a>, config: &mut Config) {
+        const IN: &str = "replication.";
+        let mut table = self.table(root, "replication");
+        let r = &mut config.replication;
+        let at_least = |limit: &'static str, low: bool| low.then(|| format!("must be at least {limit}"));
+        let budget_at = table.as_ref().and_then(|t| t.get_ref().get("freeze-budget").map(|v| v.span()));
+        self.parsed(&mut table, IN, "point-interval", &mut r.point_interval, |v| {
+            at_least("1s", v.0 < Duration::from_secs(1))
+        });
+        self.parsed(&mut table, IN, "freeze-deadline", &mut r.freeze_deadline, |v| {
+            let wrong = v.0 < Duration::from_millis(100) || v.0 > Duration::from_secs(120);
+            wrong.then(|| "must be between 100ms and 2m".to_owned())
+        });
+        self.parsed(&mut table, IN, "freeze-budget", &mut r.freeze_budget, |v| {
+            at_least("1MiB", v.0 < 1 << 20)
+        });
+        self.parsed(&mut table, IN, "memory", &mut r.memory, |v| at_least("8MiB", v.0 < 8 << 20));
+        self.parsed(&mut table, IN, "bandwidth", &mut r.bandwidth, |_| None);
+        self.parsed(&mut table, IN, "partial-commit", &mut r.partial_commit, |v| {
+            at_least("1MiB", v.0 < 1 << 20)
+        });
+        self.parsed(&mut table, IN, "retry-unit", &mut r.retry_unit, |v| at_least("1ms", v.0.is_zero()));
+        r.rounds_max = self.integer(&mut table, IN, "rounds-max", r.rounds_max, 1..1001);
+        r.readers = self.integer(&mut table, IN, "readers", r.readers, 1..65);
+        r.compression_level = self.integer(&mut table, IN, "compression-level", r.compression_level, -7..20);
+        if r.freeze_budget > r.memory {
+            let message = format!("is more than replication.memory ({}), which it is read into", r.memory);
+            self.problem(budget_at.unwrap_or(0..0), "replication.freeze-budget", &message);
+        }
+        self.rest(table, IN);
+    }
+
+    fn command(&mut self, table: &mut Table<'a>, config: &mut Config) {
+        const KEY: &str = "freeze-hook.command";
+        let Some(value) = take(table, "command") else { return };
+        let span = value.span();
+        let DeValue::Array(items) = value.into_inner() else {
+            return self.problem(span, KEY, "must be a list: the program and its arguments");
+        };
+        let words: Option<Vec<String>> =
+            items.iter().map(|item| item.get_ref().as_str().map(str::to_owned)).collect();
+        match words {
+            Some(words) if words.first().is_some_and(|program| program.starts_with('/')) => {
+                config.freeze_hook.command = Some(words);
+            }
+            _ => self.problem(
+                span,
+                KEY,
+                "must be a list of strings that starts with the program's absolute path",
+            ),
+        }
+    }
+
+    fn path(&mut self, table: &mut Table<'a>, prefix: &str, key: &str, target: &mut PathBuf) -> bool {
+        let absolute = |path: &PathBuf| (!path.is_absolute()).then(|| "must be an absolute path".to_owned());
+        self.parsed(table, prefix, key, target, absolute)
+    }
+
+    /// A string that is parsed and checked; whether it was there and good.
+    fn parsed<T: FromStr>(
+        &mut self,
+        table: &mut Table<'a>,
+        prefix: &str,
+        key: &str,
+        target: &mut T,
+        check: impl Fn(&T) -> Option<String>,
+    ) -> bool
+    where
+        T::Err: Display,
+    {
+        let Some(value) = take(table, key) else { return false };
+        let span = value.span();
+        let result = match value.get_ref().as_str() {
+            None => Err("must be a string in quotes".to_owned()),
+            Some(text) => text.parse::<T>().map_err(|error| error.to_string()),
+        };
+        match result.and_then(|good| check(&good).map_or(Ok(good), Err)) {
+            Ok(good) => {
+                *target = good;
+                true
+            }
+            Err(message) => {
+                self.problem(span, &format!("{prefix}{key}"), &message);
+                false
+            }
+        }
+    }
+
+    fn integer<T>(
+        &mut self,
+        table: &mut Table<'a>,
+        prefix: &str,
+        key: &str,
+        default: T,
+        range: Range<i64>,
+    ) -> T
+    where
+        T: TryFrom<i64>,
+    {
+        let Some(value) = take(table, key) else { return default };
+        let number = match value.get_ref() {
+            DeValue::Integer(integer) => i64::from_str_radix(integer.as_str(), integer.radix()).ok(),
+            _ => None,
+        };
+        let good = number.filter(|n| range.contains(n)).and_then(|n| T::try_from(n).ok());
+        good.unwrap_or_else(|| {
+            let message = format!("must be a whole number from {} to {}", range.start, range.end - 1);
+            self.problem(value.span(), &format!("{prefix}{key}"), &message);
+            default
+        })
+    }
+
+    fn table(&mut self, root: &mut Table<'a>, key: &str) -> Table<'a> {
+        let value = take(root, key)?;
+        let span = value.span();
+        if let DeValue::Table(table) = value.into_inner() {
+            return Some(Spanned::new(span, table));
+        }
+        self.problem(span, key, "must be a table");
+        None
+    }
+
+    /// Whatever nobody has taken is unknown.
+    fn rest(&mut self, table: Table<'a>, prefix: &str) {
+        for (key, _) in table.map(Spanned::into_inner).unwrap_or_default() {
+            let name = format!("{prefix}{}", key.get_ref());
+            self.problem(key.span(), &name, "is not a known key");
+        }
+    }
+
+    fn problem(&mut self, span: Range<usize>, key: &str, message: &str) {
+        let before = self.text.as_bytes().get(..span.start).unwrap_or_default();
+        let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+        self.problems.push(Problem { line, key: key.to_owned(), message: message.to_owned() });
+    }
+}
+
+fn take<'a>(table: &mut Table<'a>, key: &str) -> Option<Spanned<DeValue<'a>>> {
+    table.as_mut()?.get_mut().remove(key)
+}

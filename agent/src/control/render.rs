@@ -1,0 +1,153 @@
+//! The status as a person reads it.
+
+use super::status::{ConnectionState, DiskStatus, StatusReport};
+use crate::config::ByteSize;
+use std::fmt::Write;
+
+const HEAD: [&str; 7] = ["NAME", "DEVICE", "SIZE", "STATE", "DIRTY", "PENDING", "CHURN/S"];
+
+/// The status as text; `now_ms` is the present time.
+#[must_use]
+pub fn render(status: &StatusReport, now_ms: u64) -> String {
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = fill(&mut text, status, now_ms);
+    text
+}
+
+fn fill(out: &mut String, status: &StatusReport, now_ms: u64) -> std::fmt::Result {
+    let machine = status.machine.map_or_else(|| "not enrolled".to_owned(), |id| id.to_string());
+    writeln!(
+        out,
+        "agent      {} (pid {}), up {}",
+        status.agent_version,
+        status.pid,
+        ago(status.started_at_ms, now_ms)
+    )?;
+    writeln!(out, "machine    {machine}")?;
+    let endpoint = status.collector.endpoint.as_deref().unwrap_or("none configured");
+    let state = match status.collector.state {
+        ConnectionState::NotEnrolled => "not enrolled",
+        ConnectionState::Connecting => "connecting",
+        ConnectionState::Connected => "connected",
+        ConnectionState::BackingOff => "backing off",
+        ConnectionState::Critical => "CRITICAL",
+    };
+    write!(out, "collector  {endpoint}: {state} for {}", ago(status.collector.since_ms, now_ms))?;
+    if let Some(at) = status.collector.retry_at_ms {
+        let wait = span(at.saturating_sub(now_ms) / 1000);
+        write!(out, ", {} failures, next try in {wait}", status.collector.failures)?;
+    }
+    writeln!(out)?;
+    if let Some(error) = &status.collector.last_error {
+        writeln!(out, "           {error}")?;
+    }
+    match &status.last_point {
+        None => writeln!(out, "last point none yet")?,
+        Some(point) => writeln!(
+            out,
+            "last point {} of {} ago, {}-consistent, frozen {:.1} ms",
+            point.id,
+            ago(point.taken_at_ms, now_ms),
+            format!("{:?}", point.consistency).to_lowercase(),
+            point.freeze_us as f64 / 1000.0
+        )?,
+    }
+    writeln!(out, "bandwidth  {}", status.bandwidth)?;
+    if status.guardian_pid.is_none() {
+        writeln!(out, "guardian   NOT RUNNING: nothing is frozen, so no points of filesystems")?;
+    }
+    writeln!(out)?;
+    table(out, &status.disks)?;
+    for disk in &status.disks {
+        details(out, disk, now_ms)?;
+    }
+    for note in &status.notes {
+        writeln!(out, "! {note}")?;
+    }
+    Ok(())
+}
+
+fn table(out: &mut String, disks: &[DiskStatus]) -> std::fmt::Result {
+    if disks.is_empty() {
+        return writeln!(out, "No disk is protected. Protect one with `highwater-agent protect DEVICE`.");
+    }
+    let cells = |disk: &DiskStatus| {
+        [
+            disk.name.clone(),
+            disk.path.clone().unwrap_or_else(|| "absent".into()),
+            size(disk.size_bytes),
+            disk.state.to_string(),
+            size(disk.dirty_bytes),
+            size(disk.pending_bytes),
+            size(disk.churn_bytes_per_s),
+        ]
+    };
+    let mut rows = vec![HEAD.map(str::to_owned)];
+    rows.extend(disks.iter().map(cells));
+    for row in &rows {
+        let mut line = String::new();
+        for (column, cell) in row.iter().enumerate() {
+            let width = rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+            write!(line, "{cell:<width$}  ")?;
+        }
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+fn details(out: &mut String, disk: &DiskStatus, now_ms: u64) -> std::fmt::Result {
+    if let Some(reason) = &disk.reason {
+        writeln!(out, "  {}: {} for {}: {reason}", disk.name, disk.state, ago(disk.since_ms, now_ms))?;
+    }
+    if let Some(progress) = disk.progress {
+        let percent = progress.done_bytes.saturating_mul(100) / progress.total_bytes.max(1);
+        let eta =
+            progress.eta_s.map_or_else(|| "no end in sight".to_owned(), |s| format!("{} left", span(s)));
+        writeln!(
+            out,
+            "  {}: {} of {} ({percent} %), {}/s, {eta}",
+            disk.name,
+            size(progress.done_bytes),
+            size(progress.total_bytes),
+            size(progress.bytes_per_s)
+        )?;
+    }
+    let t = disk.tracker;
+    if (t.sectors_written, t.sectors_discarded) != (t.kernel_sectors_written, t.kernel_sectors_discarded) {
+        writeln!(
+            out,
+            "  {}: the tracker saw {} sectors, the kernel counted {}",
+            disk.name,
+            t.sectors_written + t.sectors_discarded,
+            t.kernel_sectors_written + t.kernel_sectors_discarded
+        )?;
+    }
+    Ok(())
+}
+
+fn size(bytes: u64) -> String {
+    ByteSize(bytes).rounded()
+}
+
+fn ago(then_ms: u64, now_ms: u64) -> String {
+    span(now_ms.saturating_sub(then_ms) / 1000)
+}
+
+/// The two largest units: `2d 4h`, `3m 12s`.
+fn span(seconds: u64) -> String {
+    let units = [(86_400, "d"), (3600, "h"), (60, "m"), (1, "s")];
+    let mut rest = seconds;
+    let mut parts = Vec::new();
+    for (length, name) in units {
+        if rest >= length {
+            parts.push(format!("{}{name}", rest / length));
+            rest %= length;
+        }
+    }
+    parts.truncate(2);
+    if parts.is_empty() { "0s".into() } else { parts.join(" ") }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,216 @@
+//! What `highwater-agent status` knows. The JSON form is a contract: fields are added, never renamed or removed.
+
+use crate::config::Bandwidth;
+use highwater_delta::{CommitId, Consistency, DiskId, MachineId};
+use serde::{Deserialize, Serialize};
+
+/// How everything stands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct StatusReport {
+    /// The agent's version.
+    pub agent_version: String,
+    /// The agent's process.
+    pub pid: u32,
+    /// Since when it runs, ms since 1970.
+    pub started_at_ms: u64,
+    /// The machine; none before enrolment.
+    pub machine: Option<MachineId>,
+    /// The connection.
+    pub collector: CollectorStatus,
+    /// The last recovery point that is stored.
+    pub last_point: Option<PointStatus>,
+    /// When the next one is due, ms since 1970.
+    pub next_point_at_ms: Option<u64>,
+    /// The bandwidth limit in force.
+    pub bandwidth: Bandwidth,
+    /// The guardian's process, if it is well.
+    pub guardian_pid: Option<u32>,
+    /// The protected disks.
+    pub disks: Vec<DiskStatus>,
+    /// What the operator should know, worst first.
+    pub notes: Vec<String>,
+}
+
+/// The connection to the collector.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct CollectorStatus {
+    /// Where it is.
+    pub endpoint: Option<String>,
+    /// How the connection stands.
+    pub state: ConnectionState,
+    /// Since when, ms since 1970.
+    pub since_ms: u64,
+    /// Failures in a row.
+    pub failures: u32,
+    /// When it is tried again, ms since 1970.
+    pub retry_at_ms: Option<u64>,
+    /// The last error.
+    pub last_error: Option<String>,
+}
+
+/// How the connection stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConnectionState {
+    /// This machine has no certificate yet.
+    #[default]
+    NotEnrolled,
+    /// Being made.
+    Connecting,
+    /// In use.
+    Connected,
+    /// Waiting before the next try.
+    BackingOff,
+    /// Refused for good: an operator must act.
+    Critical,
+}
+
+/// A recovery point.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PointStatus {
+    /// Its commit.
+    pub id: CommitId,
+    /// When its marker lay, ms since 1970.
+    pub taken_at_ms: u64,
+    /// How old it is.
+    pub age_ms: u64,
+    /// What it is consistent with.
+    pub consistency: Consistency,
+    /// How long filesystems were frozen for it.
+    pub freeze_us: u64,
+}
+
+/// A disk's state, as the design names them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskState {
+    /// The first copy is under way.
+    InitialReplication,
+    /// Replicated in the order of its writes.
+    WriteOrdered,
+    /// Replicated in rounds.
+    Bitmap,
+    /// Must be compared with the vault.
+    ResyncRequired,
+    /// Is being compared with the vault.
+    Resynchronizing,
+    /// Writes may have been missed.
+    Suspect,
+    /// Stopped by an operator.
+    Paused,
+    /// Its copy has taken over.
+    FailedOver,
+    /// Something an operator must see to.
+    Error,
+}
+
+impl DiskState {
+    /// All of them, for metrics.
+    pub const ALL: [Self; 9] = [
+        Self::InitialReplication,
+        Self::WriteOrdered,
+        Self::Bitmap,
+        Self::ResyncRequired,
+        Self::Resynchronizing,
+        Self::Suspect,
+        Self::Paused,
+        Self::FailedOver,
+        Self::Error,
+    ];
+    /// As it is written everywhere.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::InitialReplication => "initial-replication",
+            Self::WriteOrdered => "write-ordered",
+            Self::Bitmap => "bitmap",
+            Self::ResyncRequired => "resync-required",
+            Self::Resynchronizing => "resynchronizing",
+            Self::Suspect => "suspect",
+            Self::Paused => "paused",
+            Self::FailedOver => "failed-over",
+            Self::Error => "error",
+        }
+    }
+}
+
+impl std::fmt::Display for DiskState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A protected disk.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DiskStatus {
+    /// Its id.
+    pub id: DiskId,
+    /// For people.
+    pub name: String,
+    /// Where it is now; none if it is absent.
+    pub path: Option<String>,
+    /// What it is known by.
+    pub identity: String,
+    /// Its size.
+    pub size_bytes: u64,
+    /// Its state.
+    pub state: DiskState,
+    /// Why.
+    pub reason: Option<String>,
+    /// Since when, ms since 1970.
+    pub since_ms: u64,
+    /// Written since the last epoch's end.
+    pub dirty_bytes: u64,
+    /// Of earlier epochs, and not stored yet.
+    pub pending_bytes: u64,
+    /// While the first copy or a comparison runs.
+    pub progress: Option<Progress>,
+    /// Bytes written per second lately.
+    pub churn_bytes_per_s: u64,
+    /// The tracker's account beside the kernel's.
+    pub tracker: TrackerStatus,
+    /// Swap areas that are not copied.
+    pub swap_bytes: u64,
+    /// Whether a mounted filesystem lies on it; points of a disk without one are rarer.
+    pub has_filesystem: bool,
+}
+
+/// How far a copy is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Progress {
+    /// Done.
+    pub done_bytes: u64,
+    /// Of so many.
+    pub total_bytes: u64,
+    /// Lately.
+    pub bytes_per_s: u64,
+    /// At this rate; none if it stands still.
+    pub eta_s: Option<u64>,
+}
+
+/// The tracker's account of a disk beside the kernel's, since tracking began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct TrackerStatus {
+    /// Writes seen by the tracker.
+    pub writes: u64,
+    /// Sectors written, by the tracker.
+    pub sectors_written: u64,
+    /// Sectors discarded, by the tracker.
+    pub sectors_discarded: u64,
+    /// Writes counted by the kernel.
+    pub kernel_writes: u64,
+    /// Sectors written, by the kernel.
+    pub kernel_sectors_written: u64,
+    /// Sectors discarded, by the kernel.
+    pub kernel_sectors_discarded: u64,
+    /// Events that a copy of the program missed (others saw them).
+    pub misses: u64,
+    /// Copies of each program attached.
+    pub copies: u32,
+}
