@@ -1,1 +1,26 @@
-//! collector
+//! The collector: receives deltas of many machines and keeps them in a vault.
+//!
+//! ```text
+//! port 9443  accept ── TLS ── session (one owner task a machine) ── MachineWriter ── vault
+//! port  443  management: enrolment, health
+//! port 9464  metrics
+//! ```
+//!
+//! The collector has no state of its own: authority, tokens and claims of disks are sealed documents in the vault, so
+//! that it may be killed at any time and replaced by another one with the same key.
+
+pub mod authority;
+pub mod config;
+pub mod error;
+pub mod init;
+pub mod management;
+pub mod metrics;
+pub mod server;
+pub mod session;
+pub mod shared;
+pub mod tokens;
+pub mod units;
+
+pub use config::Config;
+pub use error::CollectorError;
+pub use server::{Collector, Running};

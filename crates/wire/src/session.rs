@@ -79,6 +79,11 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         self.timeouts = timeouts;
     }
 
+    /// The stream, with whatever of it was not read yet.
+    pub fn into_inner(self) -> R {
+        self.input
+    }
+
     /// The next frame; `None` if the peer closed the connection between frames. Cancellation-safe.
     pub async fn next(&mut self) -> Result<Option<Frame>, WireError> {
         loop {

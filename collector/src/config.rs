@@ -1,0 +1,211 @@
+//! `collector.toml`. Unknown keys are refused; what is not given has a default that is shown by
+//! `config show --effective`.
+
+use crate::{CollectorError, units};
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Least window: some chunks must be able to be under way.
+pub const WINDOW_BYTES_MIN: u64 = 512 * 1024;
+/// Largest window.
+pub const WINDOW_BYTES_MAX: u64 = 1 << 30;
+
+/// The whole configuration.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Config {
+    /// Names and addresses under which agents reach this collector; its certificate is for these.
+    pub names: Vec<String>,
+    /// Directory of the vault.
+    pub vault: PathBuf,
+    /// The vault's key.
+    pub key_file: PathBuf,
+    /// Where agents connect.
+    #[serde(default = "default_listen")]
+    pub listen: SocketAddr,
+    /// Where machines enrol.
+    #[serde(default = "default_management_listen")]
+    pub management_listen: SocketAddr,
+    /// Where metrics are read, without TLS.
+    #[serde(default = "default_metrics_listen")]
+    pub metrics_listen: SocketAddr,
+    /// `host:port` told to enrolled machines, if another than the first name and the port listened on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// Bytes that a machine may have under way.
+    #[serde(default = "default_window", with = "units")]
+    pub window: u64,
+    /// Bytes that all machines together may have under way; when it runs short, windows get smaller.
+    #[serde(default = "default_memory", with = "units")]
+    pub memory: u64,
+    /// Sessions at once.
+    #[serde(default = "default_sessions_max")]
+    pub sessions_max: usize,
+    /// Handshakes at once, on each port.
+    #[serde(default = "default_handshakes_max")]
+    pub handshakes_max: usize,
+    /// A handshake and a hello, each, must be done within this time.
+    #[serde(default = "default_handshake_timeout", with = "humantime_serde")]
+    pub handshake_timeout: Duration,
+    /// A machine may be silent for so long.
+    #[serde(default = "default_idle_timeout", with = "humantime_serde")]
+    pub idle_timeout: Duration,
+    /// Enrolment requests a second, averaged.
+    #[serde(default = "default_enrolments_per_second")]
+    pub enrolments_per_second: u32,
+    /// `text` or `json`.
+    #[serde(default)]
+    pub log_format: LogFormat,
+    /// As in `RUST_LOG`.
+    #[serde(default = "default_log_level")]
+    pub log_level: String,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One object a line.
+    Json,
+}
+
+fn default_listen() -> SocketAddr {
+    ([0, 0, 0, 0], 9443).into()
+}
+fn default_management_listen() -> SocketAddr {
+    ([0, 0, 0, 0], 443).into()
+}
+fn default_metrics_listen() -> SocketAddr {
+    ([127, 0, 0, 1], 9464).into()
+}
+const fn default_window() -> u64 {
+    4 << 20
+}
+const fn default_memory() -> u64 {
+    1 << 30
+}
+const fn default_sessions_max() -> usize {
+    1024
+}
+const fn default_handshakes_max() -> usize {
+    64
+}
+const fn default_handshake_timeout() -> Duration {
+    Duration::from_secs(10)
+}
+const fn default_idle_timeout() -> Duration {
+    Duration::from_secs(90)
+}
+const fn default_enrolments_per_second() -> u32 {
+    5
+}
+fn default_log_level() -> String {
+    "info".to_owned()
+}
+
+impl Config {
+    /// With defaults for everything that has one.
+    #[must_use]
+    pub fn new(names: Vec<String>, vault: PathBuf, key_file: PathBuf) -> Self {
+        Self {
+            names,
+            vault,
+            key_file,
+            listen: default_listen(),
+            management_listen: default_management_listen(),
+            metrics_listen: default_metrics_listen(),
+            endpoint: None,
+            window: default_window(),
+            memory: default_memory(),
+            sessions_max: default_sessions_max(),
+            handshakes_max: default_handshakes_max(),
+            handshake_timeout: default_handshake_timeout(),
+            idle_timeout: default_idle_timeout(),
+            enrolments_per_second: default_enrolments_per_second(),
+            log_format: LogFormat::Text,
+            log_level: default_log_level(),
+        }
+    }
+
+    /// Reads and checks a file.
+    pub fn load(path: &Path) -> Result<Self, CollectorError> {
+        let bad = |cause: String| CollectorError::Config { path: path.to_owned(), cause };
+        let text = std::fs::read_to_string(path).map_err(|e| bad(e.to_string()))?;
+        let config: Self = toml::from_str(&text).map_err(|e| bad(e.to_string()))?;
+        config.check().map_err(|cause| bad(cause.to_owned()))?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), &'static str> {
+        let wrong = [
+            (self.names.is_empty() || self.names.iter().any(String::is_empty), "`names` wants at least one name"),
+            (!(WINDOW_BYTES_MIN..=WINDOW_BYTES_MAX).contains(&self.window), "`window` must be 512KiB to 1GiB"),
+            (self.memory < self.window, "`memory` must be at least `window`"),
+            (self.memory > 1 << 40, "`memory` must be at most 1024GiB"),
+            (self.sessions_max == 0 || self.sessions_max > 1 << 20, "`sessions-max` must be 1 to 1048576"),
+            (self.handshakes_max == 0 || self.handshakes_max > 1 << 16, "`handshakes-max` must be 1 to 65536"),
+            (self.handshake_timeout < Duration::from_millis(100), "`handshake-timeout` must be at least 100ms"),
+            (self.idle_timeout < Duration::from_secs(1), "`idle-timeout` must be at least 1s"),
+            (self.enrolments_per_second == 0, "`enrolments-per-second` must be at least 1"),
+            (
+                self.endpoint.as_ref().is_some_and(|e| highwater_wire::enroll::split_endpoint(e).is_err()),
+                "`endpoint` must be host:port",
+            ),
+        ];
+        wrong.into_iter().find(|(is, _)| *is).map_or(Ok(()), |(_, why)| Err(why))
+    }
+
+    /// `host:port` that enrolled machines are told; `asked` is the host that the request came for.
+    #[must_use]
+    pub fn endpoint_for(&self, asked: Option<&str>, ingest_port: u16) -> String {
+        if let Some(endpoint) = &self.endpoint {
+            return endpoint.clone();
+        }
+        let host = asked
+            .and_then(|asked| self.names.iter().find(|name| name.eq_ignore_ascii_case(asked)))
+            .or(self.names.first())
+            .map_or("localhost", String::as_str);
+        if host.contains(':') { format!("[{host}]:{ingest_port}") } else { format!("{host}:{ingest_port}") }
+    }
+
+    /// The URL that machines enrol at.
+    #[must_use]
+    pub fn enrol_url(&self) -> String {
+        let host = self.names.first().map_or("localhost", String::as_str);
+        let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+        match self.management_listen.port() {
+            443 => format!("https://{host}"),
+            port => format!("https://{host}:{port}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, CollectorError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        std::fs::write(&path, text).unwrap();
+        Config::load(&path)
+    }
+
+    #[test]
+    fn defaults_and_refusals() {
+        let least = "names = [\"a\"]\nvault = \"/v\"\nkey-file = \"/k\"\n";
+        let config = load(least).unwrap();
+        assert_eq!((config.listen.port(), config.management_listen.port(), config.window), (9443, 443, 4 << 20));
+        assert_eq!(config.endpoint_for(None, 9443), "a:9443");
+        for bad in ["windows = \"4MiB\"", "window = \"1KiB\"", "window = 4", "memory = \"1MiB\"", "idle-timeout = \"x\""] {
+            assert_eq!(load(&format!("{least}{bad}\n")).unwrap_err().code(), 1313, "{bad}");
+        }
+        let shown = toml::to_string(&config).unwrap();
+        assert_eq!(toml::to_string(&load(&shown).unwrap()).unwrap(), shown, "what is shown can be read again");
+    }
+}

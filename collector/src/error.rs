@@ -1,0 +1,178 @@
+//! What can go wrong in a collector, each with a stable code, a cause and what to do.
+
+use highwater_delta::{DeltaId, DiskId, MachineId};
+use highwater_vault::VaultError;
+use highwater_wire::{WireError, message::Refusal};
+use std::path::PathBuf;
+
+/// Why a collector refused or failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CollectorError {
+    /// Of the session or an identity.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// Of the vault.
+    #[error(transparent)]
+    Vault(#[from] VaultError),
+    /// The hello names another machine than the certificate.
+    #[error("the hello names machine {hello}, the certificate {certificate}")]
+    OtherMachine {
+        /// As the hello says.
+        hello: MachineId,
+        /// As the certificate says.
+        certificate: MachineId,
+    },
+    /// A disk of another machine.
+    #[error("disk {0} belongs to another machine")]
+    OtherMachinesDisk(DiskId),
+    /// More bytes under way than granted.
+    #[error("more than the granted {0} bytes were under way")]
+    Window(u64),
+    /// A chunk or an end of a delta that is not open.
+    #[error("delta {0} is not open")]
+    NotOpen(DeltaId),
+    /// A second delta before the first was closed.
+    #[error("delta {0} is still open")]
+    StillOpen(DeltaId),
+    /// Chunks were lost.
+    #[error("delta {delta}: {sent} chunks sent, {received} received")]
+    Count {
+        /// The delta.
+        delta: DeltaId,
+        /// As the agent says.
+        sent: u64,
+        /// As counted.
+        received: u64,
+    },
+    /// Replaced by a newer session.
+    #[error("a newer session of this machine has begun")]
+    Replaced,
+    /// The older session does not end.
+    #[error("an older session of this machine is still writing")]
+    Busy,
+    /// Too much at once.
+    #[error("the collector is at its limit: {0}")]
+    Full(&'static str),
+    /// Going down.
+    #[error("the collector is shutting down")]
+    ShuttingDown,
+    /// Not a message for now.
+    #[error("an unexpected message: {0}")]
+    Unexpected(&'static str),
+    /// A disk list that cannot be one.
+    #[error("the list of disks is unusable: {0}")]
+    Disks(&'static str),
+    /// Configuration.
+    #[error("{path}: {cause}")]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        cause: String,
+    },
+    /// A port cannot be had.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Where.
+        address: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Something to be made exists.
+    #[error("{0} exists already")]
+    Exists(PathBuf),
+    /// No or another token.
+    #[error("the enrolment token is not valid")]
+    TokenInvalid,
+    /// Used.
+    #[error("the enrolment token has been used")]
+    TokenUsed,
+    /// Expired.
+    #[error("the enrolment token has expired")]
+    TokenExpired,
+    /// The enrolment request is malformed.
+    #[error("the enrolment request is malformed: {0}")]
+    BadRequest(String),
+    /// A control document of the vault is unusable.
+    #[error("the vault's document {0} is missing or unusable")]
+    Document(String),
+}
+
+impl CollectorError {
+    /// Stable number, shown as `HW-1234`.
+    #[must_use]
+    pub const fn code(&self) -> u16 {
+        match self {
+            Self::Wire(error) => error.code(),
+            Self::Vault(error) => error.code(),
+            Self::OtherMachine { .. } => 1301,
+            Self::OtherMachinesDisk(_) => 1302,
+            Self::Window(_) => 1303,
+            Self::NotOpen(_) => 1304,
+            Self::StillOpen(_) => 1305,
+            Self::Count { .. } => 1306,
+            Self::Replaced => 1307,
+            Self::Busy => 1308,
+            Self::Full(_) => 1309,
+            Self::ShuttingDown => 1310,
+            Self::Unexpected(_) => 1311,
+            Self::Disks(_) => 1312,
+            Self::Config { .. } => 1313,
+            Self::Listen { .. } => 1314,
+            Self::Exists(_) => 1315,
+            Self::TokenInvalid => 1320,
+            Self::TokenUsed => 1321,
+            Self::TokenExpired => 1322,
+            Self::BadRequest(_) => 1323,
+            Self::Document(_) => 1324,
+        }
+    }
+
+    /// What to do about it.
+    #[must_use]
+    pub fn action(&self) -> String {
+        match self {
+            Self::Wire(error) => return error.action(),
+            Self::Vault(error) => return error.action().to_owned(),
+            Self::OtherMachine { .. } => "enrol the machine again; do not copy identities between machines",
+            Self::OtherMachinesDisk(_) => {
+                "if the agent's state was copied from another machine, unprotect the disk here and protect it anew"
+            }
+            Self::Window(_) | Self::NotOpen(_) | Self::StillOpen(_) | Self::Unexpected(_) | Self::Disks(_) => {
+                "check that agent and collector are releases that belong together"
+            }
+            Self::Count { .. } => "the delta is sent anew by itself",
+            Self::Replaced => "nothing, if the agent was restarted; otherwise look for a second agent with this identity",
+            Self::Busy | Self::ShuttingDown => "the connection is tried again by itself",
+            Self::Full(_) => "raise the limits in collector.toml, or spread the machines over more collectors",
+            Self::Config { .. } => "correct the file; `highwater-collector config check` tells whether it is right",
+            Self::Listen { .. } => "see what else uses the port, or choose another one in collector.toml",
+            Self::Exists(_) => "nothing was changed; remove it yourself if it is really to be replaced",
+            Self::TokenInvalid | Self::TokenUsed | Self::TokenExpired => {
+                "create a new token with `highwater-collector token create`"
+            }
+            Self::BadRequest(_) => "check that agent and collector are releases that belong together",
+            Self::Document(_) => "bring the vault back from a copy, or create it anew with `highwater-collector init`",
+        }
+        .to_owned()
+    }
+
+    /// Whether trying again later, unchanged, can succeed.
+    #[must_use]
+    pub const fn retry(&self) -> bool {
+        match self {
+            Self::Wire(error) => error.retry(),
+            Self::Vault(error) => error.is_retryable() || matches!(error, VaultError::Fenced(_)),
+            Self::Count { .. } | Self::Busy | Self::Full(_) | Self::ShuttingDown => true,
+            _ => false,
+        }
+    }
+
+    /// As a refusal that ends the session.
+    #[must_use]
+    pub fn refusal(&self) -> Refusal {
+        // A cause may quote what the peer sent; it stays within the limit of a refusal.
+        let cause: String = self.to_string().chars().take(1000).collect();
+        Refusal { code: self.code(), cause, action: self.action(), retry: self.retry(), fatal: true }
+    }
+}

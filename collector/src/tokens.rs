@@ -1,0 +1,83 @@
+//! Enrolment tokens, as sealed documents of the vault: so they can be made while a collector runs, and hold for
+//! every collector of the vault.
+//!
+//! `tokens/<id>` keeps the secret's SHA-256 and the expiry. `tokens-used/<id>` is created, if absent, by whoever uses the
+//! token: of any number of attempts exactly one creates it.
+
+use crate::CollectorError;
+use highwater_delta::MachineId;
+use highwater_vault::Vault;
+use highwater_wire::enroll::{Token, unhex};
+use highwater_wire::identity::{hex, random};
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+use zeroize::Zeroizing;
+
+#[derive(Serialize, Deserialize)]
+struct Document {
+    secret_sha256: String,
+    expires_at_ms: u64,
+    /// For people: the host it was made for.
+    host_name: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Used {
+    machine: MachineId,
+    used_at_ms: u64,
+}
+
+/// Makes a token that is valid from `now_ms` for `ttl`.
+pub async fn create(
+    vault: &Vault,
+    ca_fingerprint: [u8; 32],
+    now_ms: u64,
+    ttl: Duration,
+    host_name: Option<String>,
+) -> Result<Token, CollectorError> {
+    let token = Token { id: random()?, secret: Zeroizing::new(random()?), ca_fingerprint };
+    let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+    let document = Document {
+        secret_sha256: hex(&sha256(token.secret.as_ref())),
+        expires_at_ms: now_ms.saturating_add(ttl_ms),
+        host_name,
+    };
+    let name = name(&token.id);
+    let text = serde_json::to_vec(&document).map_err(|_| CollectorError::Document(name.clone()))?;
+    if vault.control_create(&name, &text).await? { Ok(token) } else { Err(CollectorError::Document(name)) }
+}
+
+/// Checks a token, without using it. An unknown token and a wrong secret are told apart to nobody, and only who
+/// knows the secret hears that it has expired.
+pub async fn check(vault: &Vault, id_hex: &str, secret_hex: &str, now_ms: u64) -> Result<[u8; 16], CollectorError> {
+    let id: [u8; 16] = unhex(id_hex).map_err(|_| CollectorError::TokenInvalid)?;
+    let secret = Zeroizing::new(unhex::<32>(secret_hex).map_err(|_| CollectorError::TokenInvalid)?);
+    let text = vault.control_get(&name(&id)).await?.ok_or(CollectorError::TokenInvalid)?;
+    let document: Document =
+        serde_json::from_slice(&text).map_err(|_| CollectorError::Document(name(&id)))?;
+    let known: [u8; 32] =
+        unhex(&document.secret_sha256).map_err(|_| CollectorError::Document(name(&id)))?;
+    aws_lc_rs::constant_time::verify_slices_are_equal(&known, &sha256(secret.as_ref()))
+        .map_err(|_| CollectorError::TokenInvalid)?;
+    if now_ms >= document.expires_at_ms {
+        return Err(CollectorError::TokenExpired);
+    }
+    Ok(id)
+}
+
+/// Uses a checked token for a machine: succeeds once.
+pub async fn use_up(vault: &Vault, id: &[u8; 16], machine: MachineId, now_ms: u64) -> Result<(), CollectorError> {
+    let name = format!("tokens-used/{}", hex(id));
+    let text = serde_json::to_vec(&Used { machine, used_at_ms: now_ms })
+        .map_err(|_| CollectorError::Document(name.clone()))?;
+    if vault.control_create(&name, &text).await? { Ok(()) } else { Err(CollectorError::TokenUsed) }
+}
+
+fn name(id: &[u8; 16]) -> String {
+    format!("tokens/{}", hex(id))
+}
+
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+    digest.as_ref().try_into().expect("SHA-256 has 32 bytes")
+}
