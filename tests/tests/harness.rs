@@ -72,6 +72,7 @@ fn a_copy_made_while_frozen_is_the_device_and_mounts() -> Test {
             copy
         };
         let counts = work.stop()?;
+        fs::write(mounted.path().join("after"), "the copy does not have this")?;
         assert!(counts.total() > 20, "{kind:?}: {counts:?}");
         drop(mounted);
         assert!(

@@ -20,6 +20,7 @@ pub use needs::Purpose;
 
 /// The linker's version; it is built for the LLVM of the compiler that was found.
 const BPF_LINKER_VERSION: &str = "0.13.0";
+const CARGO_DENY_VERSION: &str = "0.20.2";
 
 /// Makes the machine ready for a purpose.
 pub fn setup(purpose: Purpose) -> Result<()> {
@@ -40,6 +41,9 @@ pub fn setup(purpose: Purpose) -> Result<()> {
     }
     if purpose.uses_promtool() && promtool().is_none() {
         fetch_promtool()?;
+    }
+    if purpose == Purpose::Check && workspace::find_program("cargo-deny").is_none() {
+        install_deny()?;
     }
     if purpose.runs_programs() {
         mounts::mount_missing()?;
@@ -105,6 +109,27 @@ fn install_linker() -> Result<()> {
     cargo.env("LLVM_PREFIX", &prefix);
     cargo.env("RUSTFLAGS", format!("-L {}", prefix.join("lib").display()));
     sh::run(&mut cargo).context("bpf-linker did not build")
+}
+
+/// Built without optimization: it reads one lock file, and its build is what takes the time.
+fn install_deny() -> Result<()> {
+    sh::step(format_args!("building cargo-deny {CARGO_DENY_VERSION} (about two minutes)"));
+    let mut cargo = Command::new(workspace::cargo());
+    cargo.current_dir("/").args([
+        "install",
+        "--quiet",
+        "--locked",
+        "cargo-deny",
+        "--version",
+        CARGO_DENY_VERSION,
+    ]);
+    cargo.env("CARGO_TARGET_DIR", workspace::target_dir().join("cargo-deny"));
+    for (setting, value) in
+        [("LTO", "false"), ("OPT_LEVEL", "0"), ("CODEGEN_UNITS", "16"), ("DEBUG", "false")]
+    {
+        cargo.env(format!("CARGO_PROFILE_RELEASE_{setting}"), value);
+    }
+    sh::run(&mut cargo).context("cargo-deny did not build")
 }
 
 /// Where programs are kept that are unpacked and not installed.

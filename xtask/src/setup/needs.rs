@@ -17,6 +17,8 @@ pub enum Purpose {
     Test,
     /// Running `cargo xtask bench`
     Bench,
+    /// Running `cargo xtask check` with nothing skipped
+    Check,
     /// Running kernels in virtual machines
     Kernels,
 }
@@ -83,7 +85,7 @@ const KERNELS: &[Need] = &[
 /// The packages a purpose needs beside the compiler and the linker.
 pub fn packages(purpose: Purpose) -> &'static [Need] {
     match purpose {
-        Purpose::Build => &[],
+        Purpose::Build | Purpose::Check => &[],
         Purpose::Demo => DEMO,
         Purpose::Test | Purpose::Bench => TEST,
         Purpose::Kernels => KERNELS,
