@@ -1,0 +1,242 @@
+//! What Prometheus reads. Names begin with `highwater_collector_`, units are base units.
+
+use crate::shared::{locked, now_ms};
+use highwater_delta::{Consistency, MachineId};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, text};
+use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram};
+use prometheus_client::registry::Registry;
+use std::collections::HashMap;
+use std::sync::{Mutex, atomic::AtomicU64};
+use std::time::Duration;
+
+/// What a commit made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(missing_docs)]
+pub enum Kind {
+    Partial,
+    Crash,
+    Filesystem,
+    Application,
+}
+
+impl From<Consistency> for Kind {
+    fn from(consistency: Consistency) -> Self {
+        match consistency {
+            Consistency::Crash => Self::Crash,
+            Consistency::Filesystem => Self::Filesystem,
+            Consistency::Application => Self::Application,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CommitLabel {
+    kind: Kind,
+}
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CodeLabel {
+    code: String,
+}
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MachineLabel {
+    machine: String,
+}
+
+/// All metrics of a collector.
+pub struct Metrics {
+    registry: Registry,
+    sessions: Gauge,
+    deltas_open: Gauge,
+    window: Gauge,
+    bytes_received: Counter,
+    chunks_received: Counter,
+    bytes_stored: Counter,
+    commits: Family<CommitLabel, Counter>,
+    commit_seconds: Histogram,
+    refusals: Family<CodeLabel, Counter>,
+    vault_errors: Counter,
+    enrolments: Counter,
+    rpo_age: Family<MachineLabel, Gauge<f64, AtomicU64>>,
+    last_points_ms: Mutex<HashMap<MachineId, u64>>,
+}
+
+/// Counts a session for as long as it lives.
+pub struct SessionGauge(Gauge);
+
+impl Drop for SessionGauge {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        // 5 ms to 82 s.
+        let buckets = prometheus_client::metrics::histogram::exponential_buckets(0.005, 2.0, 15);
+        let mut metrics = Self {
+            registry: Registry::with_prefix("highwater_collector"),
+            sessions: Gauge::default(),
+            deltas_open: Gauge::default(),
+            window: Gauge::default(),
+            bytes_received: Counter::default(),
+            chunks_received: Counter::default(),
+            bytes_stored: Counter::default(),
+            commits: Family::default(),
+            commit_seconds: Histogram::new(buckets),
+            refusals: Family::default(),
+            vault_errors: Counter::default(),
+            enrolments: Counter::default(),
+            rpo_age: Family::default(),
+            last_points_ms: Mutex::default(),
+        };
+        let registry = &mut metrics.registry;
+        registry.register("sessions", "Machines connected now", metrics.sessions.clone());
+        registry.register("deltas_open", "Deltas begun and not yet closed", metrics.deltas_open.clone());
+        registry.register(
+            "window_used_bytes",
+            "Chunk bytes taken over and not yet acknowledged as received",
+            metrics.window.clone(),
+        );
+        registry.register("received_bytes", "Chunk bytes received", metrics.bytes_received.clone());
+        registry.register("received_chunks", "Chunks received", metrics.chunks_received.clone());
+        registry.register("stored_bytes", "Bytes of segments committed to the vault", metrics.bytes_stored.clone());
+        registry.register(
+            "commits",
+            "Commits by what they made: progress only, or a recovery point of a consistency",
+            metrics.commits.clone(),
+        );
+        registry.register(
+            "commit_duration_seconds",
+            "Time from the end of a delta until the vault has it durably",
+            metrics.commit_seconds.clone(),
+        );
+        registry.register("refusals", "Sessions ended with a refusal, by error code", metrics.refusals.clone());
+        registry.register("vault_errors", "Sessions ended by an error of the vault", metrics.vault_errors.clone());
+        registry.register("enrolments", "Machines enrolled", metrics.enrolments.clone());
+        registry.register(
+            "rpo_age_seconds",
+            "Age of a machine's latest recovery point, by its marker",
+            metrics.rpo_age.clone(),
+        );
+        metrics
+    }
+}
+
+impl Metrics {
+    /// A session begins.
+    pub fn session(&self) -> SessionGauge {
+        self.sessions.inc();
+        SessionGauge(self.sessions.clone())
+    }
+    /// A delta was begun.
+    pub fn delta_opened(&self) {
+        self.deltas_open.inc();
+    }
+    /// A delta was committed or discarded.
+    pub fn delta_closed(&self) {
+        self.deltas_open.dec();
+    }
+    /// A chunk came.
+    pub fn received(&self, bytes: usize) {
+        self.bytes_received.inc_by(bytes as u64);
+        self.chunks_received.inc();
+    }
+    /// A chunk's acknowledgement is due.
+    pub fn window(&self, bytes: usize) {
+        self.window.inc_by(bytes as i64);
+    }
+    /// Bytes were acknowledged, or their session has ended.
+    pub fn window_returned(&self, bytes: usize) {
+        self.window.dec_by(bytes as i64);
+    }
+    /// A session was ended by a refusal.
+    pub fn refused(&self, code: u16) {
+        self.refusals.get_or_create(&CodeLabel { code: format!("HW-{code:04}") }).inc();
+        if (1200..1300).contains(&code) {
+            self.vault_errors.inc();
+        }
+    }
+    /// A machine was enrolled.
+    pub fn enrolled(&self) {
+        self.enrolments.inc();
+    }
+    /// A commit is durable.
+    pub fn committed(&self, machine: MachineId, kind: Kind, point_ms: Option<u64>, took: Duration, bytes: u64) {
+        self.commits.get_or_create(&CommitLabel { kind }).inc();
+        self.commit_seconds.observe(took.as_secs_f64());
+        self.bytes_stored.inc_by(bytes);
+        if let Some(taken_at_ms) = point_ms {
+            self.last_point(machine, taken_at_ms);
+        }
+    }
+    /// A machine's latest point is known.
+    pub fn last_point(&self, machine: MachineId, taken_at_ms: u64) {
+        locked(&self.last_points_ms).insert(machine, taken_at_ms);
+    }
+
+    /// In Prometheus' text format.
+    #[must_use]
+    pub fn render(&self) -> String {
+        let now = now_ms();
+        for (machine, taken_at_ms) in locked(&self.last_points_ms).iter() {
+            let label = MachineLabel { machine: machine.to_string() };
+            // A machine's clock may be ahead of ours.
+            self.rpo_age.get_or_create(&label).set(now.saturating_sub(*taken_at_ms) as f64 / 1000.0);
+        }
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = text::encode(&mut text, &self.registry);
+        prometheus_text(&text)
+    }
+}
+
+/// OpenMetrics, as the library writes it, to the older text format, which every Prometheus and promtool read: there
+/// a counter's family is named with its `_total`, and help does not end with a full stop added.
+fn prometheus_text(open_metrics: &str) -> String {
+    let counters: Vec<&str> = open_metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter"))
+        .collect();
+    let mut text = String::with_capacity(open_metrics.len() + 64);
+    for line in open_metrics.lines() {
+        if line == "# EOF" || line.starts_with("# UNIT ") {
+            continue;
+        }
+        let mut words = line.splitn(4, ' ');
+        match (words.next(), words.next(), words.next(), words.next()) {
+            (Some("#"), Some(what), Some(name), Some(rest)) if counters.contains(&name) => {
+                text.extend(["# ", what, " ", name, "_total ", rest]);
+            }
+            _ => text.push_str(line),
+        }
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_named_as_prometheus_wants() {
+        let metrics = Metrics::default();
+        metrics.received(100);
+        metrics.refused(1201);
+        metrics.committed(MachineId::new(), Kind::Filesystem, Some(now_ms() - 5000), Duration::from_millis(7), 9);
+        let text = metrics.render();
+        for line in [
+            "# TYPE highwater_collector_received_bytes_total counter",
+            "highwater_collector_received_bytes_total 100",
+            "highwater_collector_refusals_total{code=\"HW-1201\"} 1",
+            "highwater_collector_vault_errors_total 1",
+            "highwater_collector_commits_total{kind=\"Filesystem\"} 1",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+        let age = text.lines().find(|line| line.starts_with("highwater_collector_rpo_age_seconds{")).unwrap();
+        let age: f64 = age.rsplit(' ').next().unwrap().parse().unwrap();
+        assert!((5.0..60.0).contains(&age));
+        assert!(!text.contains("EOF"));
+    }
+}

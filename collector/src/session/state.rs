@@ -1,0 +1,162 @@
+//! The order of a session's messages, as a pure state machine: frame in, action out.
+
+use crate::CollectorError;
+use bytes::Bytes;
+use highwater_delta::{BlockRange, CommitKind, DeltaId, DiskId};
+use highwater_wire::message::{AgentMessage, DiskInfo};
+
+/// What the owner task is to do.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Take over the list of disks.
+    Disks(Vec<DiskInfo>),
+    /// Open a delta.
+    Begin(DeltaId),
+    /// Add a chunk to the open delta.
+    Push(Bytes),
+    /// Close the open delta.
+    Commit(DeltaId, CommitKind),
+    /// Throw the open delta away.
+    Abort,
+    /// Answer with hashes.
+    Hashes(DiskId, BlockRange),
+    /// Answer a ping.
+    Pong(u64),
+    /// End in an orderly way.
+    End,
+}
+
+/// Where a session stands after the hello.
+#[derive(Debug, Default)]
+pub struct State {
+    disks_known: bool,
+    open: Option<Open>,
+    acknowledged: Option<(DeltaId, u64)>,
+}
+
+#[derive(Debug)]
+struct Open {
+    delta: DeltaId,
+    chunks: u64,
+}
+
+impl State {
+    /// Takes a message.
+    pub fn message(&mut self, message: AgentMessage) -> Result<Action, CollectorError> {
+        Ok(match message {
+            AgentMessage::Hello(_) => return Err(CollectorError::Unexpected("a second hello")),
+            AgentMessage::Disks(disks) => {
+                if self.open.is_some() {
+                    return Err(CollectorError::Unexpected("disks within a delta"));
+                }
+                let mut ids: Vec<DiskId> = disks.iter().map(|disk| disk.disk).collect();
+                ids.sort_unstable();
+                if ids.windows(2).any(|pair| pair[0] == pair[1]) {
+                    return Err(CollectorError::Disks("a disk is named twice"));
+                }
+                self.disks_known = true;
+                Action::Disks(disks)
+            }
+            AgentMessage::DeltaBegin(delta) => {
+                if !self.disks_known {
+                    return Err(CollectorError::Unexpected("a delta before the disks"));
+                }
+                if let Some(open) = &self.open {
+                    return Err(CollectorError::StillOpen(open.delta));
+                }
+                self.open = Some(Open { delta, chunks: 0 });
+                Action::Begin(delta)
+            }
+            AgentMessage::DeltaCommit(commit) => {
+                let open = self.close(commit.delta)?;
+                if commit.chunks != open.chunks {
+                    return Err(CollectorError::Count {
+                        delta: open.delta,
+                        sent: commit.chunks,
+                        received: open.chunks,
+                    });
+                }
+                Action::Commit(open.delta, commit.kind)
+            }
+            AgentMessage::DeltaAbort(delta) => {
+                self.close(delta)?;
+                Action::Abort
+            }
+            AgentMessage::Hashes { disk, range } => Action::Hashes(disk, range),
+            AgentMessage::Ping(number) => Action::Pong(number),
+            AgentMessage::Goodbye => Action::End,
+        })
+    }
+
+    /// Takes a chunk.
+    pub fn chunk(&mut self, delta: DeltaId, chunk: Bytes) -> Result<Action, CollectorError> {
+        match &mut self.open {
+            Some(open) if open.delta == delta => {
+                open.chunks += 1;
+                self.acknowledged = Some((delta, open.chunks));
+                Ok(Action::Push(chunk))
+            }
+            _ => Err(CollectorError::NotOpen(delta)),
+        }
+    }
+
+    /// Delta and count for a `Received`.
+    #[must_use]
+    pub const fn received(&self) -> Option<(DeltaId, u64)> {
+        self.acknowledged
+    }
+
+    /// Whether a delta is open.
+    #[must_use]
+    pub const fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
+    fn close(&mut self, delta: DeltaId) -> Result<Open, CollectorError> {
+        self.open.take_if(|open| open.delta == delta).ok_or(CollectorError::NotOpen(delta))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use highwater_wire::message::DeltaCommit;
+
+    fn commit(delta: DeltaId, chunks: u64) -> AgentMessage {
+        AgentMessage::DeltaCommit(DeltaCommit { delta, chunks, kind: CommitKind::Partial })
+    }
+
+    fn ready() -> State {
+        let mut state = State::default();
+        state.message(AgentMessage::Disks(vec![])).unwrap();
+        state
+    }
+
+    #[test]
+    fn a_delta_goes_its_way() {
+        let (mut state, delta) = (ready(), DeltaId::new());
+        assert_eq!(state.message(AgentMessage::DeltaBegin(delta)).unwrap(), Action::Begin(delta));
+        let chunk = Bytes::from_static(b"x");
+        assert_eq!(state.chunk(delta, chunk.clone()).unwrap(), Action::Push(chunk));
+        assert_eq!(state.received(), Some((delta, 1)));
+        assert_eq!(state.message(commit(delta, 1)).unwrap(), Action::Commit(delta, CommitKind::Partial));
+        assert!(!state.is_open());
+        assert_eq!(state.message(commit(delta, 1)).unwrap_err().code(), 1304);
+    }
+
+    #[test]
+    fn what_is_out_of_order_is_refused() {
+        let (one, two) = (DeltaId::new(), DeltaId::new());
+        assert_eq!(State::default().message(AgentMessage::DeltaBegin(one)).unwrap_err().code(), 1311);
+        assert_eq!(ready().chunk(one, Bytes::new()).unwrap_err().code(), 1304);
+        assert_eq!(ready().message(AgentMessage::DeltaAbort(one)).unwrap_err().code(), 1304);
+        let mut state = ready();
+        state.message(AgentMessage::DeltaBegin(one)).unwrap();
+        assert_eq!(state.message(AgentMessage::DeltaBegin(two)).unwrap_err().code(), 1305);
+        assert_eq!(state.chunk(two, Bytes::new()).unwrap_err().code(), 1304);
+        assert_eq!(state.message(AgentMessage::Disks(vec![])).unwrap_err().code(), 1311);
+        assert_eq!(state.message(commit(one, 7)).unwrap_err().code(), 1306);
+        let disk = DiskInfo { disk: DiskId::new(), name: String::new(), size_bytes: 0 };
+        assert_eq!(ready().message(AgentMessage::Disks(vec![disk.clone(), disk])).unwrap_err().code(), 1312);
+    }
+}
