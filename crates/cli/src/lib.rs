@@ -1,1 +1,118 @@
-//! The operator's command.
+//! The operator's command, as a library: [`run`] takes arguments and a console and answers an exit code.
+//!
+//! # Contract
+//!
+//! - It needs a vault and its key, and nothing else: no collector runs, no configuration is required.
+//! - With `--json` exactly one JSON document is written to standard output, for success and for failure; field names
+//!   are kebab-case and never change their meaning. A failure is `{"error": {"code", "cause", "action"}}`.
+//! - Nothing is overwritten without a plan shown before and a confirmation (`--yes`, or typed).
+//! - A reader that closes the pipe early is no failure.
+
+mod args;
+mod context;
+mod error;
+mod list;
+mod output;
+mod recover;
+mod verify;
+
+pub use error::{CliError, Exit};
+pub use output::{bytes_text, rfc3339};
+
+use clap::{CommandFactory, Parser};
+use std::{
+    ffi::OsString,
+    io::{BufRead, Write},
+};
+
+/// Where a command reads and writes.
+pub struct Console<'a> {
+    /// Results.
+    pub out: &'a mut dyn Write,
+    /// Plans, progress and errors.
+    pub err: &'a mut dyn Write,
+    /// Typed confirmations.
+    pub input: &'a mut dyn BufRead,
+    /// Whether `err` is a terminal: progress bars instead of lines.
+    pub terminal: bool,
+    /// Whether somebody can be asked.
+    pub can_ask: bool,
+}
+
+/// Runs one command.
+pub fn run(args: impl IntoIterator<Item = OsString>, console: &mut Console<'_>) -> Exit {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let json = args.iter().take_while(|arg| *arg != "--").any(|arg| arg == "--json");
+    let outcome = match args::Cli::try_parse_from(&args) {
+        Ok(cli) => dispatch(cli, console),
+        Err(error) if !error.use_stderr() => {
+            write!(console.out, "{error}").map(|()| Exit::Success).map_err(CliError::from)
+        }
+        Err(error) if !json => {
+            let _ = write!(console.err, "{error}");
+            return Exit::Usage;
+        }
+        Err(error) => Err(CliError::Usage(first_line(&error.to_string()))),
+    };
+    match outcome {
+        Ok(exit) => console.out.flush().map_or_else(|e| fail(&e.into(), json, console), |()| exit),
+        Err(error) => fail(&error, json, console),
+    }
+}
+
+fn dispatch(cli: args::Cli, console: &mut Console<'_>) -> Result<Exit, CliError> {
+    match &cli.verb {
+        args::Verb::Completions { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(*shell, &mut args::Cli::command(), "highwater", &mut text);
+            console.out.write_all(&text)?;
+            return Ok(Exit::Success);
+        }
+        args::Verb::Man => {
+            let mut text = Vec::new();
+            clap_mangen::Man::new(args::Cli::command()).render(&mut text)?;
+            console.out.write_all(&text)?;
+            return Ok(Exit::Success);
+        }
+        _ => {}
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let work = async {
+            match &cli.verb {
+                args::Verb::Machines => list::machines(&cli.global, console).await,
+                args::Verb::Points { machine } => list::points(&cli.global, machine, console).await,
+                args::Verb::Recover(what) => recover::recover(&cli.global, what, console).await,
+                args::Verb::Verify { machine } => {
+                    verify::verify(&cli.global, machine.as_deref(), console).await
+                }
+                args::Verb::Completions { .. } | args::Verb::Man => Ok(Exit::Success),
+            }
+        };
+        tokio::select! {
+            outcome = work => outcome,
+            _ = tokio::signal::ctrl_c() => Err(CliError::Interrupted),
+        }
+    })
+}
+
+fn fail(error: &CliError, json: bool, console: &mut Console<'_>) -> Exit {
+    if error.is_broken_pipe() {
+        return Exit::Success;
+    }
+    let code = format!("HW-{}", error.code());
+    // Where even this cannot be written, the exit code still tells.
+    let _ = if json {
+        let document = serde_json::json!({
+            "error": { "code": code, "cause": error.to_string(), "action": error.action() }
+        });
+        writeln!(console.out, "{document}").and_then(|()| console.out.flush())
+    } else {
+        writeln!(console.err, "error {code}: {error}\n  → {}", error.action())
+    };
+    error.exit()
+}
+
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
+}

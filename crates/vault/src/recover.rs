@@ -82,17 +82,9 @@ pub async fn recover_disk(
     let target_of = target.clone();
     let opened = Arc::new(blocking(move || OpenTarget::open(&target_of, size_bytes)).await?);
     let written = fill(&map, &opened, size_bytes, options, progress).await;
-    let finished = opened.clone();
-    match written {
-        Ok(written_bytes) => {
-            blocking(move || finished.finish()).await?;
-            Ok(Report { disk, point, size_bytes, written_bytes })
-        }
-        Err(error) => {
-            blocking(move || finished.discard()).await?;
-            Err(error)
-        }
-    }
+    let written_bytes = written?;
+    blocking(move || opened.finish()).await?;
+    Ok(Report { disk, point, size_bytes, written_bytes })
 }
 
 async fn fill(

@@ -151,6 +151,11 @@ impl Vault {
         Ok(())
     }
 
+    /// A machine's host name, without a replay.
+    pub async fn host_name(&self, machine: MachineId) -> Result<String> {
+        Ok(self.machine_keys(machine).await?.1)
+    }
+
     /// What the vault holds of a machine: the replay of its records.
     pub async fn machine(&self, machine: MachineId) -> Result<MachineState> {
         let (keys, host_name) = self.machine_keys(machine).await?;

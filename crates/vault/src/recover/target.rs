@@ -7,6 +7,7 @@ use std::{
     io::{Seek, SeekFrom},
     os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 /// Where to recover to.
@@ -48,6 +49,16 @@ pub(super) struct OpenTarget {
     path: PathBuf,
     /// The name that a finished file gets.
     final_path: Option<PathBuf>,
+    finished: AtomicBool,
+}
+
+impl Drop for OpenTarget {
+    /// An unfinished file goes, also when the recovery is interrupted. A device stays as it is.
+    fn drop(&mut self) {
+        if self.final_path.is_some() && !self.finished.load(Ordering::Relaxed) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
 }
 
 impl OpenTarget {
@@ -69,11 +80,19 @@ impl OpenTarget {
                     .open(&path)
                     .and_then(|file| file.set_len(size_bytes).map(|()| file))
                     .map_err(|e| VaultError::io(&path, e))?;
-                Ok(Self { file, path, final_path: Some(final_path.clone()) })
+                Ok(Self {
+                    file,
+                    path,
+                    final_path: Some(final_path.clone()),
+                    finished: AtomicBool::new(false),
+                })
             }
-            Target::Device(path) => {
-                Ok(Self { file: open_device(path, size_bytes)?, path: path.clone(), final_path: None })
-            }
+            Target::Device(path) => Ok(Self {
+                file: open_device(path, size_bytes)?,
+                path: path.clone(),
+                final_path: None,
+                finished: AtomicBool::new(false),
+            }),
         }
     }
 
@@ -114,15 +133,8 @@ impl OpenTarget {
             }
             Err(_) => fs::rename(&self.path, final_path).map_err(failed)?,
         }
+        self.finished.store(true, Ordering::Relaxed);
         File::open(parent(final_path)).and_then(|dir| dir.sync_all()).map_err(failed)
-    }
-
-    /// Removes an unfinished file. A device stays as it is.
-    pub(super) fn discard(&self) -> Result<()> {
-        match &self.final_path {
-            Some(_) => fs::remove_file(&self.path).map_err(|e| VaultError::io(&self.path, e)),
-            None => Ok(()),
-        }
     }
 }
 

@@ -3,7 +3,7 @@
 use super::support::*;
 use crate::{DiskRecord, Vault, VaultError, VaultKey, local_store, recover, verify};
 use highwater_delta::*;
-use object_store::{ObjectStoreExt, path::Path};
+use object_store::path::Path;
 use std::{os::unix::fs::PermissionsExt, sync::Arc};
 
 #[test]

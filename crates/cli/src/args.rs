@@ -1,0 +1,106 @@
+//! The command line. Help, man page and completions come from here.
+
+use clap::{Args, Parser, Subcommand};
+use highwater_delta::CommitId;
+use std::{num::NonZeroUsize, path::PathBuf};
+
+/// Recovers machines from a Highwater vault.
+///
+/// Works straight from the vault and its key; no collector has to run.
+#[derive(Debug, Parser)]
+#[command(name = "highwater", version, propagate_version = true, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// The vault: a directory or a file:// URL [default: the collector's]
+    #[arg(long, global = true, env = "HIGHWATER_VAULT", value_name = "DIR|URL")]
+    pub(crate) vault: Option<String>,
+    /// The vault's key file [default: the collector's]
+    #[arg(long, global = true, env = "HIGHWATER_KEY", value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
+    /// Where the collector's configuration is
+    #[arg(long, global = true, default_value = "/etc/highwater/collector.toml", value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    /// Write one JSON document, a stable contract, instead of text
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// List the machines of the vault
+    Machines,
+    /// List a machine's recovery points
+    Points {
+        /// Id, unambiguous begin of an id, or host name
+        machine: String,
+    },
+    /// Recover a machine's disks at a point into raw files, or one disk onto a block device
+    Recover(Recover),
+    /// Read everything back and check it
+    Verify {
+        /// One machine only: id, unambiguous begin of an id, or host name
+        machine: Option<String>,
+    },
+    /// Write a completion script
+    Completions {
+        /// For which shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the man page
+    Man,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Recover {
+    /// Id, unambiguous begin of an id, or host name
+    pub(crate) machine: String,
+    /// The recovery point's number, or `latest`
+    #[arg(long, value_name = "N|latest", value_parser = parse_point)]
+    pub(crate) point: PointChoice,
+    /// One disk only: name, id, or unambiguous begin of an id
+    #[arg(long)]
+    pub(crate) disk: Option<String>,
+    /// A directory for raw files (made if absent), or a block device, which is OVERWRITTEN
+    #[arg(long, value_name = "DIR|DEVICE")]
+    pub(crate) to: PathBuf,
+    /// Parts under way at once [default: the number of processors]
+    #[arg(long)]
+    pub(crate) threads: Option<NonZeroUsize>,
+    /// On a device, write all blocks instead of those that differ
+    #[arg(long)]
+    pub(crate) all_blocks: bool,
+    /// Don't ask before a device is overwritten
+    #[arg(long, short)]
+    pub(crate) yes: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PointChoice {
+    Latest,
+    Number(CommitId),
+}
+
+fn parse_point(text: &str) -> Result<PointChoice, String> {
+    match text {
+        "latest" => Ok(PointChoice::Latest),
+        number => number
+            .parse()
+            .map(PointChoice::Number)
+            .map_err(|_| "a recovery point's number or `latest` is expected".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_command_line_is_consistent() {
+        <super::Cli as clap::CommandFactory>::command().debug_assert();
+    }
+}

@@ -1,0 +1,150 @@
+//! `machines` and `points`.
+
+use crate::{
+    CliError, Console, Exit,
+    args::Global,
+    context,
+    output::{age, bytes_text, json, plain, rfc3339, table},
+};
+use highwater_delta::{Consistency, PointInfo};
+use highwater_vault::{MachineState, PointRecord};
+use serde_json::{Value, json as document};
+
+pub(crate) async fn machines(global: &Global, console: &mut Console<'_>) -> Result<Exit, CliError> {
+    let vault = context::open(global).await?;
+    let (mut documents, mut rows, mut unreadable) = (Vec::new(), Vec::new(), 0);
+    for id in vault.machines().await? {
+        // One damaged machine must not hide the others.
+        match vault.machine(id).await {
+            Ok(state) => {
+                rows.push(machine_row(&state));
+                documents.push(machine_document(&state));
+            }
+            Err(error) => {
+                unreadable += 1;
+                let code = format!("HW-{}", error.code());
+                rows.push(vec![id.to_string(), format!("unreadable, {code}: {error}")]);
+                let error = document!({ "code": code, "cause": error.to_string(), "action": error.action() });
+                documents.push(document!({ "machine": id, "error": error }));
+            }
+        }
+    }
+    if global.json {
+        json(console, &document!({ "vault": vault.id(), "machines": documents }))?;
+        return Ok(if unreadable == 0 { Exit::Success } else { Exit::Failure });
+    }
+    if rows.is_empty() {
+        writeln!(console.out, "The vault holds no machines yet.")?;
+    } else {
+        table(console, &["MACHINE", "HOST", "DISKS", "SIZE", "POINTS", "LATEST", "AGE", "STORED"], &rows)?;
+    }
+    if unreadable > 0 { Err(CliError::Unreadable(unreadable)) } else { Ok(Exit::Success) }
+}
+
+fn machine_row(state: &MachineState) -> Vec<String> {
+    let size = state.disks.iter().map(|disk| disk.size_bytes).sum();
+    let stored = state.segments.iter().map(|segment| segment.bytes).sum();
+    let latest = state.points.last();
+    vec![
+        state.machine.to_string(),
+        plain(&state.host_name),
+        state.disks.len().to_string(),
+        bytes_text(size),
+        state.points.len().to_string(),
+        latest.map_or("-".to_owned(), |point| point.id.to_string()),
+        latest.map_or("-".to_owned(), |point| age(point.info.taken_at_ms)),
+        bytes_text(stored),
+    ]
+}
+
+fn machine_document(state: &MachineState) -> Value {
+    document!({
+        "machine": state.machine,
+        "host-name": state.host_name,
+        "disks": disks(state),
+        "points": state.points.len(),
+        "latest-point": state.points.last().map(|point| point_document(state, point)),
+        "bytes-stored": state.segments.iter().map(|segment| segment.bytes).sum::<u64>(),
+    })
+}
+
+fn disks(state: &MachineState) -> Vec<Value> {
+    let disks = state.disks.iter();
+    disks.map(|d| document!({ "disk": d.disk, "name": d.name, "size-bytes": d.size_bytes })).collect()
+}
+
+pub(crate) async fn points(
+    global: &Global,
+    machine: &str,
+    console: &mut Console<'_>,
+) -> Result<Exit, CliError> {
+    let vault = context::open(global).await?;
+    let id = context::machine(&vault, machine).await?;
+    let state = vault.machine(id).await?;
+    if global.json {
+        let points: Vec<Value> = state.points.iter().map(|point| point_document(&state, point)).collect();
+        let whole = document!({
+            "machine": state.machine, "host-name": state.host_name, "disks": disks(&state), "points": points
+        });
+        json(console, &whole)?;
+        return Ok(Exit::Success);
+    }
+    if state.points.is_empty() {
+        writeln!(console.out, "{} has no recovery point yet.", plain(&state.host_name))?;
+        return Ok(Exit::Success);
+    }
+    let row = |point: &PointRecord| {
+        vec![
+            point.id.to_string(),
+            rfc3339(point.info.taken_at_ms),
+            age(point.info.taken_at_ms),
+            consistency(&point.info).to_owned(),
+            format!("{:.1} ms", point.info.freeze_us as f64 / 1000.0),
+            bytes_text(point.bytes_stored),
+            names(&state, &point.info).join(" "),
+        ]
+    };
+    let rows: Vec<Vec<String>> = state.points.iter().map(row).collect();
+    table(console, &["POINT", "TAKEN", "AGE", "CONSISTENCY", "FREEZE", "STORED", "DISKS"], &rows)?;
+    Ok(Exit::Success)
+}
+
+pub(crate) fn point_document(state: &MachineState, point: &PointRecord) -> Value {
+    let disks: Vec<Value> = point
+        .info
+        .disks
+        .iter()
+        .map(|covered| {
+            let name = state.disk(covered.disk).map(|record| record.name.as_str()).unwrap_or_default();
+            document!({ "disk": covered.disk, "name": name, "size-bytes": covered.size_bytes })
+        })
+        .collect();
+    document!({
+        "point": point.id,
+        "taken-at": rfc3339(point.info.taken_at_ms),
+        "taken-at-ms": point.info.taken_at_ms,
+        "stored-at-ms": point.stored_at_ms,
+        "consistency": consistency(&point.info),
+        "freeze-us": point.info.freeze_us,
+        "bytes-stored": point.bytes_stored,
+        "disks": disks,
+    })
+}
+
+pub(crate) fn consistency(info: &PointInfo) -> &'static str {
+    match info.consistency {
+        Consistency::Crash => "crash",
+        Consistency::Filesystem => "filesystem",
+        Consistency::Application => "application",
+    }
+}
+
+fn names(state: &MachineState, info: &PointInfo) -> Vec<String> {
+    info.disks
+        .iter()
+        .map(|covered| match state.disk(covered.disk) {
+            Ok(record) if !record.name.is_empty() => plain(&record.name),
+            _ => covered.disk.to_string(),
+        })
+        .collect()
+}

@@ -1,0 +1,283 @@
+//! `recover`: a plan, a confirmation where something is overwritten, then the work and its report.
+
+use crate::{
+    CliError, Console, Exit,
+    args::{Global, PointChoice, Recover},
+    context,
+    list::{consistency, point_document},
+    output::{bytes_text, json, plain, rfc3339},
+};
+use highwater_delta::PointDisk;
+use highwater_vault::{
+    MachineState, PointRecord, VaultError,
+    recover::{Options, Progress, Report, Target, recover_disk},
+};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::{
+    collections::HashSet,
+    io::Write,
+    os::unix::fs::FileTypeExt,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+struct Step {
+    disk: PointDisk,
+    name: String,
+    target: Target,
+}
+
+pub(crate) async fn recover(
+    global: &Global,
+    what: &Recover,
+    console: &mut Console<'_>,
+) -> Result<Exit, CliError> {
+    let vault = context::open(global).await?;
+    let machine = context::machine(&vault, &what.machine).await?;
+    let state = vault.machine(machine).await?;
+    let point = choose_point(&state, what.point)?;
+    let disks = choose_disks(&state, point, what.disk.as_deref())?;
+    let steps = plan(&state, &disks, &what.to)?;
+    let device = steps.iter().any(|step| matches!(step.target, Target::Device(_)));
+    if !global.json {
+        show(console, &state, point, &steps, what)?;
+    }
+    if device && !what.yes {
+        confirm(console, global.json, &what.to)?;
+    }
+    if !device && !what.to.is_dir() {
+        std::fs::create_dir_all(&what.to)
+            .map_err(|source| VaultError::Io { path: what.to.clone(), source })?;
+    }
+    for step in &steps {
+        step.target.check(step.disk.size_bytes)?;
+    }
+    let options = Options { write_all: what.all_blocks, ..Options::default() };
+    let options = Options { threads: what.threads.unwrap_or(options.threads), ..options };
+    let mut done = Vec::new();
+    for step in &steps {
+        let began = Instant::now();
+        let watcher = Watcher::new(console.terminal, global.json, &step.name, step.disk.size_bytes);
+        let watch: Arc<dyn Progress> = watcher.clone();
+        let report =
+            recover_disk(&vault, &state, step.disk.disk, point.id, &step.target, options, watch).await;
+        watcher.bar.finish_and_clear();
+        let report = report?;
+        let seconds = began.elapsed().as_secs_f64();
+        if !global.json {
+            finished(console, step, &report, seconds)?;
+        }
+        done.push(serde_json::json!({
+            "disk": report.disk,
+            "name": step.name,
+            "target": step.target.path().display().to_string(),
+            "size-bytes": report.size_bytes,
+            "written-bytes": report.written_bytes,
+            "seconds": seconds,
+        }));
+    }
+    let mut document = serde_json::json!({
+        "vault": vault.id(),
+        "machine": machine,
+        "host-name": state.host_name,
+        "point": point_document(&state, point),
+        "disks": done,
+    });
+    if !device {
+        let path = what.to.join(format!("recovery-point-{}.json", point.id));
+        write_report(&path, &document)?;
+        document["report"] = path.display().to_string().into();
+    }
+    if global.json {
+        json(console, &document)?;
+    }
+    Ok(Exit::Success)
+}
+
+fn choose_point(state: &MachineState, choice: PointChoice) -> Result<&PointRecord, CliError> {
+    let none = || CliError::Point(format!("{} has no recovery point yet", plain(&state.host_name)));
+    match choice {
+        PointChoice::Latest => state.points.last().ok_or_else(none),
+        PointChoice::Number(id) => Ok(state.point(id)?),
+    }
+}
+
+fn choose_disks(
+    state: &MachineState,
+    point: &PointRecord,
+    wanted: Option<&str>,
+) -> Result<Vec<PointDisk>, CliError> {
+    let all = &point.info.disks;
+    let Some(wanted) = wanted else {
+        if all.is_empty() {
+            return Err(CliError::Disk(format!("point {} covers no disk", point.id)));
+        }
+        return Ok(all.clone());
+    };
+    let named = |d: &&PointDisk| state.disk(d.disk).is_ok_and(|record| record.name == wanted);
+    let lower = wanted.to_ascii_lowercase();
+    let prefixed = |d: &&PointDisk| !lower.is_empty() && d.disk.to_string().starts_with(&lower);
+    let mut found: Vec<&PointDisk> = all.iter().filter(named).collect();
+    if found.is_empty() {
+        found = all.iter().filter(prefixed).collect();
+    }
+    match found.as_slice() {
+        [one] => Ok(vec![(*one).clone()]),
+        [] => Err(CliError::Disk(format!("point {} covers no disk {wanted:?}", point.id))),
+        _ => Err(CliError::Disk(format!("{wanted:?} may mean several disks of point {}", point.id))),
+    }
+}
+
+fn plan(state: &MachineState, disks: &[PointDisk], to: &Path) -> Result<Vec<Step>, CliError> {
+    let device = to.metadata().is_ok_and(|meta| meta.file_type().is_block_device());
+    if device && disks.len() != 1 {
+        return Err(CliError::Disk("several disks cannot go onto one device; choose one with --disk".into()));
+    }
+    if !device && to.exists() && !to.is_dir() {
+        let cause = "it is neither a directory nor a block device".to_owned();
+        return Err(VaultError::Target { path: to.to_owned(), cause }.into());
+    }
+    let mut taken = HashSet::new();
+    let mut steps = Vec::new();
+    for disk in disks {
+        let name = match state.disk(disk.disk) {
+            Ok(record) if !record.name.is_empty() => record.name.clone(),
+            _ => disk.disk.to_string(),
+        };
+        let target = if device {
+            Target::Device(to.to_owned())
+        } else {
+            // Some 230 bytes stay below every filesystem's limit with what is appended.
+            let mut file: String = name.replace('/', "_");
+            while file.len() > 200 {
+                file.pop();
+            }
+            if !taken.insert(file.clone()) {
+                file = format!("{file}-{}", disk.disk);
+            }
+            Target::File(to.join(format!("{file}.img")))
+        };
+        if to.exists() {
+            target.check(disk.size_bytes)?;
+        }
+        steps.push(Step { disk: disk.clone(), name: plain(&name), target });
+    }
+    Ok(steps)
+}
+
+fn show(
+    console: &mut Console<'_>,
+    state: &MachineState,
+    point: &PointRecord,
+    steps: &[Step],
+    what: &Recover,
+) -> Result<(), CliError> {
+    let err = &mut console.err;
+    writeln!(
+        err,
+        "Recover {} at point {}: {}-consistent, taken {}.",
+        plain(&state.host_name),
+        point.id,
+        consistency(&point.info),
+        rfc3339(point.info.taken_at_ms)
+    )?;
+    for step in steps {
+        let how = match (&step.target, what.all_blocks) {
+            (Target::File(_), _) => "new sparse file",
+            (Target::Device(_), true) => "OVERWRITTEN, all blocks",
+            (Target::Device(_), false) => "OVERWRITTEN where it differs",
+        };
+        let (size, path) = (bytes_text(step.disk.size_bytes), step.target.path().display());
+        writeln!(err, "  {} ({size}) → {path}: {how}", step.name)?;
+    }
+    Ok(())
+}
+
+/// Asks for the device's path, typed in full: a stray Enter or `y` must not cost a disk.
+fn confirm(console: &mut Console<'_>, json: bool, device: &Path) -> Result<(), CliError> {
+    let device = device.display().to_string();
+    if json || !console.can_ask {
+        return Err(CliError::NotConfirmed(format!("{device} would be overwritten")));
+    }
+    write!(console.err, "Type {device} to overwrite it: ")?;
+    console.err.flush()?;
+    let mut typed = String::new();
+    console.input.read_line(&mut typed)?;
+    if typed.trim() == device {
+        Ok(())
+    } else {
+        Err(CliError::NotConfirmed(format!("{device} was not confirmed and is untouched")))
+    }
+}
+
+fn finished(console: &mut Console<'_>, step: &Step, report: &Report, seconds: f64) -> Result<(), CliError> {
+    writeln!(
+        console.out,
+        "{} recovered to {}: {}, {} written, {seconds:.1} s, {}/s",
+        step.name,
+        step.target.path().display(),
+        bytes_text(report.size_bytes),
+        bytes_text(report.written_bytes),
+        bytes_text((report.size_bytes as f64 / seconds.max(0.001)) as u64),
+    )?;
+    Ok(())
+}
+
+fn write_report(path: &PathBuf, document: &serde_json::Value) -> Result<(), CliError> {
+    let failed = |source| VaultError::Io { path: path.clone(), source };
+    let mut file = std::fs::File::create(path).map_err(failed)?;
+    writeln!(file, "{document:#}").and_then(|()| file.sync_all()).map_err(failed)?;
+    Ok(())
+}
+
+/// Shows progress: a bar on a terminal, a line for each tenth elsewhere, nothing with `--json`.
+struct Watcher {
+    bar: ProgressBar,
+    lines: bool,
+    name: String,
+    furthest: AtomicU64,
+    tenths: AtomicU64,
+    began: Instant,
+}
+
+impl Watcher {
+    fn new(terminal: bool, json: bool, name: &str, total: u64) -> Arc<Self> {
+        let bar = ProgressBar::new(total);
+        let template =
+            "{prefix} {wide_bar} {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        bar.set_prefix(name.to_owned());
+        bar.set_draw_target(match terminal && !json {
+            true => ProgressDrawTarget::stderr(),
+            false => ProgressDrawTarget::hidden(),
+        });
+        let (furthest, tenths) = (AtomicU64::new(0), AtomicU64::new(0));
+        let (lines, name) = (!terminal && !json, name.to_owned());
+        Arc::new(Self { bar, lines, name, furthest, tenths, began: Instant::now() })
+    }
+}
+
+impl Progress for Watcher {
+    fn at(&self, done_bytes: u64, total_bytes: u64) {
+        // Reports of several threads may pass each other.
+        let furthest = self.furthest.fetch_max(done_bytes, Ordering::Relaxed).max(done_bytes);
+        self.bar.set_position(furthest);
+        let tenth = u128::from(furthest) * 10 / u128::from(total_bytes.max(1));
+        if self.lines && self.tenths.fetch_max(tenth as u64, Ordering::Relaxed) < tenth as u64 {
+            let rate = furthest as f64 / self.began.elapsed().as_secs_f64().max(0.001);
+            let left = (total_bytes - furthest) as f64 / rate.max(1.0);
+            let (name, of) = (&self.name, bytes_text(total_bytes));
+            eprintln!(
+                "{name}: {} of {of}, {}/s, {left:.0} s left",
+                bytes_text(furthest),
+                bytes_text(rate as u64)
+            );
+        }
+    }
+}

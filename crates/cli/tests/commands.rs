@@ -1,0 +1,342 @@
+//! The command against vaults made here.
+
+use highwater_cli::{Console, Exit, run};
+use highwater_delta::*;
+use highwater_vault::{DiskRecord, Vault, VaultKey, local_store};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+const B: usize = BLOCK_BYTES;
+
+struct Place {
+    dir: tempfile::TempDir,
+    machine: MachineId,
+}
+struct Outcome {
+    exit: Exit,
+    out: String,
+    err: String,
+}
+impl Outcome {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|e| panic!("{e}: {} {}", self.out, self.err))
+    }
+}
+
+fn disk(n: u8) -> DiskId {
+    DiskId::from_bytes([n; 16])
+}
+
+/// A vault with one machine `web-1`: disks `sda` and `vg0/data`, points 1 and 3, and a partial commit 2.
+fn place() -> Place {
+    let dir = tempfile::tempdir().unwrap();
+    let machine = MachineId::from_bytes([0xab; 16]);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let key = VaultKey::generate().unwrap();
+        key.save(&dir.path().join("key")).unwrap();
+        let vault = Vault::create(local_store(&dir.path().join("vault")).unwrap(), &key).await.unwrap();
+        vault.register_machine(machine, "web-1").await.unwrap();
+        vault.register_machine(MachineId::from_bytes([0xac; 16]), "db-1").await.unwrap();
+        let mut writer = vault.writer(machine).await.unwrap();
+        let hash = writer.hash_key();
+        let size_bytes = 100 * B as u64;
+        let record = |n, name: &str| DiskRecord { disk: disk(n), name: name.into(), size_bytes };
+        writer.set_disks(vec![record(1, "sda"), record(2, "vg0/data")]).unwrap();
+        for round in 1..=3_u8 {
+            writer.begin(DeltaId::new()).await.unwrap();
+            for n in [1, 2] {
+                let extent = Extent { start: Block(u64::from(round)), count: 1, fill: Fill::Data };
+                let mut out = Vec::new();
+                encode_chunk(disk(n), &[extent], &[round * 16 + n; B], &hash, 1, &mut out).unwrap();
+                writer.push(out.into()).await.unwrap();
+            }
+            let disks = [1, 2].map(|n| PointDisk { disk: disk(n), size_bytes }).to_vec();
+            let consistency = Consistency::Filesystem;
+            let info = PointInfo { consistency, taken_at_ms: 1_795_195_703_000, freeze_us: 1500, disks };
+            let kind = if round == 2 { CommitKind::Partial } else { CommitKind::Point(info) };
+            writer.commit(kind).await.unwrap();
+        }
+    });
+    Place { dir, machine }
+}
+
+impl Place {
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+    fn run(&self, args: &[&str]) -> Outcome {
+        let vault = self.path("vault").display().to_string();
+        let key = self.path("key").display().to_string();
+        let mut all = vec!["highwater", "--vault", &vault, "--key", &key];
+        all.extend(args);
+        bare(&all, "")
+    }
+}
+
+fn bare(args: &[&str], typed: &str) -> Outcome {
+    let (mut out, mut err, mut input) = (Vec::new(), Vec::new(), typed.as_bytes());
+    let can_ask = !typed.is_empty();
+    let mut console = Console { out: &mut out, err: &mut err, input: &mut input, terminal: false, can_ask };
+    let exit = run(args.iter().map(Into::into), &mut console);
+    Outcome { exit, out: String::from_utf8(out).unwrap(), err: String::from_utf8(err).unwrap() }
+}
+
+fn expected(disk: u8, rounds: u8) -> Vec<u8> {
+    let mut image = vec![0; 100 * B];
+    for round in 1..=rounds {
+        image[usize::from(round) * B..][..B].fill(round * 16 + disk);
+    }
+    image
+}
+
+#[test]
+fn machines_and_points_are_listed() {
+    let place = place();
+    let text = place.run(&["machines"]);
+    assert_eq!(text.exit, Exit::Success, "{}", text.err);
+    assert!(text.out.contains("web-1") && text.out.contains("db-1") && text.out.starts_with("MACHINE"));
+    let json = place.run(&["machines", "--json"]).json();
+    assert_eq!(json["machines"][0]["host-name"], "web-1");
+    assert_eq!(json["machines"][0]["points"], 2);
+    assert_eq!(json["machines"][1]["latest-point"], Value::Null);
+
+    let json = place.run(&["points", "web-1", "--json"]).json();
+    let points = json["points"].as_array().unwrap();
+    assert_eq!(points.iter().map(|p| p["point"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 3]);
+    assert_eq!(points[1]["taken-at"], "2026-11-20T17:28:23Z");
+    assert_eq!(points[1]["consistency"], "filesystem");
+    assert_eq!(points[1]["disks"][1]["name"], "vg0/data");
+    let text = place.run(&["points", "abab"]);
+    assert!(text.out.contains("vg0/data") && text.out.contains("1.5 ms"), "{}", text.out);
+}
+
+#[test]
+fn machines_are_found_by_id_begin_or_host_name_and_never_guessed() {
+    let place = place();
+    let id = place.machine.to_string();
+    for name in [&id, "abab", "ABAB", "web-1"] {
+        assert_eq!(place.run(&["points", name]).exit, Exit::Success, "{name}");
+    }
+    for name in ["a", "web", "", "00000000-0000-0000-0000-000000000000"] {
+        let outcome = place.run(&["points", name, "--json"]);
+        assert_eq!(outcome.exit, Exit::Failure, "{name}");
+        assert_eq!(outcome.json()["error"]["code"], "HW-1505", "{name}");
+    }
+}
+
+#[test]
+fn points_are_recovered_to_files() {
+    let place = place();
+    for (point, rounds) in [("1", 1), ("3", 3), ("latest", 3)] {
+        let to = place.path(&format!("out-{point}/deep"));
+        let args = ["recover", "web-1", "--point", point, "--to", to.to_str().unwrap(), "--threads", "3"];
+        let outcome = place.run(&args);
+        assert_eq!(outcome.exit, Exit::Success, "{}", outcome.err);
+        assert!(std::fs::read(to.join("sda.img")).unwrap() == expected(1, rounds));
+        assert!(std::fs::read(to.join("vg0_data.img")).unwrap() == expected(2, rounds));
+        let number = if point == "1" { 1 } else { 3 };
+        let report = std::fs::read(to.join(format!("recovery-point-{number}.json"))).unwrap();
+        let report: Value = serde_json::from_slice(&report).unwrap();
+        assert_eq!(report["point"]["point"], number);
+        assert!(outcome.err.contains("filesystem-consistent"), "the plan is shown: {}", outcome.err);
+
+        // Again: refused, nothing touched.
+        let again = place.run(&[&args[..], &["--json"]].concat());
+        assert_eq!(again.json()["error"]["code"], "HW-1217");
+        assert_eq!(std::fs::read_dir(&to).unwrap().count(), 3);
+    }
+    let to = place.path("one");
+    let args = ["recover", "web-1", "--point", "3", "--disk", "vg0/data", "--to", to.to_str().unwrap()];
+    let json = place.run(&[&args[..], &["--json"]].concat()).json();
+    assert_eq!(json["disks"].as_array().unwrap().len(), 1);
+    assert_eq!(json["disks"][0]["written-bytes"], 3 * B);
+    assert!(!to.join("sda.img").exists());
+}
+
+#[test]
+fn partial_commits_and_wrong_disks_are_refused() {
+    let place = place();
+    let to = place.path("out");
+    let to = to.to_str().unwrap();
+    let code = |args: &[&str]| place.run(args).json()["error"]["code"].clone();
+    assert_eq!(code(&["recover", "web-1", "--point", "2", "--to", to, "--json"]), "HW-1216");
+    assert_eq!(code(&["recover", "db-1", "--point", "latest", "--to", to, "--json"]), "HW-1507");
+    let args = ["recover", "web-1", "--point", "3", "--disk", "sdz", "--to", to, "--json"];
+    assert_eq!(code(&args), "HW-1506");
+    assert!(!Path::new(to).exists(), "a refused recovery makes nothing");
+    assert_eq!(code(&["recover", "web-1", "--point", "x", "--to", to, "--json"]), "HW-1501");
+    let file = place.path("file");
+    std::fs::write(&file, "precious").unwrap();
+    let args = ["recover", "web-1", "--point", "3", "--to", file.to_str().unwrap(), "--json", "--yes"];
+    assert_eq!(code(&args), "HW-1217");
+    assert_eq!(std::fs::read(&file).unwrap(), b"precious");
+}
+
+#[test]
+fn verify_finds_damage_and_recover_leaves_no_half_file() {
+    let place = place();
+    assert_eq!(place.run(&["verify"]).exit, Exit::Success);
+    let clean = place.run(&["verify", "web-1", "--json"]).json();
+    assert_eq!((&clean["clean"], &clean["report"]["points"]), (&Value::Bool(true), &Value::from(2)));
+
+    let segments = place.path(&format!("vault/machines/{}/segments", place.machine));
+    let mut all: Vec<_> = std::fs::read_dir(segments).unwrap().map(|e| e.unwrap().path()).collect();
+    all.sort();
+    let mut bytes = std::fs::read(&all[0]).unwrap();
+    bytes[100] ^= 4;
+    std::fs::write(&all[0], bytes).unwrap();
+    let outcome = place.run(&["verify", "--json"]);
+    assert_eq!(outcome.exit, Exit::Damaged);
+    assert_eq!(outcome.json()["report"]["problems"][0]["code"], 1206);
+    let text = place.run(&["verify"]);
+    assert!(text.out.contains("DAMAGED HW-1206"), "{}", text.out);
+
+    let to = place.path("out");
+    let args = ["recover", "web-1", "--point", "1", "--disk", "sda", "--to", to.to_str().unwrap()];
+    let outcome = place.run(&args);
+    assert_eq!(outcome.exit, Exit::Failure);
+    assert!(outcome.err.contains("HW-1206"), "{}", outcome.err);
+    assert_eq!(std::fs::read_dir(&to).unwrap().count(), 0);
+}
+
+#[test]
+fn vault_and_key_come_from_the_configuration_too() {
+    let place = place();
+    let config = place.path("collector.toml");
+    let (vault, key) = (place.path("vault"), place.path("key"));
+    let text = format!(
+        "vault = \"file://{}\"\nkey-file = \"{}\"\n[ingest]\nlisten = \"[::]:9443\"\n",
+        vault.display(),
+        key.display()
+    );
+    std::fs::write(&config, text).unwrap();
+    let config = config.to_str().unwrap();
+    assert_eq!(bare(&["highwater", "machines", "--config", config], "").exit, Exit::Success);
+
+    let none = bare(&["highwater", "machines", "--config", "/nonexistent", "--json"], "");
+    assert_eq!((none.exit, &none.json()["error"]["code"]), (Exit::Usage, &"HW-1502".into()));
+    std::fs::write(config, "vault = ").unwrap();
+    assert_eq!(
+        bare(&["highwater", "machines", "--config", config, "--json"], "").json()["error"]["code"],
+        "HW-1504"
+    );
+    let other = place.path("other");
+    VaultKey::generate().unwrap().save(&other).unwrap();
+    let wrong = place.run(&["machines", "--json", "--key", other.to_str().unwrap()]);
+    // The option given twice is a usage error; the wrong key alone is HW-1204.
+    assert_eq!(wrong.json()["error"]["code"], "HW-1501");
+    let args =
+        ["highwater", "machines", "--vault", vault.to_str().unwrap(), "--key", other.to_str().unwrap()];
+    let outcome = bare(&args, "");
+    assert!(outcome.err.contains("error HW-1204"), "{}", outcome.err);
+    let s3 = ["highwater", "machines", "--json", "--vault", "s3://x", "--key", key.to_str().unwrap()];
+    assert_eq!(bare(&s3, "").json()["error"]["code"], "HW-1503");
+}
+
+#[test]
+fn a_closed_pipe_is_success() {
+    struct Closed;
+    impl std::io::Write for Closed {
+        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+            Err(std::io::ErrorKind::BrokenPipe.into())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let place = place();
+    let vault = place.path("vault").display().to_string();
+    let key = place.path("key").display().to_string();
+    for verb in ["machines", "verify", "man", "--help"] {
+        let (mut err, mut input) = (Vec::new(), &b""[..]);
+        let mut console =
+            Console { out: &mut Closed, err: &mut err, input: &mut input, terminal: false, can_ask: false };
+        let args = ["highwater", "--vault", &vault, "--key", &key, verb];
+        assert_eq!(run(args.iter().map(Into::into), &mut console), Exit::Success, "{verb}");
+    }
+}
+
+#[test]
+fn help_man_and_completions_are_there() {
+    for (args, part) in [
+        (&["highwater", "--help"][..], "recover"),
+        (&["highwater", "man"], ".TH"),
+        (&["highwater", "completions", "bash"], "complete -F"),
+        (&["highwater", "completions", "zsh"], "#compdef"),
+    ] {
+        let outcome = bare(args, "");
+        assert_eq!(outcome.exit, Exit::Success);
+        assert!(outcome.out.contains(part), "{args:?}");
+    }
+    let outcome = bare(&["highwater", "frobnicate"], "");
+    assert_eq!((outcome.exit, outcome.out.as_str()), (Exit::Usage, ""));
+}
+
+/// A loop device, detached when dropped.
+struct Loop(String);
+impl Loop {
+    /// `None` where there are none (no root, a container): the test has nothing to work on then.
+    fn over(file: &Path) -> Option<Self> {
+        let made =
+            std::process::Command::new("losetup").args(["--find", "--show"]).arg(file).output().ok()?;
+        made.status.success().then(|| Self(String::from_utf8_lossy(&made.stdout).trim().to_owned()))
+    }
+}
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("losetup").arg("--detach").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_device_gets_what_differs_and_only_when_confirmed() {
+    let place = place();
+    let backing = place.path("backing");
+    let mut before = vec![0x77; 120 * B];
+    before[..100 * B].copy_from_slice(&expected(1, 1));
+    before[50 * B] = 9;
+    std::fs::write(&backing, &before).unwrap();
+    let Some(device) = Loop::over(&backing) else {
+        eprintln!("no loop devices here: not tested");
+        return;
+    };
+    let args = ["recover", "web-1", "--point", "3", "--disk", "sda", "--to", &device.0];
+    let refused = place.run(&args);
+    assert_eq!(refused.exit, Exit::NotConfirmed);
+    assert!(refused.err.contains("OVERWRITTEN where it differs"), "{}", refused.err);
+    let vault = place.path("vault").display().to_string();
+    let key = place.path("key").display().to_string();
+    let whole: Vec<&str> = ["highwater", "--vault", &vault, "--key", &key].into_iter().chain(args).collect();
+    assert_eq!(bare(&whole, "y\n").exit, Exit::NotConfirmed);
+    assert!(std::fs::read(&backing).unwrap() == before, "untouched until confirmed");
+
+    let json = place.run(&[&args[..], &["--yes", "--json"]].concat()).json();
+    // Blocks 2 and 3 are new, block 50 goes back to zeros, block 1 is the same already.
+    assert_eq!(json["disks"][0]["written-bytes"], 3 * B, "{json}");
+    let after = std::fs::read(&backing).unwrap();
+    assert!(after[..100 * B] == expected(1, 3)[..]);
+    assert!(after[100 * B..].iter().all(|b| *b == 0x77), "what lies behind the disk is not touched");
+    let typed = format!("{}\n", device.0);
+    assert_eq!(bare(&whole, &typed).exit, Exit::Success);
+    let all = place.run(&[&args[..], &["--yes", "--json", "--all-blocks"]].concat()).json();
+    assert_eq!(all["disks"][0]["written-bytes"], 100 * B);
+
+    let both = ["recover", "web-1", "--point", "3", "--to", &device.0, "--yes", "--json"];
+    assert_eq!(place.run(&both).json()["error"]["code"], "HW-1506");
+    let held = std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(0o200)
+        .open(&device.0)
+        .expect("O_EXCL on a free device");
+    assert_eq!(place.run(&[&args[..], &["--yes", "--json"]].concat()).json()["error"]["code"], "HW-1217");
+    drop(held);
+    drop(device);
+
+    std::fs::write(&backing, vec![0; 99 * B]).unwrap();
+    let small = Loop::over(&backing).unwrap();
+    let args = ["recover", "web-1", "--point", "3", "--disk", "sda", "--to", &small.0, "--yes", "--json"];
+    assert_eq!(place.run(&args).json()["error"]["code"], "HW-1217");
+}
+
+use std::os::unix::fs::OpenOptionsExt;
