@@ -48,7 +48,7 @@ impl TokenBucket {
     pub fn try_take(&mut self, bytes: u64, now: Duration) -> Result<(), Duration> {
         let Some(rate) = self.rate_per_s else { return Ok(()) };
         self.refill(now);
-        if self.level > 0 || bytes == 0 {
+        if bytes == 0 || (self.level > 0 && rate > 0) {
             self.level -= i128::from(bytes) * NANOS as i128;
             return Ok(());
         }

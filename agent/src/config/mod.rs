@@ -41,6 +41,8 @@ pub struct Config {
     pub collector: Collector,
     /// How to replicate.
     pub replication: Replication,
+    /// How writes are tracked.
+    pub tracking: Tracking,
     /// What to run around a freeze.
     pub freeze_hook: FreezeHook,
 }
@@ -102,6 +104,36 @@ pub struct Replication {
     pub partial_commit: ByteSize,
     /// Scales the back-off: 1, 2, 4, 8, 10, then 30 of these.
     pub retry_unit: Interval,
+    /// What happens to a disk whose tracking is in doubt.
+    pub resync: Resync,
+}
+
+/// What happens to a disk whose tracking is in doubt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Resync {
+    /// It is compared with the vault at once; only differences are sent.
+    #[default]
+    Automatic,
+    /// It stays suspect, without recovery points, until an operator asks for the comparison.
+    Manual,
+}
+
+/// How writes are tracked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Tracking {
+    /// Copies of each program; by default what the kernel needs. For tests of the proof.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub copies: Option<u32>,
+    /// Bound of one disk's bitmaps (three of them); beyond it a bit stands for more than 4 KiB.
+    pub bitmap_memory: ByteSize,
+}
+
+impl Default for Tracking {
+    fn default() -> Self {
+        Self { copies: None, bitmap_memory: ByteSize(96 << 20) }
+    }
 }
 
 /// What to run around a freeze.
@@ -124,6 +156,7 @@ impl Default for Config {
             log: Log::default(),
             collector: Collector::default(),
             replication: Replication::default(),
+            tracking: Tracking::default(),
             freeze_hook: FreezeHook::default(),
         }
     }
@@ -148,6 +181,7 @@ impl Default for Replication {
             bandwidth: Bandwidth(None),
             partial_commit: ByteSize(256 << 20),
             retry_unit: Interval(Duration::from_secs(60)),
+            resync: Resync::Automatic,
         }
     }
 }

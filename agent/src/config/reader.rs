@@ -1,6 +1,6 @@
 //! From TOML with positions to a configuration and its problems.
 
-use super::{Config, LogFormat, Problem};
+use super::{Config, LogFormat, Problem, Resync};
 use std::{fmt::Display, ops::Range, path::PathBuf, str::FromStr, time::Duration};
 use toml::{
     Spanned,
@@ -39,6 +39,7 @@ impl<'a> Reader<'a> {
         self.log(&mut root, &mut config);
         self.collector(&mut root, &mut config);
         self.replication(&mut root, &mut config);
+        self.tracking(&mut root, &mut config);
         let mut hook = self.table(&mut root, "freeze-hook");
         self.command(&mut hook, &mut config);
         self.rest(hook, "freeze-hook.");
@@ -105,10 +106,27 @@ impl<'a> Reader<'a> {
         r.rounds_max = self.integer(&mut table, IN, "rounds-max", r.rounds_max, 1..1001);
         r.readers = self.integer(&mut table, IN, "readers", r.readers, 1..65);
         r.compression_level = self.integer(&mut table, IN, "compression-level", r.compression_level, -7..20);
+        let mut resync = String::from("automatic");
+        let known = |w: &String| {
+            (w != "automatic" && w != "manual").then(|| "write \"automatic\" or \"manual\"".to_owned())
+        };
+        self.parsed(&mut table, IN, "resync", &mut resync, known);
+        r.resync = if resync == "manual" { Resync::Manual } else { Resync::Automatic };
         if r.freeze_budget > r.memory {
             let message = format!("is more than replication.memory ({}), which it is read into", r.memory);
             self.problem(budget_at.unwrap_or(0..0), "replication.freeze-budget", &message);
         }
+        self.rest(table, IN);
+    }
+
+    fn tracking(&mut self, root: &mut Table<'a>, config: &mut Config) {
+        const IN: &str = "tracking.";
+        let mut table = self.table(root, "tracking");
+        let copies = self.integer(&mut table, IN, "copies", 0u32, 1..7);
+        config.tracking.copies = (copies > 0).then_some(copies);
+        self.parsed(&mut table, IN, "bitmap-memory", &mut config.tracking.bitmap_memory, |v| {
+            (v.0 < 64 << 10).then(|| "must be at least 64KiB".to_owned())
+        });
         self.rest(table, IN);
     }
 

@@ -158,14 +158,11 @@ pub fn is_swap(device: &BlockDevice) -> bool {
 /// file without saying so in its options, unless it says `dax=never`.
 #[must_use]
 pub fn dax_in_use(device: &BlockDevice, capable: bool) -> bool {
-    let Ok(mounts) = namespaces::mounts() else { return false };
-    let on_device = |dev: DevNumber| {
-        survey(std::slice::from_ref(device))
-            .is_ok_and(|found| found.filesystems.iter().any(|fs| fs.dev == dev))
+    let (Ok(mounts), Ok(found)) = (namespaces::mounts(), survey(std::slice::from_ref(device))) else {
+        return false;
     };
-    mounts.iter().any(|mount| {
+    mounts.iter().filter(|mount| found.filesystems.iter().any(|fs| fs.dev == mount.dev)).any(|mount| {
         let has = |wanted: &str| mount.super_options.split(',').any(|option| option == wanted);
-        let uses = has("dax") || has("dax=always") || (capable && mount.dev.0 != 0 && !has("dax=never"));
-        uses && on_device(mount.dev)
+        has("dax") || has("dax=always") || (capable && !has("dax=never"))
     })
 }
