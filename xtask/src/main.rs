@@ -13,6 +13,7 @@ mod test;
 mod workspace;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -108,8 +109,19 @@ struct RunArgs {
     args: Vec<String>,
 }
 
-fn main() -> Result<()> {
-    match Door::parse().verb {
+fn main() -> ExitCode {
+    // Without a backtrace, whatever the environment says: what is told is what the user can act on.
+    match execute(Door::parse().verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(verb: Verb) -> Result<()> {
+    match verb {
         Verb::Setup { purpose } => setup::setup(purpose),
         Verb::BuildEbpf => ebpf::build().map(drop),
         Verb::Demo { args } => demo::demo(&args),

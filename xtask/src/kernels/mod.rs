@@ -84,7 +84,9 @@ pub fn run(kernels: &[Kernel], guest: &Guest) -> Result<()> {
         let started = Instant::now();
         let outcome = boot::boot(kernel, guest)?;
         let took = started.elapsed().as_secs_f64();
-        print!("{}", outcome.output);
+        for line in outcome.output.lines() {
+            println!("{line}");
+        }
         println!("kernel {} ({}): {}, {took:.1} s", kernel.version, kernel.release, outcome.verdict());
         if outcome.exit_code != Some(0) {
             println!("  console and output: {}", kernel.dir.display());
