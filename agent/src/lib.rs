@@ -5,10 +5,13 @@
 
 pub mod config;
 pub mod control;
+pub mod daemon;
 pub mod device;
+pub mod engine;
 pub mod error;
 pub mod freeze;
 pub mod guardian;
+pub mod metrics;
 pub mod mounts;
 pub mod source;
 pub mod throttle;

@@ -25,7 +25,7 @@ use std::{
     fs::File,
     io::{self, IoSlice},
     os::{
-        fd::{AsRawFd, OwnedFd, RawFd},
+        fd::{AsRawFd, RawFd},
         unix::net::UnixDatagram,
     },
     path::PathBuf,
@@ -241,7 +241,7 @@ impl Link {
             .stderr(Stdio::null())
             .spawn()
             .map_err(fail)?;
-        let socket = UnixDatagram::from(OwnedFd::from(ours));
+        let socket = UnixDatagram::from(ours);
         Ok(Live { socket, child })
     }
 

@@ -340,6 +340,17 @@ impl Tracker {
         Ok(())
     }
 
+    /// Marks granules as pending, as if they had been written.
+    ///
+    /// # Errors
+    /// [`TrackerError::Unknown`].
+    pub fn mark(&self, disk: DiskId, words: &[u64]) -> Result<(), TrackerError> {
+        for (word, bits) in self.slot(disk)?.pending.words().iter().zip(words) {
+            word.fetch_or(*bits, Ordering::AcqRel);
+        }
+        Ok(())
+    }
+
     /// The pending words of a disk, as they are now.
     ///
     /// # Errors

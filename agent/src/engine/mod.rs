@@ -1,0 +1,323 @@
+//! The owner of everything: decides what is sent when, and when a state is a recovery point.
+//!
+//! One thread runs [`Engine::run`]. It alone ends epochs, reads disks (through reader threads), freezes, and answers control
+//! requests; the session with the collector is a task that talks to it through channels (`link`). So a write travels one way:
+//! tracker → ledger → source → batch → link.
+//!
+//! **Rules.** A granule leaves the tracker's pending bits only after the delta that holds it was acknowledged as stored,
+//! and only if it was not marked again since it was read (`ledger`). Whatever fails in between, all pending is sent again.
+//! A point is committed only if all its disks were read in one consistent state (`point`). While a disk's copy is in doubt there
+//! are no points.
+//!
+//! **Crash.** The pinned bits and the vault's last commit are all that matters; both outlive this process.
+
+pub mod batch;
+mod control;
+pub mod disk;
+pub mod ledger;
+pub mod link;
+mod point;
+mod protect;
+pub mod registry;
+mod send;
+mod session;
+mod slice;
+pub mod state;
+mod status;
+
+use crate::{
+    control::{Request, Response},
+    freeze::FreezeOptions,
+    guardian::GuardianHandle,
+    metrics::Metrics,
+    source::BufferPool,
+    throttle::Throttle,
+    tracker::{Fault, Tracker, TrackerError},
+};
+use disk::Disk;
+use highwater_delta::{CommitId, DeltaId, DiskId, HashKey, MachineId, PointInfo, VaultId};
+use link::{LinkDown, LinkEvent, Outgoing};
+use registry::{Acknowledged, Registry};
+use state::DiskState;
+use std::{
+    collections::VecDeque,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+use tokio::sync::{Notify, mpsc, oneshot};
+
+/// What the operator chose.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// Survives reboots.
+    pub state_dir: PathBuf,
+    /// In memory.
+    pub run_dir: PathBuf,
+    /// Between points.
+    pub point_interval: Duration,
+    /// Limits of a freeze.
+    pub freeze: FreezeOptions,
+    /// Most bytes read under a freeze.
+    pub freeze_budget_bytes: u64,
+    /// Live rounds before a point is given up.
+    pub rounds_max: u32,
+    /// zstd's level.
+    pub compression_level: i32,
+    /// Reading threads.
+    pub readers: usize,
+    /// Encoding threads.
+    pub encoders: usize,
+    /// Bytes after which a long copy is committed in part.
+    pub partial_commit_bytes: u64,
+    /// Whether a suspect disk is compared with the vault at once, or waits for the operator.
+    pub resync_automatically: bool,
+    /// Called with `freeze`, `frozen` and `thaw` around each point.
+    pub freeze_hook: Option<Vec<String>>,
+    /// Collector, for status.
+    pub endpoint: Option<String>,
+}
+
+/// Requests with the place for their answer.
+pub type ControlQueue = mpsc::Receiver<(Request, oneshot::Sender<Response>)>;
+
+/// What the engine is given.
+pub struct Parts {
+    /// The tracker, opened.
+    pub tracker: Tracker,
+    /// Whether it took over running programs; if not, why.
+    pub fresh: Option<String>,
+    /// Thaws what this process no longer can.
+    pub guardian: GuardianHandle,
+    /// Bounds the memory of reads.
+    pub pool: Arc<BufferPool>,
+    /// Bounds the memory of reads under a freeze.
+    pub freeze_pool: Arc<BufferPool>,
+    /// Bandwidth.
+    pub throttle: Arc<Throttle>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Events of the session.
+    pub link: mpsc::Receiver<LinkEvent>,
+    /// Ends a back-off early.
+    pub wake: Arc<Notify>,
+    /// Requests of operators.
+    pub control: ControlQueue,
+    /// Who this machine is, once enrolled.
+    pub machine: Option<MachineId>,
+    /// Set when the process is to end.
+    pub stop: Arc<std::sync::atomic::AtomicBool>,
+    /// For waiting on channels from this thread.
+    pub runtime: tokio::runtime::Handle,
+}
+
+/// The session as the engine sees it.
+pub(crate) enum Link {
+    Down(Option<LinkDown>),
+    Up(Session),
+}
+
+/// What belongs to one session.
+pub(crate) struct Session {
+    queue: mpsc::Sender<Outgoing>,
+    key: HashKey,
+    vault: VaultId,
+    since: Instant,
+}
+
+/// A delta that is committed and not yet known to be stored.
+struct Awaited {
+    delta: DeltaId,
+    point: Option<PointInfo>,
+}
+
+/// The last recovery point that was stored.
+#[derive(Clone, Debug)]
+pub(crate) struct LastPoint {
+    pub(crate) commit: CommitId,
+    pub(crate) info: PointInfo,
+    pub(crate) at: SystemTime,
+}
+
+/// See the module.
+pub struct Engine {
+    options: EngineOptions,
+    tracker: Tracker,
+    guardian: GuardianHandle,
+    pool: Arc<BufferPool>,
+    freeze_pool: Arc<BufferPool>,
+    throttle: Arc<Throttle>,
+    metrics: Arc<Metrics>,
+    events: mpsc::Receiver<LinkEvent>,
+    wake: Arc<Notify>,
+    control: ControlQueue,
+    machine: Option<MachineId>,
+    stop: Arc<std::sync::atomic::AtomicBool>,
+    runtime: tokio::runtime::Handle,
+    registry: Registry,
+    disks: Vec<Disk>,
+    link: Link,
+    awaited: VecDeque<Awaited>,
+    acknowledged: Option<Acknowledged>,
+    last_point: Option<LastPoint>,
+    point_due: Instant,
+    point_wanted: Vec<oneshot::Sender<Response>>,
+    point_trouble: Option<String>,
+    looked_at_devices: Instant,
+    hashes: Vec<(DiskId, highwater_delta::BlockRange, Vec<highwater_delta::StoredBlock>)>,
+}
+
+/// How often devices are looked for and looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Deltas that may wait for `Stored` before another is begun.
+const AWAITED_MAX: usize = 2;
+
+impl Engine {
+    /// Takes its parts and what is remembered; nothing runs yet.
+    ///
+    /// # Errors
+    /// The registry cannot be read.
+    pub fn new(options: EngineOptions, parts: Parts) -> anyhow::Result<Self> {
+        use anyhow::Context;
+        let registry = Registry::load(&options.state_dir)
+            .with_context(|| format!("cannot read the protected disks in {}", options.state_dir.display()))?;
+        let acknowledged = Acknowledged::load(&options.run_dir);
+        let mut engine = Self {
+            options,
+            tracker: parts.tracker,
+            guardian: parts.guardian,
+            pool: parts.pool,
+            freeze_pool: parts.freeze_pool,
+            throttle: parts.throttle,
+            metrics: parts.metrics,
+            events: parts.link,
+            wake: parts.wake,
+            control: parts.control,
+            machine: parts.machine,
+            stop: parts.stop,
+            runtime: parts.runtime,
+            registry,
+            disks: vec![],
+            link: Link::Down(None),
+            awaited: VecDeque::new(),
+            acknowledged,
+            last_point: None,
+            point_due: Instant::now(),
+            point_wanted: vec![],
+            point_trouble: None,
+            looked_at_devices: Instant::now(),
+            hashes: vec![],
+        };
+        engine.adopt(parts.fresh.as_deref());
+        Ok(engine)
+    }
+
+    /// Runs until told to stop. Tracking goes on afterwards.
+    pub fn run(mut self) {
+        while !self.stopping() {
+            self.take_events();
+            if self.looked_at_devices.elapsed() >= LOOK_EVERY {
+                self.look_at_devices();
+                self.looked_at_devices = Instant::now();
+            }
+            let worked = matches!(self.link, Link::Up(_)) && self.step();
+            self.publish();
+            if !worked {
+                self.wait(Duration::from_millis(200));
+            }
+        }
+        tracing::info!("stopping; tracking goes on in the kernel");
+    }
+
+    /// Does one piece of work; false if there is none now.
+    fn step(&mut self) -> bool {
+        if self.awaited.len() >= AWAITED_MAX {
+            return false;
+        }
+        let due = Instant::now() >= self.point_due || !self.point_wanted.is_empty();
+        if due && self.points_possible() {
+            self.make_point();
+            return true;
+        }
+        self.copy_slice()
+    }
+
+    /// Ends an epoch; disks whose bits can't be trusted become suspect.
+    fn end_epoch(&mut self) -> Result<(), TrackerError> {
+        let started = Instant::now();
+        let disks = &mut self.disks;
+        let faults = self.tracker.end_epoch(|id, index, bits| {
+            if let Some(disk) = disks.iter_mut().find(|d| d.id() == id) {
+                disk.ledger.marked(index, bits);
+            }
+        })?;
+        for disk in &mut self.disks {
+            disk.ledger.settle();
+        }
+        self.metrics.epoch(started.elapsed());
+        for (id, fault) in faults {
+            self.distrust(id, &fault);
+        }
+        Ok(())
+    }
+
+    /// A disk's bits are incomplete.
+    fn distrust(&mut self, id: DiskId, fault: &Fault) {
+        let reason = fault.to_string();
+        self.metrics.fault(fault);
+        let automatically = self.options.resync_automatically;
+        let Some(disk) = self.disks.iter_mut().find(|d| d.id() == id) else { return };
+        tracing::warn!(disk = %disk.protected.name, id = %id, reason, code = "HW-1460", "disk is suspect: writes may have been missed");
+        disk.state.set(DiskState::Suspect(reason.clone()));
+        if automatically {
+            self.start_resync(id, reason);
+        }
+    }
+
+    /// Takes in what the session and operators have sent, without waiting.
+    fn take_events(&mut self) {
+        while let Ok(event) = self.events.try_recv() {
+            self.on_link(event);
+        }
+        while let Ok((request, answer)) = self.control.try_recv() {
+            self.on_request(request, answer);
+        }
+    }
+
+    /// Waits for something to happen, at most so long.
+    fn wait(&mut self, most: Duration) {
+        let runtime = self.runtime.clone();
+        enum Woken {
+            Link(Option<LinkEvent>),
+            Control(Option<(Request, oneshot::Sender<Response>)>),
+            Time,
+        }
+        let woken = runtime.block_on(async {
+            tokio::select! {
+                event = self.events.recv(), if !self.events.is_closed() => Woken::Link(event),
+                request = self.control.recv(), if !self.control.is_closed() => Woken::Control(request),
+                () = tokio::time::sleep(most) => Woken::Time,
+            }
+        });
+        match woken {
+            Woken::Link(Some(event)) => self.on_link(event),
+            Woken::Control(Some((request, answer))) => self.on_request(request, answer),
+            _ => {}
+        }
+    }
+
+    fn stopping(&self) -> bool {
+        self.stop.load(std::sync::atomic::Ordering::Acquire)
+    }
+
+    fn disk_mut(&mut self, id: DiskId) -> Option<&mut Disk> {
+        self.disks.iter_mut().find(|d| d.id() == id)
+    }
+
+    fn save_registry(&self) {
+        if let Err(error) = self.registry.save(&self.options.state_dir) {
+            tracing::error!(code = "HW-1461", %error, dir = %self.options.state_dir.display(),
+                "cannot write the list of protected disks; after a reboot the old one counts");
+        }
+    }
+}

@@ -1,0 +1,418 @@
+//! Making a recovery point in bitmap mode: live rounds until little is left, then a freeze.
+//!
+//! 1. Write out the filesystems, end the epoch, send what it marked, live; again until the rest fits the freeze budget.
+//! 2. Freeze every filesystem of the machine's disks, end the epoch, read the rest into memory, thaw.
+//! 3. Send the rest, commit.
+//!
+//! A live read may see a block half-way between two writes; the block is then marked in a later epoch and read again, at
+//! the latest under the freeze. So what the delta holds at its end is the content at the freeze.
+//!
+//! A disk without a filesystem cannot be frozen. Its state is a point only if nothing wrote while it was read under the
+//! freeze of the others: nothing was in flight afterwards, and one more epoch is empty. Otherwise there is no point, and
+//! the status says why.
+
+use super::{
+    Engine, Link, Outgoing,
+    send::{OpenDelta, SendError},
+    state::DiskState,
+};
+use crate::{
+    device,
+    error::Coded,
+    freeze::{FreezeError, FrozenSet},
+    mounts::{self, Filesystem, MountsError, Survey},
+    source::{ReadRun, SourceReader},
+    tracker::TrackerError,
+};
+use highwater_delta::{BlockRange, CommitKind, Consistency, DeltaId, DiskId, PointDisk, PointInfo};
+use highwater_wire::message::AgentMessage;
+use std::{
+    process::{Command, Stdio},
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+/// Why there is no point this time. Nothing is lost: the blocks stay pending.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PointError {
+    /// Sending failed.
+    #[error(transparent)]
+    Send(#[from] SendError),
+    /// The tracker failed.
+    #[error(transparent)]
+    Tracker(#[from] TrackerError),
+    /// What lies on the disks could not be found out.
+    #[error(transparent)]
+    Mounts(#[from] MountsError),
+    /// The filesystems could not be frozen.
+    #[error(transparent)]
+    Freeze(#[from] FreezeError),
+    /// Writes come faster than they can be sent.
+    #[error("{left_bytes} bytes were left after {rounds} rounds, more than may be read under a freeze")]
+    NotConverging {
+        /// What remained.
+        left_bytes: u64,
+        /// Rounds made.
+        rounds: u32,
+    },
+    /// The guardian thawed before all was read.
+    #[error("the freeze ended before all was read")]
+    Thawed,
+    /// A disk without filesystem was written to.
+    #[error("disk {0} has no filesystem to freeze and was written to while it was read")]
+    Written(String),
+    /// A disk became suspect.
+    #[error("a disk is suspect")]
+    Suspect,
+    /// The operator's hook failed.
+    #[error("the freeze hook failed: {0}")]
+    Hook(String),
+}
+
+impl PointError {
+    fn code(&self) -> u16 {
+        match self {
+            Self::Send(_) => 1463,
+            Self::Tracker(e) => e.code(),
+            Self::Mounts(e) => e.code(),
+            Self::Freeze(e) => e.code(),
+            Self::NotConverging { .. } => 1464,
+            Self::Thawed => 1465,
+            Self::Written(_) => 1466,
+            Self::Suspect => 1460,
+            Self::Hook(_) => 1467,
+        }
+    }
+}
+
+/// What was read under the freeze.
+struct Frozen {
+    runs: Vec<(DiskId, Vec<ReadRun>)>,
+    taken_at_ms: u64,
+    freeze_us: u64,
+}
+
+impl Engine {
+    /// Whether a point can be made now: something is replicated, and nothing is in doubt.
+    pub(super) fn points_possible(&self) -> bool {
+        self.disks.iter().all(|d| d.state.state().allows_points())
+            && self.disks.iter().any(|d| *d.state.state() == DiskState::Bitmap && d.reader.is_some())
+    }
+
+    /// Tries to make a point; whatever comes of it, the next one is due an interval later.
+    pub(super) fn make_point(&mut self) {
+        let started = Instant::now();
+        self.point_due = started + self.options.point_interval;
+        match self.try_point() {
+            Ok(()) => self.point_trouble = None,
+            Err(PointError::Send(SendError::LinkDown)) => self.wait_for_link_down(),
+            Err(PointError::Send(error)) => {
+                let id = self.disks.first().map_or_else(DiskId::new, super::disk::Disk::id);
+                self.on_send_error(id, &error);
+            }
+            Err(error) => {
+                let code = format!("HW-{}", error.code());
+                tracing::warn!(code, %error, "no recovery point this time; nothing is lost");
+                self.metrics.error(&code);
+                self.point_trouble = Some(format!("{code}: {error}"));
+                for waiting in self.point_wanted.drain(..) {
+                    let _ = waiting.send(super::control::refused(error.code(), &error.to_string()));
+                }
+                // What was taken for the abandoned delta is pending, and read again.
+                self.forget_taken();
+            }
+        }
+    }
+
+    fn try_point(&mut self) -> Result<(), PointError> {
+        let (devices, members): (Vec<_>, Vec<DiskId>) = (self.disks.iter())
+            .filter(|d| *d.state.state() == DiskState::Bitmap)
+            .filter_map(|d| d.device.clone().map(|device| (device, d.id())))
+            .unzip();
+        let survey = mounts::survey(&devices)?;
+        self.leave_out_swap(&members, &survey);
+        let Link::Up(session) = &self.link else { return Err(SendError::LinkDown.into()) };
+        let (queue, key) = (session.queue.clone(), session.key.clone());
+        let delta = DeltaId::new();
+        let metrics = self.metrics.clone();
+        let open = OpenDelta {
+            delta,
+            queue,
+            key: &key,
+            level: self.options.compression_level,
+            encoders: self.options.encoders,
+            chunks: AtomicU64::new(0),
+            metrics: &metrics,
+        };
+        open.queue
+            .blocking_send(Outgoing::Message(AgentMessage::DeltaBegin(delta)))
+            .map_err(|_| SendError::LinkDown)?;
+        let made = self.rounds(&open, &members, &survey);
+        let frozen = match made {
+            Ok(frozen) => frozen,
+            Err(error) => {
+                self.tell(AgentMessage::DeltaAbort(delta));
+                return Err(error);
+            }
+        };
+        for (disk, runs) in frozen.runs {
+            open.send_runs(disk, runs)?;
+        }
+        let complete = survey.disks.iter().all(|d| d.has_filesystem) || self.options.freeze_hook.is_some();
+        let info = PointInfo {
+            consistency: if complete { Consistency::Filesystem } else { Consistency::Crash },
+            taken_at_ms: frozen.taken_at_ms,
+            freeze_us: frozen.freeze_us,
+            disks: (self.disks.iter())
+                .filter(|d| members.contains(&d.id()))
+                .map(|d| PointDisk { disk: d.id(), size_bytes: d.size_bytes() })
+                .collect(),
+        };
+        let chunks = open.chunks.load(Ordering::Acquire);
+        self.commit(delta, chunks, CommitKind::Point(info))?;
+        Ok(())
+    }
+
+    /// Live rounds, then the freeze; again if too much came in between.
+    fn rounds(
+        &mut self,
+        open: &OpenDelta<'_>,
+        members: &[DiskId],
+        survey: &Survey,
+    ) -> Result<Frozen, PointError> {
+        let budget = self.options.freeze_budget_bytes;
+        let mut rounds = 0;
+        let mut quiet_tries = 0;
+        loop {
+            write_out(&survey.filesystems, self.options.freeze.sync_limit);
+            self.epoch_of(members)?;
+            let left = self.left(members);
+            // One live round costs little and shortens the freeze; more only as long as there is too much.
+            if left > budget || (rounds == 0 && left > budget / 8) {
+                if rounds >= self.options.rounds_max {
+                    return Err(PointError::NotConverging { left_bytes: left, rounds });
+                }
+                rounds += 1;
+                for id in members {
+                    self.send_live(open, *id)?;
+                }
+                self.take_events();
+                continue;
+            }
+            self.metrics.rounds(rounds);
+            match self.frozen(open, members, survey, budget) {
+                Err(PointError::NotConverging { .. }) if rounds < self.options.rounds_max => rounds += 1,
+                Err(PointError::Written(disk)) => {
+                    quiet_tries += 1;
+                    if quiet_tries > self.options.rounds_max {
+                        return Err(PointError::Written(disk));
+                    }
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn left(&self, members: &[DiskId]) -> u64 {
+        self.disks.iter().filter(|d| members.contains(&d.id())).map(super::disk::Disk::to_send_bytes).sum()
+    }
+
+    fn epoch_of(&mut self, members: &[DiskId]) -> Result<(), PointError> {
+        self.end_epoch()?;
+        let trusted =
+            |id: &DiskId| self.disks.iter().any(|d| d.id() == *id && *d.state.state() == DiskState::Bitmap);
+        if members.iter().all(trusted) { Ok(()) } else { Err(PointError::Suspect) }
+    }
+
+    fn send_live(&mut self, open: &OpenDelta<'_>, id: DiskId) -> Result<(), PointError> {
+        let Some(disk) = self.disk_mut(id) else { return Ok(()) };
+        let taken = disk.ledger.take(open.delta, 0, u64::MAX);
+        let ranges = disk.blocks(&taken);
+        let Some(reader) = &disk.reader else { return Err(PointError::Suspect) };
+        let job = reader.read_ranges(ranges);
+        open.send(id, job, None)?;
+        Ok(())
+    }
+
+    /// The freeze itself.
+    fn frozen(
+        &mut self,
+        open: &OpenDelta<'_>,
+        members: &[DiskId],
+        survey: &Survey,
+        budget: u64,
+    ) -> Result<Frozen, PointError> {
+        self.hook("freeze")?;
+        let set = match FrozenSet::freeze(&survey.filesystems, &self.guardian, &self.options.freeze) {
+            Ok(set) => set,
+            Err(error) => {
+                let _ = self.hook("thaw");
+                return Err(error.into());
+            }
+        };
+        let taken_at_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+        // Whatever happens from here on, the set is thawed: by us, by its drop, or by the guardian.
+        let result = self.read_frozen(open, members, budget).and_then(|runs| {
+            let unfrozen = !set.unfrozen().is_empty();
+            let hooked = self.options.freeze_hook.is_some();
+            let quiet: Vec<DiskId> = (members.iter().zip(&survey.disks))
+                .filter(|(_, s)| unfrozen || !s.has_filesystem)
+                .map(|(id, _)| *id)
+                .collect();
+            if !quiet.is_empty() && !hooked {
+                self.check_quiet(&quiet)?;
+            }
+            self.hook("frozen")?;
+            Ok(runs)
+        });
+        let thawed = set.thaw();
+        let hooked = self.hook("thaw");
+        let runs = result?;
+        let thawed = thawed?;
+        self.metrics.frozen(Duration::from_micros(thawed.total_us));
+        if !thawed.intact {
+            return Err(PointError::Thawed);
+        }
+        hooked?;
+        Ok(Frozen { runs, taken_at_ms, freeze_us: thawed.total_us })
+    }
+
+    fn read_frozen(
+        &mut self,
+        open: &OpenDelta<'_>,
+        members: &[DiskId],
+        budget: u64,
+    ) -> Result<Vec<(DiskId, Vec<ReadRun>)>, PointError> {
+        self.epoch_of(members)?;
+        let left = self.left(members);
+        if left > budget {
+            return Err(PointError::NotConverging { left_bytes: left, rounds: 0 });
+        }
+        let pool = self.freeze_pool.clone();
+        let readers = self.options.readers;
+        let mut all = vec![];
+        for id in members {
+            let Some(disk) = self.disk_mut(*id) else { continue };
+            let taken = disk.ledger.take(open.delta, 0, u64::MAX);
+            let ranges = disk.blocks(&taken);
+            let Some(device) = &disk.device else { return Err(PointError::Suspect) };
+            let source = |e| PointError::Send(SendError::Source(*id, e));
+            let reader = SourceReader::open_with_pool(device, readers, pool.clone()).map_err(source)?;
+            let mut job = reader.read_ranges(ranges);
+            let mut runs = vec![];
+            while let Some(run) = job.next_blocking() {
+                runs.push(run.map_err(source)?);
+            }
+            all.push((*id, runs));
+        }
+        Ok(all)
+    }
+
+    /// Whether nothing wrote to these disks since the last epoch ended: whatever was in flight has been marked by then, or
+    /// is still in flight.
+    fn check_quiet(&mut self, disks: &[DiskId]) -> Result<(), PointError> {
+        let written = |engine: &Self, id: DiskId| {
+            let name = engine.disks.iter().find(|d| d.id() == id).map(|d| d.protected.name.clone());
+            Err(PointError::Written(name.unwrap_or_else(|| id.to_string())))
+        };
+        for id in disks {
+            let device = self.disks.iter().find(|d| d.id() == *id).and_then(|d| d.device.as_ref());
+            let busy =
+                device.is_none_or(|d| device::inflight(d.whole).map_or(true, |(_, writes)| writes > 0));
+            if busy {
+                return written(self, *id);
+            }
+        }
+        self.epoch_of(disks)?;
+        for id in disks {
+            let dirty =
+                self.disks.iter().find(|d| d.id() == *id).is_some_and(|d| !d.ledger.to_send().is_empty());
+            if dirty {
+                return written(self, *id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Swap areas are not copied; areas that are swap no longer are.
+    pub(super) fn leave_out_swap(&mut self, members: &[DiskId], survey: &Survey) {
+        for (id, found) in members.iter().zip(&survey.disks) {
+            let tracker = &self.tracker;
+            let Some(disk) = self.disks.iter_mut().find(|d| d.id() == *id) else { continue };
+            disk.has_filesystem = found.has_filesystem;
+            let skip = skipped(&found.swap, disk.shift);
+            let freed = disk.ledger.set_skip(skip);
+            if !freed.is_empty() {
+                let mut set = highwater_delta::BlockSet::new(disk.granules());
+                freed.iter().for_each(|r| set.insert_range(*r));
+                let _ = tracker.mark(*id, set.words());
+            }
+        }
+    }
+
+    /// What was taken for a delta that is not sent any further is pending still.
+    fn forget_taken(&mut self) {
+        let keep: Vec<DeltaId> = self.awaited.iter().map(|a| a.delta).collect();
+        for disk in &mut self.disks {
+            if let Ok(pending) = self.tracker.pending(disk.protected.disk) {
+                disk.ledger.reset_except(&pending, &keep);
+            }
+        }
+    }
+
+    fn hook(&self, moment: &str) -> Result<(), PointError> {
+        let Some((program, arguments)) = self.options.freeze_hook.as_ref().and_then(|c| c.split_first())
+        else {
+            return Ok(());
+        };
+        let fail = |what: String| PointError::Hook(format!("{program} {moment}: {what}"));
+        let mut child = Command::new(program)
+            .args(arguments)
+            .arg(moment)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|e| fail(e.to_string()))?;
+        let until = Instant::now() + self.options.freeze.deadline;
+        loop {
+            match child.try_wait() {
+                Ok(Some(status)) if status.success() => return Ok(()),
+                Ok(Some(status)) => return Err(fail(status.to_string())),
+                Ok(None) if Instant::now() < until => std::thread::park_timeout(Duration::from_millis(2)),
+                Ok(None) => {
+                    let _ = child.kill();
+                    let _ = child.wait();
+                    return Err(fail("it took longer than the freeze deadline".into()));
+                }
+                Err(error) => return Err(fail(error.to_string())),
+            }
+        }
+    }
+}
+
+/// Granules that lie wholly within swap.
+fn skipped(swap: &[mounts::SectorRange], shift: u32) -> Vec<BlockRange> {
+    (swap.iter().filter_map(mounts::SectorRange::blocks_inside))
+        .filter_map(|r| {
+            let (first, end) = (r.start.0.div_ceil(1 << shift), r.end() >> shift);
+            (first < end).then(|| BlockRange::new(first, end - first))
+        })
+        .collect()
+}
+
+/// Writes out what is dirty before the epoch ends, so that the freeze has little to do. Best effort, on a thread of its own:
+/// a filesystem that hangs must not hang the agent.
+fn write_out(filesystems: &[Filesystem], limit: Duration) {
+    use std::os::fd::AsRawFd;
+    let files: Vec<_> = filesystems.iter().filter(|f| !f.read_only).filter_map(|f| f.open().ok()).collect();
+    let (done, wait) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for file in files {
+            // SAFETY: an open descriptor.
+            unsafe { libc::syncfs(file.as_raw_fd()) };
+        }
+        let _ = done.send(());
+    });
+    let _ = wait.recv_timeout(limit);
+}

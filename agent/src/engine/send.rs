@@ -1,0 +1,145 @@
+//! Reads ranges of a disk and sends them as chunks of the open delta, with several encoders at work.
+
+use super::{batch::Batcher, link::Outgoing};
+use crate::{
+    metrics::Metrics,
+    source::{ReadJob, ReadRun, SourceError},
+};
+use highwater_delta::{BLOCK_BYTES, BlockHash, ChunkError, DeltaId, DiskId, HashKey, StoredBlock};
+use std::{
+    collections::HashMap,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+use tokio::sync::mpsc;
+
+/// Why sending stopped. Nothing is lost: what was taken is pending until it is stored.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// The session ended.
+    #[error("the connection to the collector was lost")]
+    LinkDown,
+    /// A disk cannot be read.
+    #[error("disk {0}: {1}")]
+    Source(DiskId, SourceError),
+    /// A chunk could not be made.
+    #[error("a chunk could not be made: {0}")]
+    Chunk(#[from] ChunkError),
+}
+
+/// An open delta and the way to send it.
+pub struct OpenDelta<'a> {
+    /// Its id.
+    pub delta: DeltaId,
+    /// To the session.
+    pub queue: mpsc::Sender<Outgoing>,
+    /// Of this machine.
+    pub key: &'a HashKey,
+    /// zstd's.
+    pub level: i32,
+    /// Encoders at work together.
+    pub encoders: usize,
+    /// Chunks sent so far.
+    pub chunks: AtomicU64,
+    /// Counters.
+    pub metrics: &'a Metrics,
+}
+
+/// What the vault holds of a range, where only differences are to be sent: by block number.
+pub type Known = HashMap<u64, StoredBlock>;
+
+impl OpenDelta<'_> {
+    /// Sends everything that the job reads. With `known`, blocks that the vault holds already are left out; answers how many
+    /// blocks were different (without `known`: all).
+    ///
+    /// # Errors
+    /// See [`SendError`]; bad blocks are told after everything else was sent.
+    pub fn send(&self, disk: DiskId, job: ReadJob, known: Option<&Known>) -> Result<u64, SendError> {
+        let job = Mutex::new(job);
+        self.send_from(disk, known, || job.lock().unwrap_or_else(PoisonError::into_inner).next_blocking())
+    }
+
+    /// Sends what was read into memory.
+    ///
+    /// # Errors
+    /// See [`SendError`].
+    pub fn send_runs(&self, disk: DiskId, runs: Vec<ReadRun>) -> Result<u64, SendError> {
+        let runs = Mutex::new(runs);
+        self.send_from(disk, None, || runs.lock().unwrap_or_else(PoisonError::into_inner).pop().map(Ok))
+    }
+
+    fn send_from(
+        &self,
+        disk: DiskId,
+        known: Option<&Known>,
+        next: impl Fn() -> Option<Result<ReadRun, SourceError>> + Sync,
+    ) -> Result<u64, SendError> {
+        let different = AtomicU64::new(0);
+        let work = || self.encode(disk, known, &next, &different);
+        let results: Vec<Result<(), SendError>> = std::thread::scope(|scope| {
+            let others: Vec<_> = (1..self.encoders.max(1)).map(|_| scope.spawn(work)).collect();
+            let mut results = vec![work()];
+            // A panic of an encoder is a bug; it must not pass for success.
+            results.extend(others.into_iter().map(|t| t.join().unwrap_or(Err(SendError::LinkDown))));
+            results
+        });
+        results.into_iter().collect::<Result<(), _>>()?;
+        Ok(different.into_inner())
+    }
+
+    fn encode(
+        &self,
+        disk: DiskId,
+        known: Option<&Known>,
+        next: &(impl Fn() -> Option<Result<ReadRun, SourceError>> + Sync),
+        different: &AtomicU64,
+    ) -> Result<(), SendError> {
+        let mut batcher = Batcher::new(disk, self.key, self.level)?;
+        let mut emit = |chunk: Vec<u8>| -> Result<(), SendError> {
+            self.metrics.sent(chunk.len());
+            self.chunks.fetch_add(1, Ordering::Relaxed);
+            self.queue.blocking_send(Outgoing::Chunk(self.delta, chunk)).map_err(|_| SendError::LinkDown)
+        };
+        let mut bad = None;
+        while let Some(run) = next() {
+            let run = match run {
+                Ok(run) => run,
+                Err(error) => {
+                    bad = Some(SendError::Source(disk, error));
+                    continue;
+                }
+            };
+            self.metrics.read(run.buffer.len());
+            match known {
+                None => {
+                    different.fetch_add(run.range.count, Ordering::Relaxed);
+                    batcher.push(run.range, &run.buffer, &mut emit)?;
+                }
+                Some(known) => {
+                    for (number, block) in (run.range.start.0..).zip(run.buffer.chunks_exact(BLOCK_BYTES)) {
+                        if self.differs(block, known.get(&number)) {
+                            different.fetch_add(1, Ordering::Relaxed);
+                            batcher.push(highwater_delta::BlockRange::new(number, 1), block, &mut emit)?;
+                        }
+                    }
+                }
+            }
+        }
+        batcher.flush(&mut emit)?;
+        bad.map_or(Ok(()), Err)
+    }
+
+    fn differs(&self, block: &[u8], stored: Option<&StoredBlock>) -> bool {
+        match stored {
+            None | Some(StoredBlock::Absent) => true,
+            Some(StoredBlock::Zero) => block.iter().any(|b| *b != 0),
+            Some(StoredBlock::Data(hash)) => self.hash(block) != Some(*hash),
+        }
+    }
+
+    fn hash(&self, block: &[u8]) -> Option<BlockHash> {
+        block.try_into().ok().map(|block| self.key.hash(block))
+    }
+}

@@ -1,0 +1,169 @@
+//! Status and metrics, from the engine's own figures.
+
+use super::{Engine, Link, disk::Disk, state::DiskState};
+use crate::{
+    config::Bandwidth,
+    control::status::{
+        CollectorStatus, ConnectionState, DiskStatus, PointStatus, Progress, StatusReport, TrackerStatus,
+    },
+    device,
+};
+use highwater_abi::class;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+impl Engine {
+    pub(super) fn status(&self) -> StatusReport {
+        let now = SystemTime::now();
+        let in_ms = |at: Instant| match at.checked_duration_since(Instant::now()) {
+            Some(ahead) => ms(now + ahead),
+            None => ms(now),
+        };
+        StatusReport {
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            started_at_ms: ms(self.metrics.started_at),
+            machine: self.machine,
+            collector: self.collector_status(now),
+            last_point: self.last_point.as_ref().map(|p| PointStatus {
+                id: p.commit,
+                taken_at_ms: p.info.taken_at_ms,
+                age_ms: now.duration_since(p.at).map_or(0, |d| d.as_millis() as u64),
+                consistency: p.info.consistency,
+                freeze_us: p.info.freeze_us,
+            }),
+            next_point_at_ms: self.points_possible().then(|| in_ms(self.point_due)),
+            bandwidth: Bandwidth(self.throttle.rate_per_s()),
+            guardian_pid: self.guardian.pid(),
+            disks: self.disks.iter().map(|d| self.disk_status(d, now)).collect(),
+            notes: self.notes(),
+        }
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let mut notes = vec![];
+        if self.machine.is_none() {
+            notes.push("This machine is not enrolled: run `highwater-agent enroll URL TOKEN`.".into());
+        }
+        if let Some(doubt) = self.disks.iter().find(|d| !d.state.state().allows_points()) {
+            let state = doubt.state.state();
+            notes.push(format!(
+                "No recovery points are made: disk {} is {}.",
+                doubt.protected.name,
+                state.kind()
+            ));
+        }
+        notes.extend(
+            self.point_trouble.iter().map(|t| format!("The last attempt at a recovery point failed: {t}")),
+        );
+        for disk in &self.disks {
+            if *disk.state.state() == DiskState::Bitmap
+                && !disk.has_filesystem
+                && self.options.freeze_hook.is_none()
+            {
+                notes.push(format!(
+                    "Disk {} has no mounted filesystem: it gets points only when nothing writes to it as a round ends.",
+                    disk.protected.name
+                ));
+            }
+        }
+        notes
+    }
+
+    fn collector_status(&self, now: SystemTime) -> CollectorStatus {
+        let mut status =
+            CollectorStatus { endpoint: self.options.endpoint.clone(), ..CollectorStatus::default() };
+        match &self.link {
+            Link::Up(session) => {
+                status.state = ConnectionState::Connected;
+                status.since_ms = ms(now - session.since.elapsed());
+            }
+            Link::Down(None) => {
+                status.state = if self.machine.is_some() {
+                    ConnectionState::Connecting
+                } else {
+                    ConnectionState::NotEnrolled
+                };
+            }
+            Link::Down(Some(down)) => {
+                status.state = if down.retry_in.is_some() {
+                    ConnectionState::BackingOff
+                } else {
+                    ConnectionState::Critical
+                };
+                status.failures = down.failures as u32;
+                status.retry_at_ms = down.retry_in.map(|d| ms(now + d));
+                status.last_error = Some(format!("HW-{}: {}. {}", down.code, down.cause, down.action));
+            }
+        }
+        status
+    }
+
+    fn disk_status(&self, disk: &Disk, now: SystemTime) -> DiskStatus {
+        let id = disk.id();
+        let figures = self.tracker.figures(id).unwrap_or_default();
+        let kernel = disk.device.as_ref().and_then(|d| device::stat(d.whole).ok()).unwrap_or_default();
+        let pending = disk.bytes(disk.ledger.to_send().count() + disk.ledger.under_way());
+        DiskStatus {
+            id,
+            name: disk.protected.name.clone(),
+            path: disk.device.as_ref().map(|d| d.path.display().to_string()),
+            identity: disk.protected.identity.to_string(),
+            size_bytes: disk.size_bytes(),
+            state: disk.state.state().kind(),
+            reason: disk.state.state().reason().map(str::to_owned),
+            since_ms: ms(now - disk.state.lasted()),
+            dirty_bytes: disk.bytes(self.tracker.dirty_now(id).unwrap_or(0)),
+            pending_bytes: pending,
+            progress: progress(disk),
+            churn_bytes_per_s: self.metrics.churn(id),
+            tracker: TrackerStatus {
+                writes: figures.counters.events[class::WRITE],
+                sectors_written: figures.counters.sectors[class::WRITE],
+                sectors_discarded: figures.counters.sectors[class::DISCARD],
+                kernel_writes: kernel.writes,
+                kernel_sectors_written: kernel.sectors_written,
+                kernel_sectors_discarded: kernel.sectors_discarded,
+                misses: figures.misses,
+                copies: self.tracker.copies() as u32,
+            },
+            swap_bytes: disk.bytes(disk.ledger.skipped().iter().map(|r| r.count).sum()),
+            has_filesystem: disk.has_filesystem,
+        }
+    }
+
+    /// Brings the metrics up to date, at most every second.
+    pub(super) fn publish(&mut self) {
+        if !self.metrics.publish_due() {
+            return;
+        }
+        let rows: Vec<_> = (self.disks.iter())
+            .map(|d| {
+                let figures = self.tracker.figures(d.id()).unwrap_or_default();
+                (self.disk_status(d, SystemTime::now()), d.state.spent(), figures)
+            })
+            .collect();
+        let connected = matches!(self.link, Link::Up(_));
+        let age = self.last_point.as_ref().and_then(|p| SystemTime::now().duration_since(p.at).ok());
+        self.metrics.publish(&rows, connected, age, self.pool.allocated_bytes());
+    }
+}
+
+fn progress(disk: &Disk) -> Option<Progress> {
+    let copying = matches!(disk.state.state(), DiskState::InitialReplication | DiskState::Resynchronizing(_));
+    let (began, total) = disk.copy_began.filter(|_| copying)?;
+    let left = disk.ledger.to_send().count() + disk.ledger.under_way();
+    let done = total.saturating_sub(left);
+    let seconds = began.elapsed().as_secs_f64();
+    let rate = if seconds > 0.0 { disk.bytes(done) as f64 / seconds } else { 0.0 };
+    let eta = (rate > 0.0).then(|| (disk.bytes(left) as f64 / rate) as u64);
+    Some(Progress {
+        done_bytes: disk.bytes(done),
+        total_bytes: disk.bytes(total),
+        bytes_per_s: rate as u64,
+        eta_s: eta,
+    })
+}
+
+fn ms(at: SystemTime) -> u64 {
+    at.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_millis() as u64
+}
