@@ -11,6 +11,7 @@
 //! external ext4 journals; loop files that are reached through an overlay. So after a freeze the caller still verifies with
 //! the tracker that no write came while it read.
 
+mod dm;
 mod namespaces;
 mod stack;
 mod swap;

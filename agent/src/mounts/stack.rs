@@ -1,7 +1,7 @@
 //! Walks upward from the protected disks: partitions, stacked devices, filesystems, loop files, filesystems on those, …
 
 use super::{
-    Filesystem, MountsError, Place, namespaces,
+    Filesystem, MountsError, Place, dm, namespaces,
     namespaces::Mount,
     swap::{self, SectorRange},
 };
@@ -49,7 +49,7 @@ pub fn survey(disks: &[BlockDevice]) -> Result<Survey, MountsError> {
         let mut alone = Walk::new(&mounts, &loops);
         alone.device(disk.dev, 0);
         surveys.push(DiskSurvey {
-            swap: swap_areas(disk, &mounts),
+            swap: swap_areas(disk, &mounts, alone.devices.keys().copied()),
             has_filesystem: !alone.filesystems.is_empty(),
         });
     }
@@ -276,17 +276,35 @@ impl Entry {
     }
 }
 
-/// Swap areas on partitions of the disk.
-fn swap_areas(disk: &BlockDevice, mounts: &Mounted) -> Vec<SectorRange> {
-    let Ok(dir) = sysfs::dir(disk.dev) else { return Vec::new() };
+/// Swap areas on partitions of the disk and on the logical volumes (`stacked`) above it.
+fn swap_areas(
+    disk: &BlockDevice,
+    mounts: &Mounted,
+    stacked: impl Iterator<Item = DevNumber>,
+) -> Vec<SectorRange> {
     let mut areas = Vec::new();
-    for part in sysfs::partitions(&dir) {
-        let mounted = mounts.filesystems.values().any(|entry| entry.filesystem.devices.contains(&part));
-        let start = sysfs::dir(part).and_then(|dir| sysfs::read_u64(&dir, "start"));
-        if let (Some(bytes), Ok(start)) = (swap::area_bytes(part, mounted), start) {
-            areas.push(SectorRange { start: start + bytes.start / 512, end: start + bytes.end / 512 });
+    for dev in stacked.filter(|dev| *dev != disk.dev) {
+        let mounted = mounts.filesystems.values().any(|entry| entry.filesystem.devices.contains(&dev));
+        let Some(bytes) = swap::area_bytes(dev, mounted) else { continue };
+        let sectors = bytes.start / 512..bytes.end / 512;
+        let is_dm = sysfs::dir(dev).is_ok_and(|dir| dir.join("dm").is_dir());
+        let pieces = if is_dm { dm::resolve(dev, sectors).unwrap_or_default() } else { vec![(dev, sectors)] };
+        for (below, range) in pieces {
+            if let Some(offset) = offset_on(disk, below) {
+                areas.push(SectorRange { start: offset + range.start, end: offset + range.end });
+            }
         }
     }
     areas.sort_by_key(|area| area.start);
     areas
+}
+
+/// Where a device starts on the disk, if it is the disk or one of its partitions.
+fn offset_on(disk: &BlockDevice, dev: DevNumber) -> Option<u64> {
+    if dev == disk.dev {
+        return Some(0);
+    }
+    let dir = sysfs::dir(dev).ok()?;
+    let whole = sysfs::number(&sysfs::whole_dir(&dir)).ok()?;
+    (whole == disk.dev && whole != dev).then(|| sysfs::read_u64(&dir, "start").ok())?
 }

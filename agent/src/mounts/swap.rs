@@ -34,11 +34,8 @@ impl SectorRange {
 pub(super) fn area_bytes(dev: DevNumber, mounted: bool) -> Option<std::ops::Range<u64>> {
     let device = inspect_number(dev).ok()?;
     let page = page_bytes();
-    if is_active(dev) {
-        return (device.size_bytes > page).then_some(page..device.size_bytes);
-    }
-    let dir = sysfs::dir(dev).ok()?;
-    if mounted || !sysfs::linked(&dir, "holders").is_empty() {
+    // The kernel itself vouches for an active one.
+    if !is_active(dev) && (mounted || !sysfs::linked(&sysfs::dir(dev).ok()?, "holders").is_empty()) {
         return None;
     }
     // Ends behind the btrfs superblock, the last of the signatures looked for.
