@@ -24,10 +24,13 @@ struct Sealed {
 /// Makes the vault's authority, unless there is one.
 pub async fn create(vault: &Vault) -> Result<Authority, CollectorError> {
     let authority = Authority::create(&vault.id().to_string())?;
-    let sealed =
-        Sealed { cert_pem: authority.cert_pem().to_owned(), key_pem: authority.key_pem().as_str().to_owned() };
-    let text =
-        Zeroizing::new(serde_json::to_vec(&sealed).map_err(|_| CollectorError::Document(DOCUMENT.to_owned()))?);
+    let sealed = Sealed {
+        cert_pem: authority.cert_pem().to_owned(),
+        key_pem: authority.key_pem().as_str().to_owned(),
+    };
+    let text = Zeroizing::new(
+        serde_json::to_vec(&sealed).map_err(|_| CollectorError::Document(DOCUMENT.to_owned()))?,
+    );
     if vault.control_create(DOCUMENT, &text).await? { Ok(authority) } else { load(vault).await }
 }
 

@@ -143,13 +143,25 @@ impl Config {
 
     fn check(&self) -> Result<(), &'static str> {
         let wrong = [
-            (self.names.is_empty() || self.names.iter().any(String::is_empty), "`names` wants at least one name"),
-            (!(WINDOW_BYTES_MIN..=WINDOW_BYTES_MAX).contains(&self.window), "`window` must be 512KiB to 1GiB"),
+            (
+                self.names.is_empty() || self.names.iter().any(String::is_empty),
+                "`names` wants at least one name",
+            ),
+            (
+                !(WINDOW_BYTES_MIN..=WINDOW_BYTES_MAX).contains(&self.window),
+                "`window` must be 512KiB to 1GiB",
+            ),
             (self.memory < self.window, "`memory` must be at least `window`"),
             (self.memory > 1 << 40, "`memory` must be at most 1024GiB"),
             (self.sessions_max == 0 || self.sessions_max > 1 << 20, "`sessions-max` must be 1 to 1048576"),
-            (self.handshakes_max == 0 || self.handshakes_max > 1 << 16, "`handshakes-max` must be 1 to 65536"),
-            (self.handshake_timeout < Duration::from_millis(100), "`handshake-timeout` must be at least 100ms"),
+            (
+                self.handshakes_max == 0 || self.handshakes_max > 1 << 16,
+                "`handshakes-max` must be 1 to 65536",
+            ),
+            (
+                self.handshake_timeout < Duration::from_millis(100),
+                "`handshake-timeout` must be at least 100ms",
+            ),
             (self.idle_timeout < Duration::from_secs(1), "`idle-timeout` must be at least 1s"),
             (self.enrolments_per_second == 0, "`enrolments-per-second` must be at least 1"),
             (
@@ -200,12 +212,25 @@ mod tests {
     fn defaults_and_refusals() {
         let least = "names = [\"a\"]\nvault = \"/v\"\nkey-file = \"/k\"\n";
         let config = load(least).unwrap();
-        assert_eq!((config.listen.port(), config.management_listen.port(), config.window), (9443, 443, 4 << 20));
+        assert_eq!(
+            (config.listen.port(), config.management_listen.port(), config.window),
+            (9443, 443, 4 << 20)
+        );
         assert_eq!(config.endpoint_for(None, 9443), "a:9443");
-        for bad in ["windows = \"4MiB\"", "window = \"1KiB\"", "window = 4", "memory = \"1MiB\"", "idle-timeout = \"x\""] {
+        for bad in [
+            "windows = \"4MiB\"",
+            "window = \"1KiB\"",
+            "window = 4",
+            "memory = \"1MiB\"",
+            "idle-timeout = \"x\"",
+        ] {
             assert_eq!(load(&format!("{least}{bad}\n")).unwrap_err().code(), 1313, "{bad}");
         }
         let shown = toml::to_string(&config).unwrap();
-        assert_eq!(toml::to_string(&load(&shown).unwrap()).unwrap(), shown, "what is shown can be read again");
+        assert_eq!(
+            toml::to_string(&load(&shown).unwrap()).unwrap(),
+            shown,
+            "what is shown can be read again"
+        );
     }
 }

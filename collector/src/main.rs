@@ -92,7 +92,8 @@ enum ConfigCommand {
 
 fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrapped: serde_json::Value = text.into();
-    humantime_serde::deserialize(wrapped).map_err(|_| format!("{text:?} is no duration; write it like 1h or 30m"))
+    humantime_serde::deserialize(wrapped)
+        .map_err(|_| format!("{text:?} is no duration; write it like 1h or 30m"))
 }
 
 fn main() -> ExitCode {
@@ -123,7 +124,9 @@ fn report(error: &anyhow::Error, json: bool) {
         return;
     }
     match (code, action) {
-        (Some(code), Some(action)) => eprintln!("highwater-collector: {code}: {error:#}\n  what to do: {action}"),
+        (Some(code), Some(action)) => {
+            eprintln!("highwater-collector: {code}: {error:#}\n  what to do: {action}")
+        }
         _ => eprintln!("highwater-collector: {error:#}"),
     }
 }
@@ -165,7 +168,10 @@ async fn make(dir: &Path, vault: &Path, mut names: Vec<String>, json: bool) -> a
     let made = init(dir, vault, names).await?;
     let (config, key) = (made.config.display(), made.key_file.display());
     if json {
-        println!("{}", json!({ "config": made.config, "key-file": made.key_file, "vault": made.vault.to_string() }));
+        println!(
+            "{}",
+            json!({ "config": made.config, "key-file": made.key_file, "vault": made.vault.to_string() })
+        );
         return Ok(());
     }
     println!("created vault {} in {}", made.vault, vault.display());
@@ -196,7 +202,10 @@ async fn create_token(path: &Path, ttl: Duration, name: Option<String>, json: bo
             json!({ "id": id, "token": token.to_string(), "url": url, "command": command, "ttl-seconds": ttl.as_secs() })
         );
     } else {
-        println!("{token}\n\nvalid once, for {} minutes; on the machine to be protected:\n\n  {command}", ttl.as_secs() / 60);
+        println!(
+            "{token}\n\nvalid once, for {} minutes; on the machine to be protected:\n\n  {command}",
+            ttl.as_secs() / 60
+        );
     }
     Ok(())
 }

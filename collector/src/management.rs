@@ -59,7 +59,9 @@ impl Api {
                     Err(error) => refusal(&error),
                 }
             }
-            (_, "/healthz" | ENROL_PATH) => respond(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "wrong method\n"),
+            (_, "/healthz" | ENROL_PATH) => {
+                respond(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "wrong method\n")
+            }
             _ => respond(StatusCode::NOT_FOUND, "text/plain", "not found\n"),
         }
     }
@@ -72,7 +74,10 @@ impl Api {
         if body.size_hint().lower() > REQUEST_BYTES_MAX as u64 {
             return Err(bad("it is too long"));
         }
-        let body = Limited::new(body, REQUEST_BYTES_MAX).collect().await.map_err(|_| bad("it is too long or broke off"))?;
+        let body = Limited::new(body, REQUEST_BYTES_MAX)
+            .collect()
+            .await
+            .map_err(|_| bad("it is too long or broke off"))?;
         let request: EnrolRequest =
             serde_json::from_slice(&body.to_bytes()).map_err(|_| bad("it is no enrolment request"))?;
         let vault = &self.shared.vault;
@@ -130,7 +135,10 @@ fn refusal(error: &CollectorError) -> Response<Full<Bytes>> {
     };
     tracing::warn!(code = error.code(), %error, "an enrolment was refused");
     let told = error.refusal();
-    json(status, &EnrolRefusal { code: format!("HW-{:04}", told.code), cause: told.cause, action: told.action })
+    json(
+        status,
+        &EnrolRefusal { code: format!("HW-{:04}", told.code), cause: told.cause, action: told.action },
+    )
 }
 
 fn json(status: StatusCode, value: &impl serde::Serialize) -> Response<Full<Bytes>> {
@@ -148,7 +156,12 @@ fn respond(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Re
 }
 
 /// A connection to the management port.
-pub async fn connection(api: Arc<Api>, acceptor: TlsAcceptor, stream: TcpStream, _place: OwnedSemaphorePermit) {
+pub async fn connection(
+    api: Arc<Api>,
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    _place: OwnedSemaphorePermit,
+) {
     let limit = api.shared.config.handshake_timeout;
     // Who cannot shake hands gets no answer; scanners do this all day.
     let Ok(Ok(stream)) = timeout(limit, acceptor.accept(stream)).await else { return };
@@ -163,11 +176,13 @@ pub async fn connection(api: Arc<Api>, acceptor: TlsAcceptor, stream: TcpStream,
 /// A connection to the metrics port.
 pub async fn metrics_connection(shared: Arc<Shared>, stream: TcpStream, _place: OwnedSemaphorePermit) {
     let shutdown = shared.shutdown.clone();
-    let serve = http(stream, async move |request: Request<Incoming>| match (request.method(), request.uri().path()) {
-        (&Method::GET, "/metrics") => {
-            respond(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", shared.metrics.render())
+    let serve = http(stream, async move |request: Request<Incoming>| {
+        match (request.method(), request.uri().path()) {
+            (&Method::GET, "/metrics") => {
+                respond(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", shared.metrics.render())
+            }
+            _ => respond(StatusCode::NOT_FOUND, "text/plain", "GET /metrics\n"),
         }
-        _ => respond(StatusCode::NOT_FOUND, "text/plain", "GET /metrics\n"),
     });
     tokio::select! {
         () = serve => {}

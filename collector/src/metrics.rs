@@ -99,7 +99,11 @@ impl Default for Metrics {
         );
         registry.register("received_bytes", "Chunk bytes received", metrics.bytes_received.clone());
         registry.register("received_chunks", "Chunks received", metrics.chunks_received.clone());
-        registry.register("stored_bytes", "Bytes of segments committed to the vault", metrics.bytes_stored.clone());
+        registry.register(
+            "stored_bytes",
+            "Bytes of segments committed to the vault",
+            metrics.bytes_stored.clone(),
+        );
         registry.register(
             "commits",
             "Commits by what they made: progress only, or a recovery point of a consistency",
@@ -110,8 +114,16 @@ impl Default for Metrics {
             "Time from the end of a delta until the vault has it durably",
             metrics.commit_seconds.clone(),
         );
-        registry.register("refusals", "Sessions ended with a refusal, by error code", metrics.refusals.clone());
-        registry.register("vault_errors", "Sessions ended by an error of the vault", metrics.vault_errors.clone());
+        registry.register(
+            "refusals",
+            "Sessions ended with a refusal, by error code",
+            metrics.refusals.clone(),
+        );
+        registry.register(
+            "vault_errors",
+            "Sessions ended by an error of the vault",
+            metrics.vault_errors.clone(),
+        );
         registry.register("enrolments", "Machines enrolled", metrics.enrolments.clone());
         registry.register(
             "rpo_age_seconds",
@@ -161,7 +173,14 @@ impl Metrics {
         self.enrolments.inc();
     }
     /// A commit is durable.
-    pub fn committed(&self, machine: MachineId, kind: Kind, point_ms: Option<u64>, took: Duration, bytes: u64) {
+    pub fn committed(
+        &self,
+        machine: MachineId,
+        kind: Kind,
+        point_ms: Option<u64>,
+        took: Duration,
+        bytes: u64,
+    ) {
         self.commits.get_or_create(&CommitLabel { kind }).inc();
         self.commit_seconds.observe(took.as_secs_f64());
         self.bytes_stored.inc_by(bytes);
@@ -223,7 +242,13 @@ mod tests {
         let metrics = Metrics::default();
         metrics.received(100);
         metrics.refused(1201);
-        metrics.committed(MachineId::new(), Kind::Filesystem, Some(now_ms() - 5000), Duration::from_millis(7), 9);
+        metrics.committed(
+            MachineId::new(),
+            Kind::Filesystem,
+            Some(now_ms() - 5000),
+            Duration::from_millis(7),
+            9,
+        );
         let text = metrics.render();
         for line in [
             "# TYPE highwater_collector_received_bytes_total counter",

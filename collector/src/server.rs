@@ -60,7 +60,9 @@ impl Collector {
                     }
                 }
                 // One damaged machine must not keep the others from being protected.
-                Err(error) => tracing::error!(%machine, code = error.code(), %error, "cannot read a machine's state"),
+                Err(error) => {
+                    tracing::error!(%machine, code = error.code(), %error, "cannot read a machine's state")
+                }
             }
         }
         let cert = Arc::new(OwnCert::issue(&authority, &config.names)?);
@@ -230,7 +232,9 @@ async fn upkeep(shared: Arc<Shared>, cert: Arc<OwnCert>) {
         if now_ms().saturating_sub(issued_ms) >= u64::try_from(third.as_millis()).unwrap_or(u64::MAX) {
             match cert.renew(&shared.authority, &shared.config.names) {
                 Ok(()) => issued_ms = now_ms(),
-                Err(error) => tracing::error!(code = error.code(), %error, "cannot renew the own certificate"),
+                Err(error) => {
+                    tracing::error!(code = error.code(), %error, "cannot renew the own certificate")
+                }
             }
         }
     }

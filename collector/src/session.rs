@@ -85,7 +85,11 @@ pub async fn refuse<S: AsyncRead + AsyncWrite>(shared: &Shared, stream: S, error
 }
 
 /// Says why, and drains what the peer still sends, or a reset would overtake the word.
-async fn turn_away<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(out: &mut Out<W>, rest: R, error: &CollectorError) {
+async fn turn_away<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+    out: &mut Out<W>,
+    rest: R,
+    error: &CollectorError,
+) {
     // A peer that cannot be reached hears nothing.
     let told = async {
         let _ = out.send(&CollectorMessage::Refused(error.refusal())).await;
@@ -357,7 +361,9 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
         match timeout(ABORT_MAX, self.writer.abort()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(machine = %self.machine, %error, "leaving an open delta"),
-            Err(_) => tracing::warn!(machine = %self.machine, "the vault does not answer; leaving an open delta"),
+            Err(_) => {
+                tracing::warn!(machine = %self.machine, "the vault does not answer; leaving an open delta")
+            }
         }
     }
 }
@@ -377,7 +383,9 @@ async fn alive<T, W: AsyncWrite + Unpin>(
             Err(_) if peer.is_ok() => {
                 let message = match last {
                     // Chunks counted but not yet acknowledged must not be: the one being pushed is not taken over.
-                    Some((delta, chunks)) => CollectorMessage::Received { delta, chunks: chunks.saturating_sub(1) },
+                    Some((delta, chunks)) => {
+                        CollectorMessage::Received { delta, chunks: chunks.saturating_sub(1) }
+                    }
                     None => CollectorMessage::Pong(0),
                 };
                 peer = out.send(&message).await;

@@ -49,14 +49,18 @@ pub async fn create(
 
 /// Checks a token, without using it. An unknown token and a wrong secret are told apart to nobody, and only who
 /// knows the secret hears that it has expired.
-pub async fn check(vault: &Vault, id_hex: &str, secret_hex: &str, now_ms: u64) -> Result<[u8; 16], CollectorError> {
+pub async fn check(
+    vault: &Vault,
+    id_hex: &str,
+    secret_hex: &str,
+    now_ms: u64,
+) -> Result<[u8; 16], CollectorError> {
     let id: [u8; 16] = unhex(id_hex).map_err(|_| CollectorError::TokenInvalid)?;
     let secret = Zeroizing::new(unhex::<32>(secret_hex).map_err(|_| CollectorError::TokenInvalid)?);
     let text = vault.control_get(&name(&id)).await?.ok_or(CollectorError::TokenInvalid)?;
     let document: Document =
         serde_json::from_slice(&text).map_err(|_| CollectorError::Document(name(&id)))?;
-    let known: [u8; 32] =
-        unhex(&document.secret_sha256).map_err(|_| CollectorError::Document(name(&id)))?;
+    let known: [u8; 32] = unhex(&document.secret_sha256).map_err(|_| CollectorError::Document(name(&id)))?;
     aws_lc_rs::constant_time::verify_slices_are_equal(&known, &sha256(secret.as_ref()))
         .map_err(|_| CollectorError::TokenInvalid)?;
     if now_ms >= document.expires_at_ms {
@@ -66,7 +70,12 @@ pub async fn check(vault: &Vault, id_hex: &str, secret_hex: &str, now_ms: u64) -
 }
 
 /// Uses a checked token for a machine: succeeds once.
-pub async fn use_up(vault: &Vault, id: &[u8; 16], machine: MachineId, now_ms: u64) -> Result<(), CollectorError> {
+pub async fn use_up(
+    vault: &Vault,
+    id: &[u8; 16],
+    machine: MachineId,
+    now_ms: u64,
+) -> Result<(), CollectorError> {
     let name = format!("tokens-used/{}", hex(id));
     let text = serde_json::to_vec(&Used { machine, used_at_ms: now_ms })
         .map_err(|_| CollectorError::Document(name.clone()))?;

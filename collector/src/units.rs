@@ -36,7 +36,9 @@ mod tests {
 
     #[test]
     fn sizes_come_back() {
-        for (text, bytes) in [("0", 0), ("1", 1), ("4MiB", 4 << 20), ("1GiB", 1 << 30), ("1025KiB", 1025 << 10)] {
+        for (text, bytes) in
+            [("0", 0), ("1", 1), ("4MiB", 4 << 20), ("1GiB", 1 << 30), ("1025KiB", 1025 << 10)]
+        {
             assert_eq!(parse_bytes(text), Some(bytes));
             assert_eq!(show_bytes(bytes), text);
         }

@@ -1,0 +1,230 @@
+//! A collector of its own for each test, and an agent that says what it is told to.
+
+use bytes::Bytes;
+use highwater_collector::config::Config;
+use highwater_collector::shared::now_ms;
+use highwater_collector::{Collector, Running, init, tokens};
+use highwater_delta::{
+    BLOCK_BYTES, Block, CommitId, CommitKind, Consistency, DeltaId, DiskId, Extent, Fill, HashKey, MachineId,
+    PointDisk, PointInfo, encode_chunk,
+};
+use highwater_vault::{Vault, VaultKey, local_store};
+use highwater_wire::client::connect_with;
+use highwater_wire::enroll::{Token, enroll};
+use highwater_wire::identity::{Csr, fingerprint};
+use highwater_wire::message::{
+    AgentMessage, CollectorMessage, DeltaCommit, DiskInfo, Hello, Refusal, Welcome,
+};
+use highwater_wire::{Identity, SendWindow, SessionReceiver, SessionSender, Timeouts, WireError};
+use std::path::PathBuf;
+use std::time::Duration;
+use tempfile::TempDir;
+
+pub const DISK_BLOCKS: u64 = 4096;
+
+pub struct Site {
+    pub running: Running,
+    pub dir: TempDir,
+}
+
+impl Site {
+    pub async fn new() -> Self {
+        Self::with(|_| ()).await
+    }
+
+    pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let vault = dir.path().join("vault");
+        let made = init::init(dir.path(), &vault, vec!["127.0.0.1".to_owned()]).await.unwrap();
+        let mut config = Config::load(&made.config).unwrap();
+        for address in [&mut config.listen, &mut config.management_listen, &mut config.metrics_listen] {
+            *address = "127.0.0.1:0".parse().unwrap();
+        }
+        config.enrolments_per_second = 1000;
+        change(&mut config);
+        Self { running: Collector::start(config).await.unwrap(), dir }
+    }
+
+    pub fn url(&self) -> String {
+        format!("https://127.0.0.1:{}", self.running.management.port())
+    }
+
+    pub fn vault_dir(&self) -> PathBuf {
+        self.dir.path().join("vault")
+    }
+
+    /// The vault as somebody else opens it.
+    pub async fn vault(&self) -> Vault {
+        let key = VaultKey::load(&self.dir.path().join("vault.key")).unwrap();
+        Vault::open(local_store(&self.vault_dir()).unwrap(), &key).await.unwrap()
+    }
+
+    pub async fn token(&self, ttl: Duration) -> Token {
+        let shared = &self.running.shared;
+        tokens::create(&shared.vault, fingerprint(shared.authority.cert()), now_ms(), ttl, None)
+            .await
+            .unwrap()
+    }
+
+    /// A machine enrolled the long way, over HTTPS.
+    pub async fn enrolled(&self) -> Identity {
+        let token = self.token(Duration::from_secs(60)).await;
+        enroll(&self.url(), &token, "host").await.unwrap().identity
+    }
+
+    /// A machine enrolled the short way.
+    pub async fn machine(&self) -> Identity {
+        let machine = MachineId::new();
+        let shared = &self.running.shared;
+        shared.vault.register_machine(machine, "host").await.unwrap();
+        let csr = Csr::create().unwrap();
+        let cert = shared.authority.sign_csr(&csr.csr_pem, machine).unwrap();
+        Identity::from_pems(&csr.key_pem, &cert, shared.authority.cert_pem()).unwrap()
+    }
+
+    pub async fn connect(&self, identity: &Identity) -> Result<Agent, WireError> {
+        self.connect_as(identity, identity.machine).await
+    }
+
+    pub async fn connect_as(&self, identity: &Identity, machine: MachineId) -> Result<Agent, WireError> {
+        let hello = Hello {
+            machine,
+            version_min: 1,
+            version_max: 1,
+            agent_version: "test".to_owned(),
+            host_name: "host".to_owned(),
+            kernel: "6".to_owned(),
+        };
+        let timeouts = Timeouts { idle: Duration::from_secs(20), ..Timeouts::default() };
+        let address = self.running.ingest.to_string();
+        let (welcome, sender, receiver) =
+            connect_with(&address, "127.0.0.1", identity, hello, timeouts).await?;
+        Ok(Agent { window: SendWindow::new(welcome.window_bytes), welcome, sender, receiver })
+    }
+
+    /// Connects a machine and names one disk.
+    pub async fn agent(&self, identity: &Identity, disk: DiskId) -> Agent {
+        let mut agent = self.connect(identity).await.unwrap();
+        agent.disks(&[disk]).await;
+        agent
+    }
+
+    pub async fn metrics(&self) -> String {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut stream = tokio::net::TcpStream::connect(self.running.metrics).await.unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        text.split_once("\r\n\r\n").unwrap().1.to_owned()
+    }
+}
+
+pub struct Agent {
+    pub welcome: Welcome,
+    pub sender: SessionSender,
+    pub receiver: SessionReceiver,
+    pub window: SendWindow,
+}
+
+impl Agent {
+    pub async fn send(&mut self, message: AgentMessage) {
+        self.sender.send(&message).await.unwrap();
+        self.sender.flush().await.unwrap();
+    }
+
+    pub async fn disks(&mut self, disks: &[DiskId]) {
+        self.send(AgentMessage::Disks(disks.iter().map(|disk| info(*disk)).collect())).await;
+    }
+
+    pub fn chunk(&self, disk: DiskId, start: u64, fill: &[u8]) -> Bytes {
+        chunk(&self.welcome.hash_key, disk, start, fill)
+    }
+
+    /// Sends a chunk as soon as the window allows.
+    pub async fn push(&mut self, delta: DeltaId, chunk: &[u8]) {
+        while !self.window.fits(chunk.len()) {
+            self.sender.flush().await.unwrap();
+            match self.receiver.recv().await.unwrap() {
+                CollectorMessage::Received { delta, chunks } => self.window.received(delta, chunks).unwrap(),
+                other => panic!("{other:?}"),
+            }
+        }
+        self.window.sent(delta, chunk.len());
+        self.sender.send_chunk(delta, chunk).await.unwrap();
+    }
+
+    pub async fn commit(&mut self, delta: DeltaId, chunks: u64, kind: CommitKind) {
+        self.send(AgentMessage::DeltaCommit(DeltaCommit { delta, chunks, kind })).await;
+    }
+
+    pub async fn stored(&mut self) -> (DeltaId, CommitId) {
+        loop {
+            match self.receiver.recv().await.unwrap() {
+                CollectorMessage::Stored { delta, commit } => return (delta, commit),
+                CollectorMessage::Received { delta, chunks } => self.window.received(delta, chunks).unwrap(),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// A whole delta of one chunk, as a point.
+    pub async fn deliver(&mut self, disk: DiskId, start: u64, fill: &[u8]) -> CommitId {
+        let delta = DeltaId::new();
+        self.send(AgentMessage::DeltaBegin(delta)).await;
+        let chunk = self.chunk(disk, start, fill);
+        self.push(delta, &chunk).await;
+        self.commit(delta, 1, point(disk)).await;
+        let (stored, commit) = self.stored().await;
+        assert_eq!(stored, delta);
+        commit
+    }
+
+    /// The refusal that ends the session; what is acknowledged before is skipped.
+    pub async fn refusal(&mut self) -> Refusal {
+        loop {
+            match self.receiver.recv().await.unwrap() {
+                CollectorMessage::Refused(refusal) => {
+                    assert!(refusal.fatal);
+                    assert!(matches!(self.receiver.recv().await, Err(WireError::Closed)));
+                    return refusal;
+                }
+                CollectorMessage::Received { .. } => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+pub fn info(disk: DiskId) -> DiskInfo {
+    DiskInfo { disk, name: "vda".to_owned(), size_bytes: DISK_BLOCKS * BLOCK_BYTES as u64 }
+}
+
+pub fn point(disk: DiskId) -> CommitKind {
+    CommitKind::Point(PointInfo {
+        consistency: Consistency::Filesystem,
+        taken_at_ms: now_ms(),
+        freeze_us: 3,
+        disks: vec![PointDisk { disk, size_bytes: DISK_BLOCKS * BLOCK_BYTES as u64 }],
+    })
+}
+
+/// A block that does not compress, and differs by its seed.
+pub fn block(seed: u8) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64 ^ u64::from(seed) << 32 | 1;
+    let next = |state: &mut u64| {
+        *state ^= *state << 13;
+        *state ^= *state >> 7;
+        *state ^= *state << 17;
+        *state as u8
+    };
+    (0..BLOCK_BYTES).map(|_| next(&mut state)).collect()
+}
+
+/// A chunk of one block for each seed.
+pub fn chunk(key: &HashKey, disk: DiskId, start: u64, seeds: &[u8]) -> Bytes {
+    let payload: Vec<u8> = seeds.iter().flat_map(|seed| block(*seed)).collect();
+    let extent = Extent { start: Block(start), count: seeds.len() as u32, fill: Fill::Data };
+    let mut out = Vec::new();
+    encode_chunk(disk, &[extent], &payload, key, 1, &mut out).unwrap();
+    out.into()
+}
