@@ -12,27 +12,34 @@ use crate::{ebpf, sh, workspace};
 
 type Check = fn() -> Result<Verdict>;
 
+const CHECKS: [(&str, Check); 6] = [
+    ("fmt", fmt),
+    ("fmt-ebpf", fmt_ebpf),
+    ("clippy", clippy),
+    ("doc", doc),
+    ("deny", deny),
+    ("units", units),
+];
+
 enum Verdict {
     Passed,
     Failed(String),
     Skipped(String),
 }
 
-/// Runs all checks.
-pub fn check() -> Result<()> {
+/// Runs the checks named, or all.
+pub fn check(only: &[String]) -> Result<()> {
+    if let Some(unknown) = only.iter().find(|name| !CHECKS.iter().any(|(known, _)| known == name)) {
+        let known: Vec<&str> = CHECKS.iter().map(|(name, _)| *name).collect();
+        bail!("there is no check `{unknown}`; there are {}", known.join(", "));
+    }
     setup::setup(Purpose::Build)?;
     ebpf::build()?;
-    let checks: [(&str, Check); 6] = [
-        ("fmt", fmt),
-        ("fmt of agent-ebpf", fmt_ebpf),
-        ("clippy", clippy),
-        ("doc", doc),
-        ("deny", deny),
-        ("units", units),
-    ];
     let mut failed = Vec::new();
     let mut report = Vec::new();
-    for (name, check) in checks {
+    for (name, check) in
+        CHECKS.into_iter().filter(|(name, _)| only.is_empty() || only.iter().any(|o| o == name))
+    {
         sh::step(format_args!("check {name}"));
         let verdict = check().unwrap_or_else(|error| Verdict::Failed(format!("{error:#}")));
         report.push(match verdict {

@@ -65,7 +65,10 @@ enum Verb {
         args: Vec<String>,
     },
     /// Check format, lints, documentation, dependencies and units
-    Check,
+    Check {
+        /// Only these: fmt, fmt-ebpf, clippy, doc, deny, units
+        only: Vec<String>,
+    },
     /// Fetch real kernels and run programs on them in virtual machines
     #[command(subcommand)]
     Kernels(KernelsVerb),
@@ -127,7 +130,7 @@ fn execute(verb: Verb) -> Result<()> {
         Verb::Demo { args } => demo::demo(&args),
         Verb::Test { filter, kernels } => test::test(filter.as_deref(), kernels.as_deref()),
         Verb::Bench { subject, args } => demo::bench(&subject, &args),
-        Verb::Check => check::check(),
+        Verb::Check { only } => check::check(&only),
         Verb::Kernels(KernelsVerb::Fetch { versions }) => fetch_kernels(&versions),
         Verb::Kernels(KernelsVerb::Run(args)) => run_kernels(args),
     }
