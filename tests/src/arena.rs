@@ -36,7 +36,7 @@ impl Arena {
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(LOCK)?;
         let lock = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error).context(LOCK)?;
         let before = Census::take();
-        let dir = tempfile::Builder::new().prefix(&format!("highwater-{name}-")).tempdir_in("/var/tmp")?;
+        let dir = tempfile::Builder::new().prefix(&format!("hwtest-{name}-")).tempdir_in("/var/tmp")?;
         let bpf_dir = Path::new(BPF).join(format!("highwater-test-{}", std::process::id()));
         Ok(Arena { dir, bpf_dir, before, _lock: lock })
     }

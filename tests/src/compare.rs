@@ -24,7 +24,7 @@ pub struct FrozenCopy {
 impl FrozenCopy {
     /// Copies a device with O_DIRECT. It is a state of the device only if nothing writes meanwhile: the caller freezes.
     pub fn of(device: &Path) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("highwater-copy-").tempdir_in("/var/tmp")?;
+        let dir = tempfile::Builder::new().prefix("hwtest-copy-").tempdir_in("/var/tmp")?;
         let file = dir.path().join("copy");
         copy_device(device, &file)?;
         Ok(FrozenCopy { file, _dir: dir })

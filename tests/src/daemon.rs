@@ -15,6 +15,8 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::census::ENVIRONMENT;
+
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(10);
 
@@ -50,6 +52,7 @@ impl Daemon {
         let log = dir.join(format!("{name}.log"));
         let out = File::options().create(true).append(true).open(&log)?;
         command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out).env("NO_COLOR", "1");
+        command.env(ENVIRONMENT, "1");
         // SAFETY: prctl is async-signal-safe and touches only the new process.
         unsafe {
             command.pre_exec(|| {

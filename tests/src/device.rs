@@ -37,7 +37,7 @@ pub struct LoopDisk {
 impl LoopDisk {
     /// Makes a disk of zeros.
     pub fn new(backing: Backing, size_bytes: u64) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("highwater-loop-").tempdir_in("/var/tmp")?;
+        let dir = tempfile::Builder::new().prefix("hwtest-loop-").tempdir_in("/var/tmp")?;
         let tmpfs = match backing {
             Backing::File => None,
             Backing::Tmpfs => Some(TmpfsMount::new(dir.path())?),

@@ -84,11 +84,14 @@ impl Mounted {
 
     /// Mounts what is there, a device or an image in a file; options are mount's, like `ro,norecovery`.
     pub fn existing(kind: FileSystem, device: &Path, options: &str) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("highwater-mnt-").tempdir_in("/var/tmp")?;
+        let dir = tempfile::Builder::new().prefix("hwtest-mnt-").tempdir_in("/var/tmp")?;
         // A copy has the UUID of its original, which may be mounted.
         let options = match (kind, options) {
             (FileSystem::Xfs, "") => "nouuid".to_owned(),
             (FileSystem::Xfs, more) => format!("nouuid,{more}"),
+            // It discards free space in the background, also while frozen: no two reads of the device would be equal.
+            (FileSystem::Btrfs, "") => "nodiscard".to_owned(),
+            (FileSystem::Btrfs, more) => format!("nodiscard,{more}"),
             (_, "") => "defaults".to_owned(),
             (_, more) => more.to_owned(),
         };

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use highwater_tests::{
-    Arena, Backing, Census, Churn, FileSystem, Fio, FioKind, Freeze, FrozenCopy, LoopDisk, Mounted, Sectors,
-    Zram, churn, command, compare_devices, freeze,
+    Arena, Backing, Census, Churn, Daemon, FileSystem, Fio, FioKind, Freeze, FrozenCopy, LoopDisk, Mounted,
+    Sectors, Zram, churn, command, compare_devices, freeze,
 };
 
 type Test = anyhow::Result<()>;
@@ -126,5 +126,22 @@ fn what_is_left_behind_is_noticed() -> Test {
     command::run("umount", &[&*name])?;
     assert_eq!(left, [format!("mount {name}")]);
     assert!(!Path::new(arena.bpf_dir()).exists());
+    Ok(())
+}
+
+#[test]
+fn a_daemons_orphan_is_noticed() -> Test {
+    let arena = Arena::enter("orphan")?;
+    let before = Census::take();
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "sleep 60 & echo started $!; wait"]);
+    let mut daemon = Daemon::spawn("parent", arena.dir(), command)?;
+    daemon.wait_for("started", Duration::from_secs(10))?;
+    let log = daemon.log();
+    let orphan: i32 = log.split_whitespace().last().unwrap_or_default().parse()?;
+    daemon.kill_9()?;
+    let left = Census::left_over(&before, &Census::take());
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(orphan), nix::sys::signal::Signal::SIGKILL)?;
+    assert_eq!(left, [format!("process {orphan} sleep")]);
     Ok(())
 }
