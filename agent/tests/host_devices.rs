@@ -269,11 +269,12 @@ fn a_shrunk_device_and_a_cancelled_job_end() {
     file.set_len(16 << 20).expect("shrinks");
     run("losetup", &["-c", &disk.text()]);
     let mut job = reader.read_ranges([BlockRange::new(0, 8192)]);
-    let mut last = None;
+    let mut errors = Vec::new();
     while let Some(result) = job.next_blocking() {
-        last = Some(result);
+        errors.extend(result.err());
     }
-    let Some(Err(SourceError::Shrunk { size_bytes, .. })) = &last else { panic!("{last:?}") };
+    let Some(SourceError::Shrunk { size_bytes, .. }) = errors.first() else { panic!("{errors:?}") };
+    assert!(errors.iter().all(SourceError::is_fatal));
     assert_eq!(*size_bytes, 16 << 20);
     assert_eq!(reader.size_now().expect("there"), 16 << 20);
 }

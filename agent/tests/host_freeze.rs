@@ -253,6 +253,7 @@ fn killed_at_random_moments_all_is_thawed_within_a_second() {
         let _ = victim.child.kill();
         three.assert_writable(Duration::from_secs(1), "within a second after the kill");
         slowest = slowest.max(start.elapsed());
+        assert!(slowest < Duration::from_secs(1), "{slowest:?}");
         victim.kill();
     }
     println!("armed at {found_frozen} of 20 kills; the slowest thaw and write of three took {slowest:?}");

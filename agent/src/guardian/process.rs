@@ -314,7 +314,7 @@ impl Guardian {
     }
 
     fn all_free(&self) -> bool {
-        self.wards[..self.count].iter().all(|w| !w.taken || (w.child == 0 && w.idle >= CONFIRMATIONS))
+        self.wards[..self.count].iter().all(|w| w.child == 0 && (!w.taken || w.idle >= CONFIRMATIONS))
     }
 
     /// One line; formatted without allocating.

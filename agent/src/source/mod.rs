@@ -149,7 +149,8 @@ pub struct ReadJob {
 }
 
 impl ReadJob {
-    /// The next run, in no particular order; `None` when all is read (or a fatal error was given).
+    /// The next run, in no particular order; `None` when all is read. A fatal error ends the job; a few runs that other threads
+    /// had read already can still follow it, and count for nothing.
     pub async fn next(&mut self) -> Option<Result<ReadRun, SourceError>> {
         self.results.recv().await
     }
