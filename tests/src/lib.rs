@@ -18,6 +18,7 @@ pub mod mount;
 pub mod proxy;
 pub mod random;
 pub mod sector;
+pub mod site;
 
 pub use arena::Arena;
 pub use census::Census;
@@ -30,4 +31,5 @@ pub use freeze::Freeze;
 pub use mount::{FileSystem, Mounted};
 pub use proxy::Proxy;
 pub use random::Random;
+pub use site::{Site, SiteOptions};
 pub use sector::{Sectors, Wrong};

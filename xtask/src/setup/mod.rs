@@ -113,7 +113,7 @@ fn install_linker() -> Result<()> {
 
 /// Built without optimization: it reads one lock file, and its build is what takes the time.
 fn install_deny() -> Result<()> {
-    sh::step(format_args!("building cargo-deny {CARGO_DENY_VERSION} (about two minutes)"));
+    sh::step(format_args!("building cargo-deny {CARGO_DENY_VERSION} (about a minute)"));
     let mut cargo = Command::new(workspace::cargo());
     cargo.current_dir("/").args([
         "install",

@@ -1,0 +1,69 @@
+//! What is shipped beside the programs agrees with them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use highwater_tests::daemon::program;
+
+type Test = anyhow::Result<()>;
+
+fn packaging(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging").join(path)
+}
+
+/// The example as it is, and with every commented setting switched on.
+fn variants(example: &str) -> anyhow::Result<[String; 2]> {
+    let text = fs::read_to_string(packaging(example))?;
+    let is_setting = |line: &str| {
+        line.strip_prefix('#')
+            .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_lowercase()) && rest.contains(" = "))
+    };
+    let on = text.lines().map(|line| if is_setting(line) { &line[1..] } else { line });
+    Ok([text.clone(), on.collect::<Vec<_>>().join("\n")])
+}
+
+fn check(daemon: &str, example: &str) -> Test {
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("config.toml");
+    for text in variants(example)? {
+        fs::write(&path, &text)?;
+        let output = std::process::Command::new(program(daemon)?)
+            .args(["config", "check", "--config"])
+            .arg(&path)
+            .output()?;
+        let said = [output.stdout, output.stderr].concat();
+        assert!(output.status.success(), "{example}: {}\n{text}", String::from_utf8_lossy(&said));
+    }
+    Ok(())
+}
+
+#[test]
+fn the_agents_example_is_accepted_with_every_setting() -> Test {
+    check("highwater-agent", "examples/agent.toml")
+}
+
+#[test]
+fn the_collectors_example_is_accepted_with_every_setting() -> Test {
+    check("highwater-collector", "examples/collector.toml")
+}
+
+#[test]
+fn units_start_commands_that_exist() -> Test {
+    for (unit, daemon) in [
+        ("highwater-agent.service", "highwater-agent"),
+        ("highwater-collector.service", "highwater-collector"),
+    ] {
+        let text = fs::read_to_string(packaging("systemd").join(unit))?;
+        let mut commands = 0;
+        for line in text.lines().filter(|line| line.starts_with("Exec")) {
+            let words: Vec<&str> = line.split('=').nth(1).unwrap_or_default().split_whitespace().collect();
+            assert_eq!(words[0], format!("/usr/bin/{daemon}"), "{unit}: {line}");
+            let mut help = std::process::Command::new(program(daemon)?);
+            let output = help.args(&words[1..]).arg("--help").output()?;
+            assert!(output.status.success(), "{unit}: {line}");
+            commands += 1;
+        }
+        assert!(commands > 0, "{unit} starts nothing");
+    }
+    Ok(())
+}
