@@ -2,21 +2,36 @@
 
 use crate::shared::{locked, now_ms};
 use highwater_delta::{Consistency, MachineId};
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, text};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text};
 use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram};
 use prometheus_client::registry::Registry;
 use std::collections::HashMap;
+use std::fmt::Write;
 use std::sync::{Mutex, atomic::AtomicU64};
 use std::time::Duration;
 
 /// What a commit made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-#[allow(missing_docs)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
+    /// Progress only.
     Partial,
+    /// A recovery point of this consistency.
     Crash,
+    /// A recovery point of this consistency.
     Filesystem,
+    /// A recovery point of this consistency.
     Application,
+}
+
+impl EncodeLabelValue for Kind {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        encoder.write_str(match self {
+            Self::Partial => "partial",
+            Self::Crash => "crash",
+            Self::Filesystem => "filesystem",
+            Self::Application => "application",
+        })
+    }
 }
 
 impl From<Consistency> for Kind {
@@ -116,7 +131,7 @@ impl Default for Metrics {
         );
         registry.register(
             "refusals",
-            "Sessions ended with a refusal, by error code",
+            "Sessions and handshakes ended by an error, by its code",
             metrics.refusals.clone(),
         );
         registry.register(
@@ -255,7 +270,7 @@ mod tests {
             "highwater_collector_received_bytes_total 100",
             "highwater_collector_refusals_total{code=\"HW-1201\"} 1",
             "highwater_collector_vault_errors_total 1",
-            "highwater_collector_commits_total{kind=\"Filesystem\"} 1",
+            "highwater_collector_commits_total{kind=\"filesystem\"} 1",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }

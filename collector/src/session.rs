@@ -17,8 +17,8 @@ pub mod state;
 
 use crate::shared::{Shared, Window};
 use crate::{CollectorError, metrics::Kind};
-use highwater_delta::{BlockRange, CommitId, CommitKind, DeltaId, DiskId, MachineId};
-use highwater_vault::{DiskRecord, MachineWriter, Vault};
+use highwater_delta::{BlockRange, CommitId, CommitKind, DeltaId, DiskId, MachineId, StoredBlock};
+use highwater_vault::{BlockMap, DiskRecord, MachineWriter, Vault};
 use highwater_wire::message::{AgentMessage, CollectorMessage, DiskInfo, Hello, Welcome};
 use highwater_wire::{Frame, FrameReader, FrameWriter, Timeouts, Version, WireError, codec};
 use reader::Incoming;
@@ -136,8 +136,9 @@ where
 {
     let opened = async {
         shared.vault.machine(machine).await?;
-        let window = shared.take_window()?;
         let seat = shared.take_seat(machine).await?;
+        // Only now has an older session of the machine given its own back.
+        let window = shared.take_window()?;
         let writer = open_writer(shared.vault.clone(), machine).await?;
         Ok::<_, CollectorError>((window, seat, writer))
     };
@@ -156,6 +157,8 @@ where
         tokio::spawn(reader::read(frames, owner.window.clone(), window.bytes, sender, stop.clone()));
     let ended = owner.work(queue, &seat.replaced).await;
     owner.close().await;
+    // Before the seat, so that the next session of the machine finds its window free.
+    drop(window);
     drop(seat);
     stop.cancel();
     match reading.await {
@@ -195,6 +198,9 @@ struct Owner<'a, W> {
     /// Bytes taken over by the vault's writer whose `Received` is still due.
     unacknowledged: usize,
     claims: usize,
+    /// Of the disk last asked for: a comparison asks for all of it, piece by piece. Dropped with the next delta, since
+    /// it holds a cache.
+    map: Option<(DiskId, CommitId, BlockMap)>,
 }
 
 impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
@@ -216,6 +222,7 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
             window_bytes: window.bytes,
             unacknowledged: 0,
             claims: 0,
+            map: None,
         }
     }
 
@@ -272,6 +279,7 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
             Action::Disks(disks) => self.disks(disks).await,
             Action::Begin(delta) => {
                 self.shared.metrics.delta_opened();
+                self.map = None;
                 Ok(self.writer.begin(delta).await?)
             }
             Action::Push(chunk) => {
@@ -329,13 +337,7 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
         };
         let stored_before = self.writer.state().segments.last().map_or(CommitId::NONE, |s| s.commit);
         let last = self.state.received();
-        let commit = match alive(self.out, last, self.writer.commit(kind)).await {
-            Ok(stored) => stored?,
-            Err(error) => {
-                // The peer is gone; whether the commit was stored, the vault knows. Nothing may follow on this writer.
-                return Err(error);
-            }
-        };
+        let commit = alive(self.out, last, self.writer.commit(kind)).await??;
         let stored: u64 =
             self.writer.state().segments.iter().filter(|s| s.commit > stored_before).map(|s| s.bytes).sum();
         metrics.committed(self.machine, label, taken_at_ms, begun.elapsed(), stored);
@@ -345,8 +347,21 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
 
     async fn hashes(&mut self, disk: DiskId, range: BlockRange) -> Result<(), CollectorError> {
         let state = self.writer.state();
-        let map = self.shared.vault.block_map(self.machine, disk, state.last_commit).await?;
-        let blocks = map.hashes(range).await?;
+        let new = !state.disks.iter().any(|known| known.disk == disk);
+        let blocks = if new && self.writer.disks().iter().any(|known| known.disk == disk) {
+            // Named, and nothing of it committed yet.
+            vec![StoredBlock::Absent; usize::try_from(range.count).unwrap_or_default()]
+        } else {
+            let at = state.last_commit;
+            let last = self.state.received();
+            let map = match self.map.take() {
+                Some((of, when, map)) if (of, when) == (disk, at) => map,
+                _ => alive(self.out, last, self.shared.vault.block_map_of(state, disk, at)).await??,
+            };
+            let blocks = alive(self.out, last, map.hashes(range)).await??;
+            self.map = Some((disk, at, map));
+            blocks
+        };
         self.out.send(&CollectorMessage::Hashes { disk, range, blocks }).await
     }
 

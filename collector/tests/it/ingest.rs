@@ -28,18 +28,29 @@ async fn a_delta_becomes_a_point_that_anybody_with_the_key_reads() {
     let range = BlockRange::new(9, 3);
     agent.send(AgentMessage::Hashes { disk, range }).await;
     let CollectorMessage::Hashes { blocks, .. } = agent.receiver.recv().await.unwrap() else { panic!() };
-    let hash = |seed| StoredBlock::Data(agent.welcome.hash_key.hash(&block(seed).try_into().unwrap()));
+    let key = agent.welcome.hash_key.clone();
+    let hash = |seed| StoredBlock::Data(key.hash(&block(seed).try_into().unwrap()));
     assert_eq!(blocks, [StoredBlock::Absent, hash(1), hash(3)]);
+    // After another delta the answer is the new one; a disk that was only named holds nothing.
+    agent.deliver(disk, 9, &[4]).await;
+    agent.send(AgentMessage::Hashes { disk, range }).await;
+    let CollectorMessage::Hashes { blocks, .. } = agent.receiver.recv().await.unwrap() else { panic!() };
+    assert_eq!(blocks, [hash(4), hash(1), hash(3)]);
+    let named = DiskId::new();
+    agent.disks(&[disk, named]).await;
+    agent.send(AgentMessage::Hashes { disk: named, range }).await;
+    let CollectorMessage::Hashes { blocks, .. } = agent.receiver.recv().await.unwrap() else { panic!() };
+    assert_eq!(blocks, [StoredBlock::Absent; 3]);
     agent.send(AgentMessage::Ping(77)).await;
     assert_eq!(agent.receiver.recv().await.unwrap(), CollectorMessage::Pong(77));
     agent.sender.close().await.unwrap();
 
     let again = site.connect(&identity).await.unwrap();
-    assert_eq!((again.welcome.last_commit, &again.welcome.disks[..]), (second, &[disk][..]));
+    assert_eq!((again.welcome.last_commit, &again.welcome.disks[..]), (CommitId(3), &[disk][..]));
     let metrics = site.metrics().await;
     for line in [
-        "highwater_collector_received_chunks_total 2",
-        "highwater_collector_commits_total{kind=\"Filesystem\"} 2",
+        "highwater_collector_received_chunks_total 3",
+        "highwater_collector_commits_total{kind=\"filesystem\"} 3",
     ] {
         assert!(metrics.lines().any(|found| found == line), "{line} is not in\n{metrics}");
     }
@@ -142,7 +153,7 @@ async fn many_machines_at_once() {
         let (machine, _agent) = task.await.unwrap();
         assert_eq!(site.vault().await.machine(machine).await.unwrap().points.len(), 5);
     }
-    assert!(site.metrics().await.contains("highwater_collector_commits_total{kind=\"Filesystem\"} 60\n"));
+    assert!(site.metrics().await.contains("highwater_collector_commits_total{kind=\"filesystem\"} 60\n"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -87,19 +87,7 @@ impl Site {
     }
 
     pub async fn connect_as(&self, identity: &Identity, machine: MachineId) -> Result<Agent, WireError> {
-        let hello = Hello {
-            machine,
-            version_min: 1,
-            version_max: 1,
-            agent_version: "test".to_owned(),
-            host_name: "host".to_owned(),
-            kernel: "6".to_owned(),
-        };
-        let timeouts = Timeouts { idle: Duration::from_secs(20), ..Timeouts::default() };
-        let address = self.running.ingest.to_string();
-        let (welcome, sender, receiver) =
-            connect_with(&address, "127.0.0.1", identity, hello, timeouts).await?;
-        Ok(Agent { window: SendWindow::new(welcome.window_bytes), welcome, sender, receiver })
+        Agent::connect(&self.running.ingest.to_string(), identity, machine).await
     }
 
     /// Connects a machine and names one disk.
@@ -127,6 +115,21 @@ pub struct Agent {
 }
 
 impl Agent {
+    pub async fn connect(address: &str, identity: &Identity, machine: MachineId) -> Result<Self, WireError> {
+        let hello = Hello {
+            machine,
+            version_min: 1,
+            version_max: 1,
+            agent_version: "test".to_owned(),
+            host_name: "host".to_owned(),
+            kernel: "6".to_owned(),
+        };
+        let timeouts = Timeouts { idle: Duration::from_secs(20), ..Timeouts::default() };
+        let (welcome, sender, receiver) =
+            connect_with(address, "127.0.0.1", identity, hello, timeouts).await?;
+        Ok(Self { window: SendWindow::new(welcome.window_bytes), welcome, sender, receiver })
+    }
+
     pub async fn send(&mut self, message: AgentMessage) {
         self.sender.send(&message).await.unwrap();
         self.sender.flush().await.unwrap();

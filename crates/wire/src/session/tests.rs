@@ -143,16 +143,12 @@ async fn next_may_be_dropped_at_any_byte() {
 
 #[tokio::test]
 async fn silence_and_dribble_time_out() {
-    let (mut near, far) = duplex(64);
+    let (_near, far) = duplex(64);
     let mut reader = FrameReader::new(far, SHORT);
     assert!(matches!(reader.next().await, Err(WireError::TimedOut { what: "waiting for a frame", .. })));
     let mut reader = FrameReader::new(duplex(1).1, SHORT);
     assert!(matches!(reader.next().await, Ok(None)), "a closed pipe is an end, not silence");
-    let (_, far) = {
-        let pair = duplex(64);
-        near = pair.0;
-        ((), pair.1)
-    };
+    let (mut near, far) = duplex(64);
     let mut reader = FrameReader::new(far, SHORT);
     let dribbling = tokio::spawn(async move {
         for byte in b"HWF1\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0" {
