@@ -196,10 +196,22 @@ fn verify_finds_damage_and_recover_leaves_no_half_file() {
 
     let to = place.path("out");
     let args = ["recover", "web-1", "--point", "1", "--disk", "sda", "--to", to.to_str().unwrap()];
-    let outcome = place.run(&args);
-    assert_eq!(outcome.exit, Exit::Failure);
-    assert!(outcome.err.contains("HW-1206"), "{}", outcome.err);
-    assert_eq!(std::fs::read_dir(&to).unwrap().count(), 0);
+    let refused = |code: &str| {
+        let outcome = place.run(&args);
+        assert_eq!(outcome.exit, Exit::Failure);
+        assert!(outcome.err.contains(code), "{}", outcome.err);
+        assert_eq!(std::fs::read_dir(&to).unwrap().count(), 0);
+    };
+    refused("HW-1206");
+    let bytes = std::fs::read(&all[0]).unwrap();
+    for len in [0, 10, 100, bytes.len() - 70, bytes.len() - 1] {
+        std::fs::write(&all[0], &bytes[..len]).unwrap();
+        assert_eq!(place.run(&["verify"]).exit, Exit::Damaged, "{len}");
+        refused("HW-1206");
+    }
+    std::fs::remove_file(&all[0]).unwrap();
+    assert_eq!(place.run(&["verify"]).exit, Exit::Damaged);
+    refused("HW-1207");
 }
 
 #[test]

@@ -115,8 +115,8 @@ impl MachineKeys {
             machine,
         })
     }
-    pub(crate) fn segment(&self, id: highwater_delta::SegmentId) -> Result<Secret> {
-        self.machine.derive(&[b"highwater/1 segment", id.as_bytes()])
+    pub(crate) fn segment(&self, id: highwater_delta::SegmentId, salt: &[u8; 16]) -> Result<Secret> {
+        self.machine.derive(&[b"highwater/1 segment", id.as_bytes(), salt])
     }
 }
 

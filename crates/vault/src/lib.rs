@@ -11,7 +11,7 @@
 //! - Cancelling a future of a writer leaves its delta unfinished; call [`MachineWriter::abort`] or drop the writer.
 //! - Everything but the objects' names is encrypted and authenticated, bound to its place; corrupted objects are
 //!   typed errors, never a panic and never an allocation of a length that was not checked.
-//! - Memory: a writer keeps two upload parts (5 MiB each) and the index of one segment (up to some 16 MiB); a
+//! - Memory: a writer keeps two upload parts (5 MiB each) and the index of one segment (some 10 MiB at most); a
 //!   block map keeps page directories and a cache of 64 MiB.
 //!
 //! `docs/FORMAT.md` describes every byte.

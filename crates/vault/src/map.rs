@@ -71,9 +71,9 @@ impl BlockMap {
         keys: &MachineKeys,
         state: &MachineState,
         disk: DiskId,
+        size_bytes: u64,
         at: CommitId,
     ) -> Result<Self> {
-        let size_bytes = size_at(state, disk, at)?;
         let holding = state
             .segments
             .iter()
@@ -245,7 +245,7 @@ fn fill(slots: &mut [Slot], from: u64, to: u64, segment: usize, entry: &Entry, p
 }
 
 /// A disk's size: as a point at this commit says, else as the machine's records do.
-fn size_at(state: &MachineState, disk: DiskId, at: CommitId) -> Result<u64> {
+pub(crate) fn size_at(state: &MachineState, disk: DiskId, at: CommitId) -> Result<u64> {
     let record = state.disk(disk)?;
     let covered = state.point(at).ok().and_then(|p| p.info.disks.iter().find(|d| d.disk == disk));
     Ok(covered.map_or(record.size_bytes, |covered| covered.size_bytes))

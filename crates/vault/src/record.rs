@@ -47,6 +47,8 @@ pub struct SegmentRef {
     pub commit: CommitId,
     /// Bytes of the object.
     pub bytes: u64,
+    /// Random; its key is derived from this and its identity.
+    pub salt: [u8; 16],
     /// Where its footer frame lies.
     pub footer_offset: u64,
     /// Bytes of the footer frame.

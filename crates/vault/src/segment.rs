@@ -5,8 +5,8 @@
 //! ```
 //!
 //! Each frame is 16 bytes of header and an AES-256-GCM ciphertext with its tag. The key is the segment's own,
-//! derived from the machine key and the segment id (a UUIDv7 with 74 random bits, never used twice); the nonce is the
-//! frame's number, counted from 0 and never repeated in a segment. Machine, segment, frame number, kind and length
+//! derived from the machine key, the segment id and 128 random bits drawn for it; the nonce is the frame's number,
+//! counted from 0 and never repeated in a segment. Machine, segment, frame number, kind and length
 //! are authenticated, so that neither frames nor objects can be exchanged.
 //!
 //! Index pages are sorted by disk and block and hold the blocks' hashes; where chunks of one segment overlap, the
@@ -16,7 +16,7 @@ mod index;
 mod read;
 mod write;
 
-pub(crate) use index::{Entry, INDEX_ENTRIES_MAX, Page, PageRef};
+pub(crate) use index::{Entry, Page, PageRef};
 pub(crate) use read::{FrameAt, SegmentReader, Walked};
 pub(crate) use write::SegmentWriter;
 
@@ -69,6 +69,7 @@ pub(crate) struct Footer {
 pub(crate) struct Identity {
     pub(crate) machine: MachineId,
     pub(crate) segment: SegmentId,
+    pub(crate) salt: [u8; 16],
 }
 
 impl Identity {
@@ -80,13 +81,14 @@ impl Identity {
         Aad::from(bytes)
     }
 
-    /// magic, version, 3 zero bytes, machine, segment, 20 zero bytes, CRC32C.
+    /// magic, version, 3 zero bytes, machine, segment, salt, 4 zero bytes, CRC32C.
     fn header(&self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
         bytes[..4].copy_from_slice(&HEADER_MAGIC);
         bytes[4] = VERSION;
         bytes[8..24].copy_from_slice(self.machine.as_bytes());
         bytes[24..40].copy_from_slice(self.segment.as_bytes());
+        bytes[40..56].copy_from_slice(&self.salt);
         let crc = crc32c::crc32c(&bytes[..60]);
         bytes[60..].copy_from_slice(&crc.to_le_bytes());
         bytes

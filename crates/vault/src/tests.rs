@@ -2,6 +2,7 @@
 
 mod damage;
 mod faults;
+mod golden;
 mod model;
 mod rules;
 mod support;

@@ -3,6 +3,7 @@
 use crate::{
     BlockMap, MachineState, MachineWriter, Result, VaultError, VaultKey,
     key::{MachineKeys, Secret, random},
+    map,
     record::{Envelope, check_name},
     seal::{self, DOCUMENT_BYTES_MAX},
     store,
@@ -176,13 +177,15 @@ impl Vault {
     pub async fn block_map(&self, machine: MachineId, disk: DiskId, at: CommitId) -> Result<BlockMap> {
         let (keys, host_name) = self.machine_keys(machine).await?;
         let state = self.load_state(machine, &keys, host_name, true).await?;
-        BlockMap::load(self.store().clone(), &keys, &state, disk, at).await
+        let size_bytes = map::size_at(&state, disk, at)?;
+        BlockMap::load(self.store().clone(), &keys, &state, disk, size_bytes, at).await
     }
 
     /// The same from a state that is at hand.
     pub async fn block_map_of(&self, state: &MachineState, disk: DiskId, at: CommitId) -> Result<BlockMap> {
         let (keys, _) = self.machine_keys(state.machine).await?;
-        BlockMap::load(self.store().clone(), &keys, state, disk, at).await
+        let size_bytes = map::size_at(state, disk, at)?;
+        BlockMap::load(self.store().clone(), &keys, state, disk, size_bytes, at).await
     }
 
     pub(crate) async fn machine_keys(&self, machine: MachineId) -> Result<(MachineKeys, String)> {

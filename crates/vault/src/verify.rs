@@ -185,7 +185,7 @@ async fn segment(
     let what = reader.path.clone();
     let corrupt = |cause: &str| VaultError::corrupt(&what, cause);
     let mut content = Vec::new();
-    // What chunks hold, by place; zero extents are kept whole, by their first block, and looked up from there.
+    // Where content lies once every chunk has been applied.
     let mut chunks: u32 = 0;
     let mut data: Places = BTreeMap::new();
     let mut pages: Vec<Walked> = Vec::new();
@@ -207,7 +207,15 @@ async fn segment(
                     view.open(&keys.hash, &mut content).map_err(refuse)?;
                     block_count += view.data_blocks() as u64;
                     let mut hashes = view.hashes();
-                    for extent in view.extents().filter(|extent| extent.fill == Fill::Data) {
+                    for extent in view.extents() {
+                        let (from, to) = ((view.disk(), extent.start.0), (view.disk(), extent.end()));
+                        if extent.fill == Fill::Zero {
+                            let covered: Vec<_> = data.range(from..to).map(|(place, _)| *place).collect();
+                            for place in covered {
+                                data.remove(&place);
+                            }
+                            continue;
+                        }
                         for block in extent.start.0..extent.end() {
                             data.insert((view.disk(), block), (frame.at.frame, hashes.next()));
                         }
@@ -248,6 +256,9 @@ async fn segment(
     }
     if indexed != footer.data_blocks || zeros != footer.zero_blocks {
         return Err(corrupt("its footer miscounts blocks"));
+    }
+    if indexed != data.len() as u64 {
+        return Err(corrupt("its index lacks blocks that its chunks hold"));
     }
     Ok(())
 }

@@ -9,7 +9,7 @@
 //! dead, deletes nothing, and the next one reads what is true.
 
 use crate::{
-    DiskRecord, MachineState, Result, Vault, VaultError,
+    BlockMap, DiskRecord, MachineState, Result, Vault, VaultError,
     key::{MachineKeys, random},
     record::{CommitBody, Envelope, KIND_COMMIT, KIND_TAKEOVER, check_disks, check_point},
     seal,
@@ -18,7 +18,7 @@ use crate::{
 };
 use bytes::Bytes;
 use futures::TryStreamExt;
-use highwater_delta::{Block, ChunkView, CommitId, CommitKind, DeltaId, HashKey, MachineId};
+use highwater_delta::{Block, ChunkView, CommitId, CommitKind, DeltaId, DiskId, HashKey, MachineId};
 use object_store::{ObjectStoreExt, path::Path};
 use std::{
     collections::HashSet,
@@ -128,6 +128,14 @@ impl MachineWriter {
     #[must_use]
     pub fn hash_key(&self) -> HashKey {
         self.keys.hash.clone()
+    }
+    /// Where each block of a disk lies after the last commit; a disk not committed yet has none. Loads the footers of
+    /// the disk's segments: keep it until the next commit.
+    pub async fn block_map(&self, disk: DiskId) -> Result<BlockMap> {
+        let record = self.disks().iter().find(|record| record.disk == disk);
+        let size_bytes = record.ok_or(VaultError::UnknownDisk(disk))?.size_bytes;
+        let (store, at) = (self.vault.store().clone(), self.state.last_commit);
+        BlockMap::load(store, &self.keys, &self.state, disk, size_bytes, at).await
     }
     /// The machine's disks as they will be recorded with the next commit.
     #[must_use]

@@ -196,15 +196,12 @@ fn format_does_not_change() {
         Extent { start: Block(1), count: 1, fill: Fill::Data },
         Extent { start: Block(0x0102_0304), count: 0x0A0B, fill: Fill::Zero },
     ];
-    let mut payload = fill_block(Content::Noise(1)).to_vec();
+    let payload = fill_block(Content::Noise(1)).to_vec();
     encode_chunk(disk(), &extents, &payload, &key(), 1, &mut out).unwrap();
     let head: String = out[..84].iter().map(|b| format!("{b:02x}")).collect();
     assert_eq!(
         head,
-        "48574348010002000303030303030303030303030303030301000000001000000100000000000000010000000000000004030201\
-         000000000b0a000001000000".to_owned() + &head[128..]
+        "48574348010002000303030303030303030303030303030301000000001000000100000000000000010000000000000004030201000000000b0a000001000000f709458028bd5cdddf0db8bbeeadba1015c2aaf8"
     );
     assert_eq!(&out[84..], &payload[..]);
-    payload[0] ^= 1;
-    assert_ne!(&out[84..], &payload[..]);
 }

@@ -5,8 +5,10 @@ use highwater_delta::{BlockHash, CHUNK_BLOCKS_MAX, ChunkView, DiskId, Fill, chun
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// A segment is finished when its index has this many entries (some 10 MiB of memory at most).
-pub(crate) const INDEX_ENTRIES_MAX: usize = 64 << 10;
+/// A segment is finished when its index has this many entries …
+const ENTRIES_MAX: usize = 32 << 10;
+/// … or hashes (512 MiB of content); building the index takes some 10 MiB of memory then.
+const HASHES_MAX: usize = 128 << 10;
 /// A page is closed at this size.
 const PAGE_BYTES_TARGET: usize = 64 << 10;
 const PAGE_HEADER_BYTES: usize = 20;
@@ -148,8 +150,8 @@ pub(crate) struct Built {
 }
 
 impl IndexBuilder {
-    pub(crate) fn len(&self) -> usize {
-        self.entries.len()
+    pub(crate) fn is_full(&self) -> bool {
+        self.entries.len() >= ENTRIES_MAX || self.hashes.len() >= HASHES_MAX
     }
 
     pub(crate) fn add(&mut self, view: &ChunkView<'_>, frame: u32, offset: u64, len: u32) {

@@ -61,8 +61,8 @@ impl SegmentReader {
             store,
             path: segment_path(machine, reference.id),
             reference: reference.clone(),
-            identity: Identity { machine, segment: reference.id },
-            key: cipher(&keys.segment(reference.id)?)?,
+            identity: Identity { machine, segment: reference.id, salt: reference.salt },
+            key: cipher(&keys.segment(reference.id, &reference.salt)?)?,
         })
     }
 

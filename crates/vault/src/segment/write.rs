@@ -1,12 +1,12 @@
 //! Writing a segment as a stream: small ones as one put, larger ones as a multipart upload with one part under way.
 
 use super::{
-    FRAME_HEADER_BYTES, Footer, FrameKind, HEADER_BYTES, INDEX_ENTRIES_MAX, Identity, PageRef,
-    SEGMENT_BYTES_TARGET, frame_header, index::IndexBuilder,
+    FRAME_HEADER_BYTES, Footer, FrameKind, HEADER_BYTES, Identity, PageRef, SEGMENT_BYTES_TARGET,
+    frame_header, index::IndexBuilder,
 };
 use crate::{
     Result, VaultError,
-    key::MachineKeys,
+    key::{MachineKeys, random},
     record::SegmentRef,
     seal::{cipher, nonce},
     store::{create_object, segment_path},
@@ -34,12 +34,14 @@ pub(crate) struct SegmentWriter {
 impl SegmentWriter {
     pub(crate) fn new(store: Arc<dyn ObjectStore>, machine: MachineId, keys: &MachineKeys) -> Result<Self> {
         let segment = SegmentId::new();
-        let identity = Identity { machine, segment };
+        let mut salt = [0; 16];
+        random(&mut salt)?;
+        let identity = Identity { machine, segment, salt };
         let mut upload = Upload::new(store, segment_path(machine, segment));
         upload.buffer.extend_from_slice(&identity.header());
         Ok(Self {
             identity,
-            key: cipher(&keys.segment(segment)?)?,
+            key: cipher(&keys.segment(segment, &salt)?)?,
             upload,
             offset: HEADER_BYTES as u64,
             frame: 0,
@@ -53,7 +55,7 @@ impl SegmentWriter {
 
     /// Whether it should be finished.
     pub(crate) fn is_full(&self) -> bool {
-        self.offset >= SEGMENT_BYTES_TARGET || self.index.len() >= INDEX_ENTRIES_MAX
+        self.offset >= SEGMENT_BYTES_TARGET || self.index.is_full()
     }
 
     /// Appends a chunk that was parsed already.
@@ -109,8 +111,17 @@ impl SegmentWriter {
             let _ = self.upload.abort().await;
             return Err(error);
         }
-        let id = self.identity.segment;
-        Ok(SegmentRef { id, commit, bytes, footer_offset, footer_len, footer_frame, spans: built.spans })
+        let Identity { segment: id, salt, .. } = self.identity;
+        Ok(SegmentRef {
+            id,
+            commit,
+            bytes,
+            salt,
+            footer_offset,
+            footer_len,
+            footer_frame,
+            spans: built.spans,
+        })
     }
 
     /// Gives it up; nothing stays in the store.

@@ -101,6 +101,12 @@ async fn run(steps: Vec<Step>) {
     }
     let state = vault.machine(machine()).await.unwrap();
     assert_eq!(&state, writer.state());
+    if let Ok(map) = writer.block_map(disk(10)).await {
+        let stored = map.hashes(BlockRange::new(0, BLOCKS)).await.unwrap();
+        for (block, stored) in stored.iter().enumerate() {
+            assert_eq!(*stored != StoredBlock::Absent, now.contains_key(&(0, block as u64)));
+        }
+    }
     assert_eq!(
         state.points.iter().map(|p| p.id).collect::<Vec<_>>(),
         points.iter().map(|p| p.0).collect::<Vec<_>>()
