@@ -175,3 +175,29 @@ async fn shutdown_is_quick_and_said() {
     assert_eq!(vault.machine(identity.machine).await.unwrap().last_commit, CommitId(1));
     drop(dir);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn throughput_of_one_session() {
+    let site = Site::new().await;
+    let (identity, disk) = (site.machine().await, DiskId::new());
+    let mut agent = site.agent(&identity, disk).await;
+    let delta = DeltaId::new();
+    agent.send(AgentMessage::DeltaBegin(delta)).await;
+    let seeds: Vec<u8> = (1..=32).collect();
+    let chunk = agent.chunk(disk, 0, &seeds);
+    let chunks = 4096;
+    let begun = std::time::Instant::now();
+    for _ in 0..chunks {
+        agent.push(delta, &chunk).await;
+    }
+    let sent = begun.elapsed();
+    agent.commit(delta, chunks, CommitKind::Partial).await;
+    agent.stored().await;
+    let mib = (chunk.len() as u64 * chunks) as f64 / f64::from(1 << 20);
+    println!(
+        "{mib:.0} MiB: {:.0} MiB/s, stored after another {:?}",
+        mib / sent.as_secs_f64(),
+        begun.elapsed() - sent
+    );
+}
