@@ -48,6 +48,7 @@ macro_rules! copies {
 
 copies!(request::complete, "block_rq_complete":
     rq_complete_1 = 0, rq_complete_2 = 1, rq_complete_3 = 2, rq_complete_4 = 3, rq_complete_5 = 4, rq_complete_6 = 5);
+copies!(request::issue, "block_rq_issue": rq_issue_1 = 0);
 copies!(bio::queue, "block_bio_queue":
     bio_queue_1 = 0, bio_queue_2 = 1, bio_queue_3 = 2, bio_queue_4 = 3, bio_queue_5 = 4, bio_queue_6 = 5);
 copies!(bio::complete, "block_bio_complete":

@@ -5,7 +5,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use core::ptr::{addr_of, read_volatile};
-use highwater_abi::{COPIES_MAX, Counters, INFLIGHT_MAX, Inflight, Offsets, SLOTS_MAX, TARGETS_MAX, Target};
+use highwater_abi::{COPIES_MAX, Counters, INFLIGHT_MAX, ISSUED_MAX, Inflight, Issued, Offsets, SLOTS_MAX, TARGETS_MAX, Target};
 
 const F_MMAPABLE: usize = 0x400;
 // Lets inner maps differ in size from the template.
@@ -30,12 +30,18 @@ pub static COUNTERS: PerCpuArray<Counters, { TARGETS_MAX as usize * COPIES_MAX }
 #[btf_map]
 pub static INFLIGHT: HashMap<u64, Inflight, { INFLIGHT_MAX as usize }> = HashMap::new();
 
+/// Request address → what was issued, until a completion program has seen its end.
+#[btf_map]
+pub static ISSUED: HashMap<u64, Issued, { ISSUED_MAX as usize }> = HashMap::new();
+
 /// Member offsets; see [`Offsets`].
 #[unsafe(no_mangle)]
 pub static OFFSETS: Offsets = Offsets {
     request_queue: 0,
     request_sector: 0,
     request_cmd_flags: 0,
+    request_data_len: 0,
+    request_start_time: 0,
     queue_disk: 0,
     disk_part0: 0,
     bdev_dev: 0,
@@ -50,6 +56,10 @@ pub static OFFSETS: Offsets = Offsets {
 /// How many copies are attached; the last one removes entries from [`INFLIGHT`].
 #[unsafe(no_mangle)]
 pub static COPIES: u32 = 1;
+
+/// Whether the issue program is attached.
+#[unsafe(no_mangle)]
+pub static NET: u32 = 0;
 
 /// The offsets as user space set them. Volatile: the compiler must not fold the zeros above.
 macro_rules! offset {
@@ -79,4 +89,11 @@ pub fn counters(counter: u32, copy: u32) -> Option<&'static mut Counters> {
     let pointer = COUNTERS.get_ptr_mut(counter * COPIES_MAX as u32 + copy)?;
     // SAFETY: per-CPU, and this copy does not run twice at once on a CPU (the kernel's own guard).
     Some(unsafe { &mut *pointer })
+}
+
+/// Whether the issue program is attached.
+#[inline(always)]
+pub fn net() -> bool {
+    // SAFETY: as above.
+    unsafe { read_volatile(addr_of!(NET)) != 0 }
 }

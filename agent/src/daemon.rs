@@ -133,6 +133,7 @@ pub fn run(config: &Config) -> Result<()> {
         bpf_dir: config.bpf_dir.clone(),
         run_dir: config.run_dir.clone(),
         copies: config.tracking.copies.map(|c| c as usize),
+        net: config.tracking.net,
         bits_max: config.tracking.bitmap_memory.0 / 3 * 8,
     })
     .map_err(|e| operator(&|| e.operator()))?;
@@ -175,8 +176,8 @@ pub fn run(config: &Config) -> Result<()> {
         tracker,
         fresh,
         guardian,
-        pool: BufferPool::new((r.memory.0 - r.freeze_budget.0 / 2) as usize),
-        freeze_pool: BufferPool::new((r.freeze_budget.0 + r.freeze_budget.0 / 4) as usize),
+        // The rest is for what is held under a freeze.
+        pool: BufferPool::new((r.memory.0 - r.freeze_budget.0 / 2).max(4 << 20) as usize),
         throttle,
         metrics,
         link: link_events,

@@ -31,5 +31,5 @@ pub use freeze::Freeze;
 pub use mount::{FileSystem, Mounted};
 pub use proxy::Proxy;
 pub use random::Random;
-pub use site::{Site, SiteOptions};
 pub use sector::{Sectors, Wrong};
+pub use site::{Site, SiteOptions};

@@ -74,6 +74,17 @@ pub struct Site {
     allowed: Vec<String>,
 }
 
+impl Drop for Site {
+    /// `HIGHWATER_TEST_LOGS=DIR` keeps the daemons' logs of the last site.
+    fn drop(&mut self) {
+        if let Some(to) = std::env::var_os("HIGHWATER_TEST_LOGS") {
+            for name in ["agent.log", "collector.log"] {
+                fs::copy(self.dir.join(name), Path::new(&to).join(name)).ok();
+            }
+        }
+    }
+}
+
 /// Copies go to memory: the disk under test must not wait for them longer than needed.
 struct CopiesDir(PathBuf);
 impl Drop for CopiesDir {
@@ -97,7 +108,11 @@ impl Site {
         )?;
         let config = etc.join("collector.toml");
         let mut lines: Vec<String> = (fs::read_to_string(&config)?.lines())
-            .filter(|l| !l.starts_with("listen") && !l.starts_with("management-listen") && !l.starts_with("metrics-listen"))
+            .filter(|l| {
+                !l.starts_with("listen")
+                    && !l.starts_with("management-listen")
+                    && !l.starts_with("metrics-listen")
+            })
             .map(str::to_owned)
             .collect();
         lines.push(format!("listen = \"127.0.0.1:{ingest}\""));
@@ -118,7 +133,8 @@ impl Site {
             agent: None,
             collector: None,
             devices: BTreeMap::new(),
-            allowed: vec![],
+            // How a killed agent looks from the other side.
+            allowed: vec!["peer closed connection".into()],
             dir,
         };
         site.write_agent_config(arena, options, agent_metrics)?;
@@ -141,7 +157,11 @@ impl Site {
         if let Some(through) = options.through {
             writeln!(toml, "[collector]\nendpoint = \"{through}\"\nserver-name = \"127.0.0.1\"")?;
         }
-        writeln!(toml, "[replication]\npoint-interval = \"{}\"\nretry-unit = \"20ms\"", options.point_interval)?;
+        writeln!(
+            toml,
+            "[replication]\npoint-interval = \"{}\"\nretry-unit = \"20ms\"",
+            options.point_interval
+        )?;
         for line in &options.replication {
             writeln!(toml, "{line}")?;
         }
@@ -161,7 +181,11 @@ impl Site {
         let mut script = String::from("#!/bin/sh\n[ \"$1\" = frozen ] || exit 0\nset -e\n");
         writeln!(script, "d={}/$(date +%s%3N)\nmkdir -p $d.new", self.copies.0.display())?;
         for (name, device) in &self.devices {
-            writeln!(script, "dd if={} of=$d.new/{name} bs=1M iflag=direct conv=sparse status=none", device.display())?;
+            writeln!(
+                script,
+                "dd if={} of=$d.new/{name} bs=1M iflag=direct conv=sparse status=none",
+                device.display()
+            )?;
             writeln!(script, "truncate -s $(blockdev --getsize64 {}) $d.new/{name}", device.display())?;
         }
         script.push_str("mv $d.new $d\n");
@@ -185,10 +209,16 @@ impl Site {
         let mut command = Command::new(program("highwater-collector")?);
         command.arg("run").arg("--config").arg(self.dir.join("collector/collector.toml"));
         let mut daemon = Daemon::spawn("collector", &self.dir, command)?;
-        self.allowed.iter().for_each(|t| drop(daemon.allow(t)));
+        for text in &self.allowed {
+            daemon.allow(text);
+        }
         let until = Instant::now() + Duration::from_secs(20);
         while std::net::TcpStream::connect(self.ingest).is_err() {
-            ensure!(Instant::now() < until && daemon.is_running()?, "the collector did not start:\n{}", daemon.log());
+            ensure!(
+                Instant::now() < until && daemon.is_running()?,
+                "the collector did not start:\n{}",
+                daemon.log()
+            );
             thread::sleep(Duration::from_millis(10));
         }
         self.collector = Some(daemon);
@@ -206,7 +236,11 @@ impl Site {
         let until = Instant::now() + Duration::from_secs(60);
         while self.status().is_err() {
             let agent = self.agent.as_mut().context("no agent")?;
-            ensure!(Instant::now() < until && agent.is_running()?, "the agent did not start:\n{}", agent.log());
+            ensure!(
+                Instant::now() < until && agent.is_running()?,
+                "the agent did not start:\n{}",
+                agent.log()
+            );
             thread::sleep(Duration::from_millis(20));
         }
         Ok(())
@@ -217,7 +251,9 @@ impl Site {
         let mut command = Command::new(&self.agent_program);
         command.arg("--config").arg(&self.agent_config).arg("run");
         let mut daemon = Daemon::spawn("agent", &self.dir, command)?;
-        self.allowed.iter().for_each(|t| drop(daemon.allow(t)));
+        for text in &self.allowed {
+            daemon.allow(text);
+        }
         self.agent = Some(daemon);
         Ok(())
     }
@@ -355,7 +391,8 @@ impl Site {
             .filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok())
             .collect();
         copies.sort_unstable();
-        let copy = copies.into_iter().find(|c| *c >= taken).with_context(|| format!("no copy of point {point}"))?;
+        let copy =
+            copies.into_iter().find(|c| *c >= taken).with_context(|| format!("no copy of point {point}"))?;
         Ok(self.copies.0.join(copy.to_string()))
     }
 

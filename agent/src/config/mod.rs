@@ -126,13 +126,16 @@ pub struct Tracking {
     /// Copies of each program; by default what the kernel needs. For tests of the proof.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub copies: Option<u32>,
+    /// Whether issues are noted too, so that a completion that the kernel does not show to tracing programs is found all the
+    /// same. Costs a little for each write; without it such a write makes the disk suspect.
+    pub net: bool,
     /// Bound of one disk's bitmaps (three of them); beyond it a bit stands for more than 4 KiB.
     pub bitmap_memory: ByteSize,
 }
 
 impl Default for Tracking {
     fn default() -> Self {
-        Self { copies: None, bitmap_memory: ByteSize(96 << 20) }
+        Self { copies: None, net: true, bitmap_memory: ByteSize(96 << 20) }
     }
 }
 

@@ -124,6 +124,12 @@ impl<'a> Reader<'a> {
         let mut table = self.table(root, "tracking");
         let copies = self.integer(&mut table, IN, "copies", 0u32, 1..7);
         config.tracking.copies = (copies > 0).then_some(copies);
+        if let Some(value) = take(&mut table, "net") {
+            match value.get_ref().as_bool() {
+                Some(net) => config.tracking.net = net,
+                None => self.problem(value.span(), "tracking.net", "must be true or false"),
+            }
+        }
         self.parsed(&mut table, IN, "bitmap-memory", &mut config.tracking.bitmap_memory, |v| {
             (v.0 < 64 << 10).then(|| "must be at least 64KiB".to_owned())
         });

@@ -203,8 +203,6 @@ pub struct TrackerStatus {
     pub sectors_written: u64,
     /// Sectors discarded, by the tracker.
     pub sectors_discarded: u64,
-    /// Writes counted by the kernel.
-    pub kernel_writes: u64,
     /// Sectors written, by the kernel.
     pub kernel_sectors_written: u64,
     /// Sectors discarded, by the kernel.

@@ -67,6 +67,8 @@ pub struct LinkDown {
     pub retry_in: Option<Duration>,
     /// Failures in a row.
     pub failures: usize,
+    /// Since when.
+    pub at: std::time::Instant,
 }
 
 /// Runs until the engine is gone. `wake` ends a back-off early.
@@ -92,6 +94,7 @@ pub async fn run(
             action: end.action(),
             retry_in,
             failures: backoff.failures(),
+            at: std::time::Instant::now(),
         };
         if events.send(LinkEvent::Down(down)).await.is_err() {
             return;
@@ -259,6 +262,7 @@ impl LinkDown {
             action: refusal.action.clone(),
             retry_in: None,
             failures: 0,
+            at: std::time::Instant::now(),
         }
     }
 }

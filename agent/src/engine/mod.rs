@@ -91,8 +91,6 @@ pub struct Parts {
     pub guardian: GuardianHandle,
     /// Bounds the memory of reads.
     pub pool: Arc<BufferPool>,
-    /// Bounds the memory of reads under a freeze.
-    pub freeze_pool: Arc<BufferPool>,
     /// Bandwidth.
     pub throttle: Arc<Throttle>,
     /// Counters.
@@ -129,6 +127,8 @@ pub(crate) struct Session {
 struct Awaited {
     delta: DeltaId,
     point: Option<PointInfo>,
+    /// Operators who wait for the point.
+    waiting: Vec<oneshot::Sender<Response>>,
 }
 
 /// The last recovery point that was stored.
@@ -145,7 +145,6 @@ pub struct Engine {
     tracker: Tracker,
     guardian: GuardianHandle,
     pool: Arc<BufferPool>,
-    freeze_pool: Arc<BufferPool>,
     throttle: Arc<Throttle>,
     metrics: Arc<Metrics>,
     events: mpsc::Receiver<LinkEvent>,
@@ -187,7 +186,6 @@ impl Engine {
             tracker: parts.tracker,
             guardian: parts.guardian,
             pool: parts.pool,
-            freeze_pool: parts.freeze_pool,
             throttle: parts.throttle,
             metrics: parts.metrics,
             events: parts.link,
@@ -243,10 +241,11 @@ impl Engine {
     }
 
     /// Ends an epoch; disks whose bits can't be trusted become suspect.
-    fn end_epoch(&mut self) -> Result<(), TrackerError> {
+    /// Answers those with something in flight.
+    fn end_epoch(&mut self) -> Result<Vec<DiskId>, TrackerError> {
         let started = Instant::now();
         let disks = &mut self.disks;
-        let faults = self.tracker.end_epoch(|id, index, bits| {
+        let end = self.tracker.end_epoch(|id, index, bits| {
             if let Some(disk) = disks.iter_mut().find(|d| d.id() == id) {
                 disk.ledger.marked(index, bits);
             }
@@ -255,10 +254,10 @@ impl Engine {
             disk.ledger.settle();
         }
         self.metrics.epoch(started.elapsed());
-        for (id, fault) in faults {
+        for (id, fault) in end.faults {
             self.distrust(id, &fault);
         }
-        Ok(())
+        Ok(end.unsettled)
     }
 
     /// A disk's bits are incomplete.

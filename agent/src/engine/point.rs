@@ -7,13 +7,14 @@
 //! A live read may see a block half-way between two writes; the block is then marked in a later epoch and read again, at
 //! the latest under the freeze. So what the delta holds at its end is the content at the freeze.
 //!
-//! A disk without a filesystem cannot be frozen. Its state is a point only if nothing wrote while it was read under the
-//! freeze of the others: nothing was in flight afterwards, and one more epoch is empty. Otherwise there is no point, and
-//! the status says why.
+//! What no freeze holds still (a disk without a filesystem, a raw partition, a filesystem that cannot freeze) may be
+//! written to meanwhile. So every point is checked before the thaw: nothing is in flight, and nothing was marked since the
+//! epoch ended. Otherwise there is no point, and the status says why. A disk without a filesystem thus gets its points when
+//! its writers pause, or with a freeze hook that makes them.
 
 use super::{
     Engine, Link, Outgoing,
-    send::{OpenDelta, SendError},
+    send::{HeldRun, OpenDelta, SendError},
     state::DiskState,
 };
 use crate::{
@@ -21,7 +22,7 @@ use crate::{
     error::Coded,
     freeze::{FreezeError, FrozenSet},
     mounts::{self, Filesystem, MountsError, Survey},
-    source::{ReadRun, SourceReader},
+    source::SourceReader,
     tracker::TrackerError,
 };
 use highwater_delta::{BlockRange, CommitKind, Consistency, DeltaId, DiskId, PointDisk, PointInfo};
@@ -58,8 +59,10 @@ pub(super) enum PointError {
     /// The guardian thawed before all was read.
     #[error("the freeze ended before all was read")]
     Thawed,
-    /// A disk without filesystem was written to.
-    #[error("disk {0} has no filesystem to freeze and was written to while it was read")]
+    /// Something that no freeze holds still was written to.
+    #[error(
+        "disk {0} was written to while it was read: not all of its writers are held still by freezing filesystems"
+    )]
     Written(String),
     /// A disk became suspect.
     #[error("a disk is suspect")]
@@ -87,7 +90,7 @@ impl PointError {
 
 /// What was read under the freeze.
 struct Frozen {
-    runs: Vec<(DiskId, Vec<ReadRun>)>,
+    runs: Vec<(DiskId, Vec<HeldRun>)>,
     taken_at_ms: u64,
     freeze_us: u64,
 }
@@ -156,7 +159,7 @@ impl Engine {
             }
         };
         for (disk, runs) in frozen.runs {
-            open.send_runs(disk, runs)?;
+            open.send_held(disk, runs)?;
         }
         let complete = survey.disks.iter().all(|d| d.has_filesystem) || self.options.freeze_hook.is_some();
         let info = PointInfo {
@@ -217,11 +220,12 @@ impl Engine {
         self.disks.iter().filter(|d| members.contains(&d.id())).map(super::disk::Disk::to_send_bytes).sum()
     }
 
-    fn epoch_of(&mut self, members: &[DiskId]) -> Result<(), PointError> {
-        self.end_epoch()?;
+    /// Ends the epoch; answers the disks with something in flight.
+    fn epoch_of(&mut self, members: &[DiskId]) -> Result<Vec<DiskId>, PointError> {
+        let unsettled = self.end_epoch()?;
         let trusted =
             |id: &DiskId| self.disks.iter().any(|d| d.id() == *id && *d.state.state() == DiskState::Bitmap);
-        if members.iter().all(trusted) { Ok(()) } else { Err(PointError::Suspect) }
+        if members.iter().all(trusted) { Ok(unsettled) } else { Err(PointError::Suspect) }
     }
 
     fn send_live(&mut self, open: &OpenDelta<'_>, id: DiskId) -> Result<(), PointError> {
@@ -253,15 +257,7 @@ impl Engine {
         let taken_at_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
         // Whatever happens from here on, the set is thawed: by us, by its drop, or by the guardian.
         let result = self.read_frozen(open, members, budget).and_then(|runs| {
-            let unfrozen = !set.unfrozen().is_empty();
-            let hooked = self.options.freeze_hook.is_some();
-            let quiet: Vec<DiskId> = (members.iter().zip(&survey.disks))
-                .filter(|(_, s)| unfrozen || !s.has_filesystem)
-                .map(|(id, _)| *id)
-                .collect();
-            if !quiet.is_empty() && !hooked {
-                self.check_quiet(&quiet)?;
-            }
+            self.check_quiet(members)?;
             self.hook("frozen")?;
             Ok(runs)
         });
@@ -282,13 +278,18 @@ impl Engine {
         open: &OpenDelta<'_>,
         members: &[DiskId],
         budget: u64,
-    ) -> Result<Vec<(DiskId, Vec<ReadRun>)>, PointError> {
-        self.epoch_of(members)?;
+    ) -> Result<Vec<(DiskId, Vec<HeldRun>)>, PointError> {
+        let unsettled = self.epoch_of(members)?;
+        if let Some(disk) =
+            self.disks.iter().find(|d| members.contains(&d.id()) && unsettled.contains(&d.id()))
+        {
+            return Err(PointError::Written(disk.protected.name.clone()));
+        }
         let left = self.left(members);
         if left > budget {
             return Err(PointError::NotConverging { left_bytes: left, rounds: 0 });
         }
-        let pool = self.freeze_pool.clone();
+        let pool = self.pool.clone();
         let readers = self.options.readers;
         let mut all = vec![];
         for id in members {
@@ -301,34 +302,25 @@ impl Engine {
             let mut job = reader.read_ranges(ranges);
             let mut runs = vec![];
             while let Some(run) = job.next_blocking() {
-                runs.push(run.map_err(source)?);
+                let run = run.map_err(source)?;
+                // Copied out: kept buffers would hold more memory than they have content, and could starve the readers.
+                runs.push(HeldRun { range: run.range, content: run.buffer.to_vec() });
             }
             all.push((*id, runs));
         }
         Ok(all)
     }
 
-    /// Whether nothing wrote to these disks since the last epoch ended: whatever was in flight has been marked by then, or
-    /// is still in flight.
-    fn check_quiet(&mut self, disks: &[DiskId]) -> Result<(), PointError> {
-        let written = |engine: &Self, id: DiskId| {
-            let name = engine.disks.iter().find(|d| d.id() == id).map(|d| d.protected.name.clone());
-            Err(PointError::Written(name.unwrap_or_else(|| id.to_string())))
-        };
-        for id in disks {
-            let device = self.disks.iter().find(|d| d.id() == *id).and_then(|d| d.device.as_ref());
-            let busy =
-                device.is_none_or(|d| device::inflight(d.whole).map_or(true, |(_, writes)| writes > 0));
-            if busy {
-                return written(self, *id);
-            }
-        }
-        self.epoch_of(disks)?;
-        for id in disks {
-            let dirty =
-                self.disks.iter().find(|d| d.id() == *id).is_some_and(|d| !d.ledger.to_send().is_empty());
-            if dirty {
-                return written(self, *id);
+    /// Whether nothing wrote to these disks since the last epoch ended. In this order: a write that is over by the first look has
+    /// been marked by the second.
+    fn check_quiet(&self, members: &[DiskId]) -> Result<(), PointError> {
+        for disk in self.disks.iter().filter(|d| members.contains(&d.id())) {
+            let busy = disk
+                .device
+                .as_ref()
+                .is_none_or(|d| device::inflight(d.dev).map_or(true, |(_, writes)| writes > 0));
+            if busy || self.tracker.dirty_now(disk.id())? > 0 {
+                return Err(PointError::Written(disk.protected.name.clone()));
             }
         }
         Ok(())

@@ -3,9 +3,11 @@
 use super::{batch::Batcher, link::Outgoing};
 use crate::{
     metrics::Metrics,
-    source::{ReadJob, ReadRun, SourceError},
+    source::{Buffer, ReadJob, SourceError},
 };
-use highwater_delta::{BLOCK_BYTES, BlockHash, ChunkError, DeltaId, DiskId, HashKey, StoredBlock};
+use highwater_delta::{
+    BLOCK_BYTES, BlockHash, BlockRange, ChunkError, DeltaId, DiskId, HashKey, StoredBlock,
+};
 use std::{
     collections::HashMap,
     sync::{
@@ -29,6 +31,14 @@ pub enum SendError {
     Chunk(#[from] ChunkError),
 }
 
+/// Blocks held in memory.
+pub struct HeldRun {
+    /// Which.
+    pub range: BlockRange,
+    /// Their content.
+    pub content: Vec<u8>,
+}
+
 /// An open delta and the way to send it.
 pub struct OpenDelta<'a> {
     /// Its id.
@@ -47,6 +57,20 @@ pub struct OpenDelta<'a> {
     pub metrics: &'a Metrics,
 }
 
+enum Content {
+    Pooled(Buffer),
+    Held(Vec<u8>),
+}
+impl std::ops::Deref for Content {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Pooled(buffer) => buffer,
+            Self::Held(bytes) => bytes,
+        }
+    }
+}
+
 /// What the vault holds of a range, where only differences are to be sent: by block number.
 pub type Known = HashMap<u64, StoredBlock>;
 
@@ -58,23 +82,29 @@ impl OpenDelta<'_> {
     /// See [`SendError`]; bad blocks are told after everything else was sent.
     pub fn send(&self, disk: DiskId, job: ReadJob, known: Option<&Known>) -> Result<u64, SendError> {
         let job = Mutex::new(job);
-        self.send_from(disk, known, || job.lock().unwrap_or_else(PoisonError::into_inner).next_blocking())
+        self.send_from(disk, known, || {
+            let run = job.lock().unwrap_or_else(PoisonError::into_inner).next_blocking()?;
+            Some(run.map(|run| (run.range, Content::Pooled(run.buffer))))
+        })
     }
 
     /// Sends what was read into memory.
     ///
     /// # Errors
     /// See [`SendError`].
-    pub fn send_runs(&self, disk: DiskId, runs: Vec<ReadRun>) -> Result<u64, SendError> {
+    pub fn send_held(&self, disk: DiskId, runs: Vec<HeldRun>) -> Result<u64, SendError> {
         let runs = Mutex::new(runs);
-        self.send_from(disk, None, || runs.lock().unwrap_or_else(PoisonError::into_inner).pop().map(Ok))
+        self.send_from(disk, None, || {
+            let run = runs.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
+            Some(Ok((run.range, Content::Held(run.content))))
+        })
     }
 
     fn send_from(
         &self,
         disk: DiskId,
         known: Option<&Known>,
-        next: impl Fn() -> Option<Result<ReadRun, SourceError>> + Sync,
+        next: impl Fn() -> Option<Result<(BlockRange, Content), SourceError>> + Sync,
     ) -> Result<u64, SendError> {
         let different = AtomicU64::new(0);
         let work = || self.encode(disk, known, &next, &different);
@@ -93,7 +123,7 @@ impl OpenDelta<'_> {
         &self,
         disk: DiskId,
         known: Option<&Known>,
-        next: &(impl Fn() -> Option<Result<ReadRun, SourceError>> + Sync),
+        next: &(impl Fn() -> Option<Result<(BlockRange, Content), SourceError>> + Sync),
         different: &AtomicU64,
     ) -> Result<(), SendError> {
         let mut batcher = Batcher::new(disk, self.key, self.level)?;
@@ -104,24 +134,24 @@ impl OpenDelta<'_> {
         };
         let mut bad = None;
         while let Some(run) = next() {
-            let run = match run {
+            let (range, content) = match run {
                 Ok(run) => run,
                 Err(error) => {
                     bad = Some(SendError::Source(disk, error));
                     continue;
                 }
             };
-            self.metrics.read(run.buffer.len());
+            self.metrics.read(content.len());
             match known {
                 None => {
-                    different.fetch_add(run.range.count, Ordering::Relaxed);
-                    batcher.push(run.range, &run.buffer, &mut emit)?;
+                    different.fetch_add(range.count, Ordering::Relaxed);
+                    batcher.push(range, &content, &mut emit)?;
                 }
                 Some(known) => {
-                    for (number, block) in (run.range.start.0..).zip(run.buffer.chunks_exact(BLOCK_BYTES)) {
+                    for (number, block) in (range.start.0..).zip(content.chunks_exact(BLOCK_BYTES)) {
                         if self.differs(block, known.get(&number)) {
                             different.fetch_add(1, Ordering::Relaxed);
-                            batcher.push(highwater_delta::BlockRange::new(number, 1), block, &mut emit)?;
+                            batcher.push(BlockRange::new(number, 1), block, &mut emit)?;
                         }
                     }
                 }

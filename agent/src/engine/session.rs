@@ -115,7 +115,7 @@ impl Engine {
             self.metrics.point(&info, age);
             let answer =
                 crate::control::Response::Done { message: format!("Recovery point {commit} is stored.") };
-            for waiting in self.point_wanted.drain(..) {
+            for waiting in awaited.waiting {
                 let _ = waiting.send(answer.clone());
             }
             self.last_point = Some(LastPoint { commit, info, at });
@@ -157,7 +157,10 @@ impl Engine {
 
     /// Nothing under way will be acknowledged any more.
     pub(super) fn forget_under_way(&mut self) {
-        self.awaited.clear();
+        // Whoever waits for a point waits for the next one.
+        for awaited in std::mem::take(&mut self.awaited) {
+            self.point_wanted.extend(awaited.waiting);
+        }
         self.hashes.clear();
         for disk in &mut self.disks {
             match self.tracker.pending(disk.protected.disk) {

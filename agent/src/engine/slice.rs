@@ -80,7 +80,8 @@ impl Engine {
             CommitKind::Point(info) => Some(info.clone()),
             CommitKind::Partial => None,
         };
-        self.awaited.push_back(Awaited { delta, point });
+        let waiting = if point.is_some() { std::mem::take(&mut self.point_wanted) } else { vec![] };
+        self.awaited.push_back(Awaited { delta, point, waiting });
         if self.tell(AgentMessage::DeltaCommit(DeltaCommit { delta, chunks, kind })) {
             Ok(())
         } else {

@@ -6,7 +6,6 @@ use crate::{
     control::status::{
         CollectorStatus, ConnectionState, DiskStatus, PointStatus, Progress, StatusReport, TrackerStatus,
     },
-    device,
 };
 use highwater_abi::class;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -78,6 +77,7 @@ impl Engine {
                 status.since_ms = ms(now - session.since.elapsed());
             }
             Link::Down(None) => {
+                status.since_ms = ms(self.metrics.started_at);
                 status.state = if self.machine.is_some() {
                     ConnectionState::Connecting
                 } else {
@@ -90,8 +90,9 @@ impl Engine {
                 } else {
                     ConnectionState::Critical
                 };
+                status.since_ms = ms(now - down.at.elapsed());
                 status.failures = down.failures as u32;
-                status.retry_at_ms = down.retry_in.map(|d| ms(now + d));
+                status.retry_at_ms = down.retry_in.map(|d| ms(now + d.saturating_sub(down.at.elapsed())));
                 status.last_error = Some(format!("HW-{}: {}. {}", down.code, down.cause, down.action));
             }
         }
@@ -101,7 +102,7 @@ impl Engine {
     fn disk_status(&self, disk: &Disk, now: SystemTime) -> DiskStatus {
         let id = disk.id();
         let figures = self.tracker.figures(id).unwrap_or_default();
-        let kernel = disk.device.as_ref().and_then(|d| device::stat(d.whole).ok()).unwrap_or_default();
+        let kernel = figures.kernel;
         let pending = disk.bytes(disk.ledger.to_send().count() + disk.ledger.under_way());
         DiskStatus {
             id,
@@ -120,9 +121,8 @@ impl Engine {
                 writes: figures.counters.events[class::WRITE],
                 sectors_written: figures.counters.sectors[class::WRITE],
                 sectors_discarded: figures.counters.sectors[class::DISCARD],
-                kernel_writes: kernel.writes,
-                kernel_sectors_written: kernel.sectors_written,
-                kernel_sectors_discarded: kernel.sectors_discarded,
+                kernel_sectors_written: kernel[class::WRITE],
+                kernel_sectors_discarded: kernel[class::DISCARD],
                 misses: figures.misses,
                 copies: self.tracker.copies() as u32,
             },

@@ -14,6 +14,8 @@ pub struct Sample {
     pub counters: Vec<Counters>,
     /// Misses of the device's hooks, one a copy (bio-based: both hooks added).
     pub misses: Vec<u64>,
+    /// Sectors that no copy was shown and the net found, by class.
+    pub late: [u64; class::COUNT],
 }
 
 /// The kernel's side, from `/sys/dev/block/…`.
@@ -80,35 +82,60 @@ impl std::fmt::Display for Fault {
 }
 
 impl Account {
-    /// Takes two samples with the kernel's count read between them; answers what is wrong, if anything.
+    /// How many sectors the kernel counted that neither a copy nor the net has seen so far, by class; only at a quiet
+    /// moment and with a base.
+    #[must_use]
+    pub fn unexplained(
+        &self,
+        hook: u32,
+        before: &Sample,
+        kernel: &KernelCount,
+        after: &Sample,
+    ) -> Option<[u64; class::COUNT]> {
+        if !quiet(before, kernel, after) {
+            return None;
+        }
+        let witness = self.witness(after)?;
+        let mut unexplained = [0; class::COUNT];
+        for (class, unexplained) in unexplained.iter_mut().enumerate() {
+            let offset =
+                i128::from(kernel.sectors[class]) - i128::from(self.value(hook, witness, after, class));
+            *unexplained = u64::try_from(offset - self.checks[class].base()?).unwrap_or(0);
+        }
+        Some(unexplained)
+    }
+
+    /// Takes two samples with the kernel's count read between them; answers what is wrong, if anything. With a net, what
+    /// no copy was shown may still be found: then only quiet moments count.
     pub fn check(
         &mut self,
         hook: u32,
         before: &Sample,
         kernel: &KernelCount,
         after: &Sample,
+        net: bool,
     ) -> Option<Fault> {
         if let Some(fault) = self.check_faults(after) {
             return Some(fault);
         }
-        let witness = self.witness(after);
-        let Some(witness) = witness else {
+        let quiet = quiet(before, kernel, after);
+        if self.witness(after).is_none() {
             // No copy is clean since the last alignment: start anew at the next quiet moment.
             self.checks = <[SelfCheck; class::COUNT]>::default();
-            if kernel.idle && same_counts(before, after) {
+            if quiet {
                 self.align(hook, after, None);
             }
+        }
+        let witness = self.witness(after)?;
+        if net && !quiet {
             return None;
-        };
+        }
         let mut found = None;
-        let quiet = kernel.idle && same_counts(before, after) && before.misses == after.misses;
         for class in 0..class::COUNT {
-            let value =
-                |s: &Sample| count(hook, &s.counters[witness], class) + self.corrections[witness][class];
             let reading = Reading {
-                tracker_before: value(before),
+                tracker_before: self.value(hook, witness, before, class),
                 kernel: kernel.sectors[class],
-                tracker_after: value(after),
+                tracker_after: self.value(hook, witness, after, class),
                 quiet,
             };
             if let Finding::Unseen(sectors) = self.checks[class].check(&reading) {
@@ -119,6 +146,13 @@ impl Account {
             self.align(hook, after, Some(witness));
         }
         found
+    }
+
+    /// What the kernel's count of a class would be had it begun when the tracker's did; `None` without a base.
+    #[must_use]
+    pub fn since_base(&self, kernel_sectors: u64, class: usize) -> Option<u64> {
+        let base = self.checks.get(class)?.base()?;
+        u64::try_from(i128::from(kernel_sectors) - base).ok()
     }
 
     /// Whether the comparison with the kernel has found its base.
@@ -151,6 +185,10 @@ impl Account {
             .find(|i| self.aligned_misses.get(*i) == Some(&sample.misses[*i]))
     }
 
+    fn value(&self, hook: u32, witness: usize, sample: &Sample, class: usize) -> u64 {
+        count(hook, &sample.counters[witness], class) + self.corrections[witness][class] + sample.late[class]
+    }
+
     fn align(&mut self, hook: u32, sample: &Sample, witness: Option<usize>) {
         // Without a witness any common value will do: the checks start anew from it.
         let mut value = [0; class::COUNT];
@@ -175,8 +213,9 @@ fn count(hook: u32, counters: &Counters, class: usize) -> u64 {
     if hook == hook::BIO { counters.queued_sectors[class] } else { counters.sectors[class] }
 }
 
-fn same_counts(a: &Sample, b: &Sample) -> bool {
-    a.counters == b.counters
+/// Nothing was in flight, and nothing was counted, while the kernel's count was read.
+fn quiet(before: &Sample, kernel: &KernelCount, after: &Sample) -> bool {
+    kernel.idle && before.counters == after.counters && before.misses == after.misses
 }
 
 #[cfg(test)]
@@ -187,6 +226,7 @@ mod tests {
         Sample {
             counters: sectors.iter().map(|s| Counters { sectors: [*s, 0], ..Counters::default() }).collect(),
             misses: misses.to_vec(),
+            late: [0; class::COUNT],
         }
     }
     fn idle(sectors: u64) -> KernelCount {
@@ -197,33 +237,33 @@ mod tests {
     fn a_skipped_copy_does_not_make_the_disk_suspect() {
         let mut account = Account::default();
         let s = sample(&[0, 0, 0], &[0, 0, 0]);
-        assert_eq!(account.check(hook::REQUEST, &s, &idle(100), &s), None);
-        assert_eq!(account.check(hook::REQUEST, &s, &idle(100), &s), None);
+        assert_eq!(account.check(hook::REQUEST, &s, &idle(100), &s, false), None);
+        assert_eq!(account.check(hook::REQUEST, &s, &idle(100), &s, false), None);
         assert!(account.armed());
         // Copy 0 misses 8 sectors; the others saw 80.
         let s = sample(&[72, 80, 80], &[1, 0, 0]);
-        assert_eq!(account.check(hook::REQUEST, &s, &idle(180), &s), None);
+        assert_eq!(account.check(hook::REQUEST, &s, &idle(180), &s, false), None);
         // Later copy 1 and 2 miss too, copy 0 is clean since the alignment.
         let s = sample(&[92, 90, 92], &[1, 1, 1]);
-        assert_eq!(account.check(hook::REQUEST, &s, &idle(200), &s), None);
+        assert_eq!(account.check(hook::REQUEST, &s, &idle(200), &s, false), None);
     }
 
     #[test]
     fn a_write_that_no_copy_saw_does() {
         let mut account = Account::default();
         let s = sample(&[0, 0], &[0, 0]);
-        account.check(hook::REQUEST, &s, &idle(100), &s);
-        account.check(hook::REQUEST, &s, &idle(100), &s);
-        assert_eq!(account.check(hook::REQUEST, &s, &idle(108), &s), Some(Fault::UnseenSectors(8)));
+        account.check(hook::REQUEST, &s, &idle(100), &s, false);
+        account.check(hook::REQUEST, &s, &idle(100), &s, false);
+        assert_eq!(account.check(hook::REQUEST, &s, &idle(108), &s, false), Some(Fault::UnseenSectors(8)));
     }
 
     #[test]
     fn faults_are_told_once() {
         let mut account = Account::default();
         let mut s = sample(&[0], &[0]);
-        account.check(hook::REQUEST, &s, &idle(0), &s);
+        account.check(hook::REQUEST, &s, &idle(0), &s, false);
         s.counters[0].passthrough = 2;
-        assert_eq!(account.check(hook::REQUEST, &s, &idle(0), &s), Some(Fault::Passthrough(2)));
-        assert_eq!(account.check(hook::REQUEST, &s, &idle(0), &s), None);
+        assert_eq!(account.check(hook::REQUEST, &s, &idle(0), &s, false), Some(Fault::Passthrough(2)));
+        assert_eq!(account.check(hook::REQUEST, &s, &idle(0), &s, false), None);
     }
 }

@@ -19,14 +19,15 @@ mod error;
 pub mod object;
 pub mod probe;
 pub mod proof;
+mod quiet;
 pub mod record;
 pub mod selfcheck;
 
 pub use account::Fault;
 pub use error::TrackerError;
 
-use crate::device::{self, BlockDevice, Hook};
-use account::{Account, KernelCount, Sample};
+use crate::device::{BlockDevice, Hook};
+use account::{Account, Sample};
 use barrier::Barrier;
 use bitmap::Bitmap;
 use highwater_abi::{
@@ -37,6 +38,7 @@ use highwater_delta::DiskId;
 use object::Object;
 use probe::Kernel;
 use proof::{Prover, Verdict};
+use quiet::kernel_count;
 use record::{DeviceRecord, DiskRecord, Record, boot_id};
 use std::{
     collections::BTreeMap,
@@ -54,6 +56,8 @@ pub struct Options {
     pub run_dir: PathBuf,
     /// Copies of each program; `None`: what the kernel needs.
     pub copies: Option<usize>,
+    /// Whether issues are noted as a net beneath the completion programs.
+    pub net: bool,
     /// Most bits of one bitmap: beyond that the granularity grows.
     pub bits_max: u64,
 }
@@ -85,14 +89,25 @@ pub struct Tracker {
     slots: BTreeMap<DiskId, Slot>,
 }
 
-/// What the end of an epoch found for each disk.
-pub type Faults = Vec<(DiskId, Fault)>;
+/// What the end of an epoch found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EpochEnd {
+    /// Disks whose bits can't be trusted.
+    pub faults: Vec<(DiskId, Fault)>,
+    /// Disks with something in flight: a completion that was not shown may be found only later. A state read after this
+    /// epoch is no point of them.
+    pub unsettled: Vec<DiskId>,
+}
 
 /// Figures of one device for status and metrics.
 #[derive(Clone, Debug, Default)]
 pub struct DeviceFigures {
     /// Greatest counters over the copies.
     pub counters: Counters,
+    /// Sectors by class that the kernel counted since tracking began.
+    pub kernel: [u64; class::COUNT],
+    /// Sectors (within `counters.sectors`) that only the net found.
+    pub late: u64,
     /// Misses of each copy of all hooks.
     pub misses: u64,
     /// Whether the comparison with the kernel's counts has a base.
@@ -127,8 +142,12 @@ impl Tracker {
         let _ = fs::remove_file(&record);
         fs::create_dir_all(&options.run_dir)
             .map_err(|cause| TrackerError::Record { path: options.run_dir.clone(), cause })?;
-        let object =
-            Object::load(&options.bpf_dir, kernel, options.copies.unwrap_or(kernel.copies_needed()))?;
+        let object = Object::load(
+            &options.bpf_dir,
+            kernel,
+            options.copies.unwrap_or(kernel.copies_needed()),
+            options.net,
+        )?;
         let provers = object.misses()?.into_iter().map(Prover::new).collect();
         let tracker =
             Self { options, object, barrier, provers, devices: BTreeMap::new(), slots: BTreeMap::new() };
@@ -215,8 +234,16 @@ impl Tracker {
                 counter: self.free_counter()?,
                 diskseq: device.diskseq,
                 account: Account::default(),
+                reaped: [0; class::COUNT],
+                began: Default::default(),
             },
         };
+        if !self.devices.contains_key(&dev) {
+            // A counter may have served another device before.
+            let counted = self.counted(entry.counter)?;
+            let counted = std::array::from_fn(|class| counted.sectors[class] + counted.late_sectors[class]);
+            entry.began = [kernel_count(dev, false).unwrap_or_default().sectors, counted];
+        }
         if self.ranges(dev).len() >= RANGES_MAX {
             return Err(TrackerError::TooMany("partitions of one device"));
         }
@@ -233,7 +260,9 @@ impl Tracker {
         self.slots.insert(disk, Slot { record, current, spare, pending });
         entry.account = Account::default();
         self.devices.insert(dev, entry);
-        let result = self.set_target(dev).and_then(|()| self.save());
+        // The comparison with the kernel finds its base here, if the device is at rest.
+        let result =
+            self.set_target(dev).and_then(|()| self.check(dev, &mut |_, _, _| ())).and_then(|_| self.save());
         if result.is_err() {
             let _ = self.unprotect(disk);
         }
@@ -258,11 +287,11 @@ impl Tracker {
     }
 
     /// Ends the epoch of every disk at once. Bits found are in pending afterwards, and told to `each` (disk, index of the
-    /// 64-bit word, bits). Answers the disks whose bits can't be trusted.
+    /// 64-bit word, bits). Answers which can't be trusted.
     ///
     /// # Errors
     /// The kernel refused something: no bit is lost, the epoch is to be ended again.
-    pub fn end_epoch(&mut self, mut each: impl FnMut(DiskId, usize, u64)) -> Result<Faults, TrackerError> {
+    pub fn end_epoch(&mut self, mut each: impl FnMut(DiskId, usize, u64)) -> Result<EpochEnd, TrackerError> {
         let before = self.object.misses()?;
         for slot in self.slots.values_mut() {
             self.object.set_bitmap(slot.record.slot, slot.spare.map_data())?;
@@ -278,39 +307,92 @@ impl Tracker {
         for slot in self.slots.values() {
             union(&slot.spare, &slot.pending, |index, bits| each(slot.record.disk, index, bits));
         }
-        let mut faults = Faults::new();
+        let mut end = EpochEnd::default();
         let devices: Vec<u32> = self.devices.keys().copied().collect();
         for dev in devices {
-            let fault = if self.hooks_of(dev).iter().all(|h| proved.get(*h) == Some(&true)) {
-                self.check(dev)?
+            let (fault, settled) = if self.hooks_of(dev).iter().all(|h| proved.get(*h) == Some(&true)) {
+                self.check(dev, &mut each)?
             } else {
-                Some(Fault::SkippedEvents)
+                (Some(Fault::SkippedEvents), true)
             };
+            let disks = || self.slots.values().filter(|s| s.record.dev == dev).map(|s| s.record.disk);
+            if !settled {
+                end.unsettled.extend(disks());
+            }
             if let Some(fault) = fault {
-                let disks = self.slots.values().filter(|s| s.record.dev == dev);
-                faults.extend(disks.map(|s| (s.record.disk, fault.clone())));
+                end.faults.extend(disks().map(|disk| (disk, fault.clone())));
             }
         }
         self.save()?;
-        Ok(faults)
+        Ok(end)
     }
 
-    /// Compares the counts of a device with the kernel's.
-    fn check(&mut self, dev: u32) -> Result<Option<Fault>, TrackerError> {
-        let Some(target) = self.object.target(dev)? else { return Ok(Some(Fault::Tampered)) };
+    /// Compares the counts of a device with the kernel's, and empties the net. Answers what is wrong, and whether nothing was in
+    /// flight.
+    fn check(
+        &mut self,
+        dev: u32,
+        each: &mut impl FnMut(DiskId, usize, u64),
+    ) -> Result<(Option<Fault>, bool), TrackerError> {
+        let Some(target) = self.object.target(dev)? else { return Ok((Some(Fault::Tampered), true)) };
         if target.ranges[..used(&target)] != self.ranges(dev)[..] {
-            return Ok(Some(Fault::Tampered));
+            return Ok((Some(Fault::Tampered), true));
         }
         for slot in self.slots.values().filter(|s| s.record.dev == dev) {
             if self.object.bitmap_id(slot.record.slot)? != Some(slot.current.id()) {
-                return Ok(Some(Fault::Tampered));
+                return Ok((Some(Fault::Tampered), true));
             }
         }
-        let before = self.sample(dev)?;
-        let kernel = kernel_count(dev);
-        let after = self.sample(dev)?;
-        let (Some(kernel), Some(entry)) = (kernel, self.devices.get_mut(&dev)) else { return Ok(None) };
-        Ok(entry.account.check(entry.hook, &before, &kernel, &after))
+        let net = self.object.net() && target.hook == hook::REQUEST;
+        let mut before = self.sample(dev)?;
+        let now_ns = quiet::monotonic_ns();
+        let Some(kernel) = kernel_count(dev, true) else { return Ok((None, !net)) };
+        let mut after = self.sample(dev)?;
+        if net && kernel.idle {
+            let Some(entry) = self.devices.get(&dev) else { return Ok((None, true)) };
+            let unexplained = entry.account.unexplained(entry.hook, &before, &kernel, &after);
+            let found = self.haul(dev, now_ns, each)?;
+            // The net holds also what ended without being counted; marking that was harmless, counting it would not be.
+            let Some(entry) = self.devices.get_mut(&dev) else { return Ok((None, true)) };
+            for class in 0..class::COUNT {
+                let sectors = unexplained.map_or(0, |u| u[class].min(found[class]));
+                entry.reaped[class] += sectors;
+                before.late[class] += sectors;
+                after.late[class] += sectors;
+            }
+        }
+        let Some(entry) = self.devices.get_mut(&dev) else { return Ok((None, true)) };
+        let fault = entry.account.check(entry.hook, &before, &kernel, &after, net);
+        Ok((fault, !net || kernel.idle))
+    }
+
+    /// Marks what the net holds of a device that is at rest: changes whose completion no program was shown. Answers their
+    /// sectors by class.
+    fn haul(
+        &mut self,
+        dev: u32,
+        until_ns: u64,
+        each: &mut impl FnMut(DiskId, usize, u64),
+    ) -> Result<[u64; class::COUNT], TrackerError> {
+        let mut sectors = [0; class::COUNT];
+        for note in self.object.reap(dev, until_ns)? {
+            let count = note.bytes >> 9;
+            sectors[(note.class as usize).min(class::COUNT - 1)] += count;
+            for slot in self.slots.values().filter(|s| s.record.dev == dev) {
+                let (start, end) = (slot.record.start, slot.record.start + slot.record.sectors);
+                let (from, to) = (note.sector.max(start), (note.sector + count).min(end));
+                if from < to {
+                    let granules =
+                        (from - start) >> slot.record.shift..=(to - 1 - start) >> slot.record.shift;
+                    for granule in granules {
+                        let (index, bit) = ((granule / 64) as usize, 1u64 << (granule % 64));
+                        slot.pending.words()[index].fetch_or(bit, Ordering::AcqRel);
+                        each(slot.record.disk, index, bit);
+                    }
+                }
+            }
+        }
+        Ok(sectors)
     }
 
     fn sample(&self, dev: u32) -> Result<Sample, TrackerError> {
@@ -321,6 +403,10 @@ impl Tracker {
             sample.counters.push(self.object.counters(entry.counter, copy)?);
             let hooks = self.hooks_of(dev);
             sample.misses.push(hooks.iter().map(|h| misses[*h].0.get(copy).copied().unwrap_or(0)).sum());
+        }
+        for (class, late) in sample.late.iter_mut().enumerate() {
+            // Written by the issue program in the first copy's place.
+            *late = entry.reaped[class] + sample.counters.first().map_or(0, |c| c.late_sectors[class]);
         }
         Ok(sample)
     }
@@ -404,9 +490,39 @@ impl Tracker {
     pub fn figures(&self, disk: DiskId) -> Result<DeviceFigures, TrackerError> {
         let dev = self.slot(disk)?.record.dev;
         let sample = self.sample(dev)?;
-        let counters = sample.counters.iter().max_by_key(|c| c.sectors).copied().unwrap_or_default();
-        let compared = self.devices.get(&dev).is_some_and(|d| d.account.armed());
-        Ok(DeviceFigures { counters, misses: sample.misses.iter().sum(), compared })
+        let mut figures = DeviceFigures { misses: sample.misses.iter().sum(), ..DeviceFigures::default() };
+        if let Some(entry) = self.devices.get(&dev) {
+            figures.compared = entry.account.armed();
+            figures.counters = self.counted(entry.counter)?;
+            let kernel = kernel_count(dev, false).unwrap_or_default().sectors;
+            for class in 0..class::COUNT {
+                // Tracking can begin while others write to the device: only the base tells exactly what was before.
+                figures.kernel[class] = match entry.account.since_base(kernel[class], class) {
+                    Some(count) => count.saturating_sub(entry.began[1][class]),
+                    None => kernel[class].saturating_sub(entry.began[0][class]),
+                };
+                let sectors = &mut figures.counters.sectors[class];
+                *sectors = (*sectors + sample.late[class]).saturating_sub(entry.began[1][class]);
+                figures.late += sample.late[class];
+            }
+        }
+        Ok(figures)
+    }
+
+    /// The counters of the copy that saw most.
+    fn counted(&self, counter: u32) -> Result<Counters, TrackerError> {
+        let mut most = Counters::default();
+        for copy in 0..self.object.copies() {
+            let counters = self.object.counters(counter, copy)?;
+            if counters.sectors >= most.sectors {
+                let late = most.late_sectors;
+                most = counters;
+                // Written in the first copy's place alone.
+                most.late_sectors =
+                    std::array::from_fn(|class| late[class].max(counters.late_sectors[class]));
+            }
+        }
+        Ok(most)
     }
 
     /// How many copies of each program run.
@@ -509,16 +625,6 @@ fn granularity(sectors: u64, bits_max: u64) -> u32 {
         shift += 1;
     }
     shift
-}
-
-fn kernel_count(dev: u32) -> Option<KernelCount> {
-    let whole = (dev >> 20, dev & 0xf_ffff);
-    let stat = device::stat(whole).ok()?;
-    let (_, writes) = device::inflight(whole).ok()?;
-    let mut sectors = [0; class::COUNT];
-    sectors[class::WRITE] = stat.sectors_written;
-    sectors[class::DISCARD] = stat.sectors_discarded;
-    Some(KernelCount { sectors, idle: writes == 0 })
 }
 
 #[cfg(test)]

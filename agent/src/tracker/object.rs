@@ -9,7 +9,7 @@ use aya::{
     maps::{ArrayOfMaps, HashMap, Map, MapData, PerCpuArray},
     programs::{BtfTracePoint, ProgramInfo, links::FdLink},
 };
-use highwater_abi::{COPIES_MAX, Counters, Offsets, Target};
+use highwater_abi::{COPIES_MAX, Counters, Issued, Offsets, Target};
 use std::{
     fs, io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
@@ -24,7 +24,9 @@ pub const HOOKS: [(&str, &str); 3] = [
     ("bio_queue", "block_bio_queue"),
     ("bio_complete", "block_bio_complete"),
 ];
-const MAPS: [&str; 4] = ["BITMAPS", "TARGETS", "COUNTERS", "INFLIGHT"];
+/// The net beneath the completion programs: one copy, see `agent-ebpf/src/request.rs`.
+const NET: (&str, &str) = ("rq_issue_1", "block_rq_issue");
+const MAPS: [&str; 5] = ["BITMAPS", "TARGETS", "COUNTERS", "INFLIGHT", "ISSUED"];
 
 macro_rules! pod {
     ($name:ident($inner:ty)) => {
@@ -38,12 +40,15 @@ macro_rules! pod {
 pod!(PodTarget(Target));
 pod!(PodCounters(Counters));
 pod!(PodOffsets(Offsets));
+pod!(PodIssued(Issued));
 
 /// The loaded programs and their maps.
 pub struct Object {
     bitmaps: ArrayOfMaps<MapData, MapData>,
     targets: HashMap<MapData, u32, PodTarget>,
     counters: PerCpuArray<MapData, PodCounters>,
+    issued: HashMap<MapData, u64, PodIssued>,
+    net: bool,
     // One list of descriptors a hook, in the order of the copies.
     programs: [Vec<OwnedFd>; HOOKS.len()],
 }
@@ -52,7 +57,7 @@ impl Object {
     /// Loads and attaches `copies` copies of each program, and pins all of it under `dir`, which is emptied first.
     ///
     /// A crash in the middle leaves a partial directory; the caller's record (written after this) is what makes it valid.
-    pub fn load(dir: &Path, kernel: &Kernel, copies: usize) -> Result<Self, TrackerError> {
+    pub fn load(dir: &Path, kernel: &Kernel, copies: usize, net: bool) -> Result<Self, TrackerError> {
         if OBJECT.is_empty() {
             return Err(TrackerError::NoObject);
         }
@@ -65,12 +70,13 @@ impl Object {
                 .map_err(|e| TrackerError::kernel(format!("make {}", path.display()), &e))?;
         }
         let offsets = PodOffsets(kernel.offsets()?);
-        let count = copies as u32;
+        let (count, with_net) = (copies as u32, u32::from(net));
         let btf = Btf::from_sys_fs().map_err(|e| TrackerError::kernel("read the kernel's BTF", &e))?;
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&btf))
             .override_global("OFFSETS", &offsets, true)
             .override_global("COPIES", &count, true)
+            .override_global("NET", &with_net, true)
             // Silent unless a diagnosis asks for it: the verifier then removes the logging altogether.
             .override_global("AYA_LOG_LEVEL", &log_level(), false)
             .load(OBJECT)
@@ -81,6 +87,10 @@ impl Object {
                 .ok_or_else(|| TrackerError::Unsupported(format!("map {name} in the object")))?;
             map.pin(dir.join("maps").join(name))
                 .map_err(|e| TrackerError::kernel(format!("pin {name}"), &e))?;
+        }
+        if net {
+            // First: a completion must never be looked for before its issue could be noted.
+            attach(&mut ebpf, &btf, dir, NET.0, NET.1)?;
         }
         for (stem, tracepoint) in HOOKS {
             for copy in 1..=copies {
@@ -100,6 +110,8 @@ impl Object {
         let bitmaps = ArrayOfMaps::try_from(Map::ArrayOfMaps(pinned("BITMAPS")?)).map_err(wrong)?;
         let targets = HashMap::try_from(Map::HashMap(pinned("TARGETS")?)).map_err(wrong)?;
         let counters = PerCpuArray::try_from(Map::PerCpuArray(pinned("COUNTERS")?)).map_err(wrong)?;
+        let issued = HashMap::try_from(Map::HashMap(pinned("ISSUED")?)).map_err(wrong)?;
+        let net = dir.join("links").join(NET.0).exists();
         let mut programs = [const { Vec::new() }; HOOKS.len()];
         for (hook, (stem, _)) in HOOKS.iter().enumerate() {
             for copy in 1..=COPIES_MAX {
@@ -120,7 +132,7 @@ impl Object {
                 return Err(TrackerError::Unsupported(format!("pinned program {stem}")));
             }
         }
-        Ok(Self { bitmaps, targets, counters, programs })
+        Ok(Self { bitmaps, targets, counters, issued, net, programs })
     }
 
     /// How many copies of each program are attached.
@@ -181,6 +193,35 @@ impl Object {
         }
     }
 
+    /// Whether the net is there.
+    #[must_use]
+    pub fn net(&self) -> bool {
+        self.net
+    }
+
+    /// Takes away the notes of a device that were made before `until_ns` (CLOCK_MONOTONIC), and answers those whose completion
+    /// no program has seen. To be called only when nothing that was issued before is in flight.
+    pub fn reap(&mut self, dev: u32, until_ns: u64) -> Result<Vec<Issued>, TrackerError> {
+        let fail = |e: aya::maps::MapError| TrackerError::kernel("look through the issued requests", &e);
+        let mut old = vec![];
+        // A concurrent change can make the walk see an entry twice or not at all; the caller comes again.
+        for entry in self.issued.iter() {
+            let (request, note) = entry.map_err(fail)?;
+            if note.0.dev == dev && note.0.issued_ns < until_ns {
+                old.push((request, note.0));
+            }
+        }
+        old.sort_unstable_by_key(|(request, _)| *request);
+        old.dedup_by_key(|(request, _)| *request);
+        for (request, _) in &old {
+            match self.issued.remove(request) {
+                Ok(()) | Err(aya::maps::MapError::KeyNotFound) => {}
+                Err(error) => return Err(fail(error)),
+            }
+        }
+        Ok(old.into_iter().map(|(_, note)| note).filter(|n| n.seen == 0).collect())
+    }
+
     /// The counters of one copy for one device, summed over the CPUs.
     pub fn counters(&self, counter: u32, copy: usize) -> Result<Counters, TrackerError> {
         let index = counter * COPIES_MAX as u32 + copy as u32;
@@ -193,6 +234,7 @@ impl Object {
                 sum.events[class] += c.events[class];
                 sum.sectors[class] += c.sectors[class];
                 sum.queued_sectors[class] += c.queued_sectors[class];
+                sum.late_sectors[class] += c.late_sectors[class];
             }
             sum.failed += c.failed;
             sum.inflight_full += c.inflight_full;

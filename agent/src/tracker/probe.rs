@@ -31,6 +31,7 @@ impl Kernel {
         let btf = KernelBtf::parse(raw)?;
         for (name, what) in [
             ("btf_trace_block_rq_complete", "tracepoint block_rq_complete"),
+            ("btf_trace_block_rq_issue", "tracepoint block_rq_issue"),
             ("btf_trace_block_bio_queue", "tracepoint block_bio_queue"),
             ("btf_trace_block_bio_complete", "tracepoint block_bio_complete"),
             ("bpf_loop", "BPF helper bpf_loop"),
@@ -63,6 +64,8 @@ impl Kernel {
             request_queue: at("request.q")?,
             request_sector: at("request.__sector")?,
             request_cmd_flags: at("request.cmd_flags")?,
+            request_data_len: at("request.__data_len")?,
+            request_start_time: at("request.start_time_ns")?,
             queue_disk: at("request_queue.disk")?,
             disk_part0: at("gendisk.part0")?,
             bdev_dev: at("block_device.bd_dev")?,

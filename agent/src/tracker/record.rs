@@ -6,6 +6,7 @@
 //! proof's window longer and the comparison's base older: both err on the safe side.
 
 use super::{TrackerError, account::Account, proof::Prover};
+use highwater_abi::class;
 use highwater_delta::DiskId;
 use serde::{Deserialize, Serialize};
 use std::{fs, io, path::Path};
@@ -40,6 +41,10 @@ pub struct DeviceRecord {
     pub diskseq: Option<u64>,
     /// Comparison with the kernel's counts.
     pub account: Account,
+    /// Sectors by class that only the net found, when nothing was in flight.
+    pub reaped: [u64; class::COUNT],
+    /// The kernel's and the tracker's sectors by class when tracking began: figures are told from here on.
+    pub began: [[u64; class::COUNT]; 2],
 }
 
 /// All of it.

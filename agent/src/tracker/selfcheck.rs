@@ -64,6 +64,12 @@ impl SelfCheck {
         Finding::Consistent
     }
 
+    /// The offset, if it is known.
+    #[must_use]
+    pub fn base(&self) -> Option<i128> {
+        self.exact
+    }
+
     /// Whether a base has been found: before that, nothing can be told.
     #[must_use]
     pub fn armed(&self) -> bool {

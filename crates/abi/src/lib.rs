@@ -6,7 +6,7 @@
 
 /// Changes with every change of a map's meaning; part of the pin directory's name, so that an agent never takes
 /// over programs and maps it does not understand.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Most copies of each program.
 pub const COPIES_MAX: usize = 6;
@@ -18,6 +18,8 @@ pub const RANGES_MAX: usize = 8;
 pub const SLOTS_MAX: u32 = 1024;
 /// Writes of bio-based devices that can be in flight at once.
 pub const INFLIGHT_MAX: u32 = 65_536;
+/// Requests that can be between issue and completion at once.
+pub const ISSUED_MAX: u32 = 16_384;
 /// Sectors of a bitmap's smallest block (4 KiB), as a shift.
 pub const BLOCK_SHIFT_SECTORS: u32 = 3;
 
@@ -88,6 +90,9 @@ pub struct Counters {
     /// Writes that a bitmap was too small for, or whose bitmap was missing, and changes without a range (a zone's
     /// reset): the bitmap is not to be trusted.
     pub unmarked: u64,
+    /// Request-based only, written by the issue program alone: completions that no copy was shown, found when their
+    /// request was used again; their sectors, by class.
+    pub late_sectors: [u64; class::COUNT],
     /// Passthrough commands that send data to the device (SG_IO, NVMe passthrough): what they change can't be seen.
     pub passthrough: u64,
 }
@@ -102,6 +107,28 @@ pub struct Inflight {
     pub bytes: u64,
 }
 
+/// A request of a request-based device between issue and completion: the net beneath the completion programs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Issued {
+    /// First sector.
+    pub sector: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// `request.start_time_ns`: tells a request from the next one in the same memory.
+    pub started_ns: u64,
+    /// When it was issued (CLOCK_MONOTONIC).
+    pub issued_ns: u64,
+    /// `dev_t` of the whole disk.
+    pub dev: u32,
+    /// One of [`class`].
+    pub class: u32,
+    /// Not 0 once a completion program has seen its end.
+    pub seen: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
 /// Where the members lie that the programs read, looked up in the running kernel's BTF before the programs are loaded.
 /// Byte offsets within their structures.
 #[repr(C)]
@@ -113,6 +140,10 @@ pub struct Offsets {
     pub request_sector: u32,
     /// `request.cmd_flags`
     pub request_cmd_flags: u32,
+    /// `request.__data_len`
+    pub request_data_len: u32,
+    /// `request.start_time_ns`
+    pub request_start_time: u32,
     /// `request_queue.disk`
     pub queue_disk: u32,
     /// `gendisk.part0`
