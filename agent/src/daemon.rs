@@ -83,7 +83,6 @@ fn make_private(dir: &Path) -> Result<()> {
 
 /// Logs to standard error through a thread of its own that drops lines rather than wait: whoever reads the log may be
 /// blocked on a filesystem that is frozen.
-#[must_use]
 pub fn start_logging(config: &Config) -> tracing_appender::non_blocking::WorkerGuard {
     use tracing_subscriber::EnvFilter;
     let (writer, guard) = tracing_appender::non_blocking(std::io::stderr());

@@ -134,7 +134,7 @@ impl Ledger {
 fn fit(words: &[u64], granules: u64) -> Vec<u64> {
     let mut words = words.to_vec();
     words.resize(usize::try_from(granules.div_ceil(64)).unwrap_or(usize::MAX), 0);
-    if granules % 64 != 0
+    if !granules.is_multiple_of(64)
         && let Some(last) = words.last_mut()
     {
         *last &= (1u64 << (granules % 64)) - 1;

@@ -495,11 +495,11 @@ impl Tracker {
             figures.compared = entry.account.armed();
             figures.counters = self.counted(entry.counter)?;
             let kernel = kernel_count(dev, false).unwrap_or_default().sectors;
-            for class in 0..class::COUNT {
+            for (class, kernel) in kernel.into_iter().enumerate() {
                 // Tracking can begin while others write to the device: only the base tells exactly what was before.
-                figures.kernel[class] = match entry.account.since_base(kernel[class], class) {
+                figures.kernel[class] = match entry.account.since_base(kernel, class) {
                     Some(count) => count.saturating_sub(entry.began[1][class]),
-                    None => kernel[class].saturating_sub(entry.began[0][class]),
+                    None => kernel.saturating_sub(entry.began[0][class]),
                 };
                 let sectors = &mut figures.counters.sectors[class];
                 *sectors = (*sectors + sample.late[class]).saturating_sub(entry.began[1][class]);
