@@ -1,24 +1,28 @@
 //! Bio-based devices: `block_bio_queue(bio *)` keeps the range, because a bio has lost it by the time of
 //! `block_bio_complete(request_queue *, bio *)`. A bio is traced once at submission, split or not, and the traced bio
 //! completes after all its parts, so its range covers them.
+//!
+//! As with requests (see `request`), an entry whose completion no program was shown is marked when its bio's address is
+//! used again, or by user space when nothing is in flight.
 
 use crate::{
     kernel::{OP_DISCARD, OP_DRV_OUT, changes, load, operation, whole_disk},
     maps::{INFLIGHT, TARGETS, copies, counters, offset},
     mark::mark,
 };
-use aya_ebpf::programs::BtfTracePointContext;
+use aya_ebpf::{helpers::bpf_ktime_get_ns, programs::BtfTracePointContext};
 use aya_log_ebpf::warn;
-use highwater_abi::{Inflight, Target, class, hook};
+use highwater_abi::{Issued, Target, class, hook};
 
 #[inline(always)]
-unsafe fn bio_target(bio: u64) -> Option<&'static Target> {
+unsafe fn bio_target(bio: u64) -> Option<(u32, &'static Target)> {
     // SAFETY: `struct bio *`; entries stay readable for the program's run.
-    let target = unsafe {
+    let (dev, target) = unsafe {
         let bdev: u64 = load(bio, offset!(bio_bdev));
-        TARGETS.get(whole_disk(load(bdev, offset!(bdev_disk))))
-    }?;
-    (target.hook == hook::BIO).then_some(target)
+        let dev = whole_disk(load(bdev, offset!(bdev_disk)));
+        (dev, TARGETS.get(dev)?)
+    };
+    (target.hook == hook::BIO).then_some((dev, target))
 }
 
 /// One submission, seen by one copy.
@@ -34,7 +38,7 @@ pub unsafe fn queue(ctx: &BtfTracePointContext, copy: u32) {
         return;
     }
     // SAFETY: passed on.
-    let Some(target) = (unsafe { bio_target(bio) }) else { return };
+    let Some((dev, target)) = (unsafe { bio_target(bio) }) else { return };
     let Some(count) = counters(target.counter, copy) else { return };
     // SAFETY: `struct bio *`.
     let (sector, bytes): (u64, u32) = unsafe { (load(bio, offset!(bio_sector)), load(bio, offset!(bio_size))) };
@@ -44,11 +48,31 @@ pub unsafe fn queue(ctx: &BtfTracePointContext, copy: u32) {
         }
         return;
     }
-    if INFLIGHT.insert(bio, Inflight { sector, bytes: u64::from(bytes) }, 0).is_err() {
+    let class = if op == OP_DISCARD { class::DISCARD } else { class::WRITE };
+    // SAFETY: copied before it is replaced.
+    if let Some(old) = (unsafe { INFLIGHT.get(bio) }).copied() {
+        // The copies of one event come one after the other: the same range again is this bio, noted by a copy before.
+        let same = old.dev == dev && old.sector == sector && old.bytes == u64::from(bytes);
+        // SAFETY: passed on.
+        if old.seen == 0 && old.dev == dev && !same && !unsafe { mark(target, old.sector, (old.bytes + 511) >> 9) } {
+            count.unmarked += 1;
+        }
+    }
+    let note = Issued {
+        sector,
+        bytes: u64::from(bytes),
+        started_ns: 0,
+        // SAFETY: a helper without conditions.
+        issued_ns: unsafe { bpf_ktime_get_ns() },
+        dev,
+        class: class as u32,
+        seen: 0,
+        reserved: 0,
+    };
+    if INFLIGHT.insert(bio, note, 0).is_err() {
         count.inflight_full += 1;
         warn!(ctx, "too many writes in flight");
     }
-    let class = if op == OP_DISCARD { class::DISCARD } else { class::WRITE };
     count.queued_sectors[class] += u64::from(bytes) >> 9;
 }
 
@@ -65,12 +89,16 @@ pub unsafe fn complete(ctx: &BtfTracePointContext, copy: u32) {
         return;
     }
     // SAFETY: passed on.
-    let Some(target) = (unsafe { bio_target(bio) }) else { return };
+    let Some((_, target)) = (unsafe { bio_target(bio) }) else { return };
     let Some(count) = counters(target.counter, copy) else { return };
-    // SAFETY: the entry is copied before it is removed.
-    let Some(range) = (unsafe { INFLIGHT.get(bio) }).copied() else {
+    let Some(note) = INFLIGHT.get_ptr_mut(bio) else {
         count.orphans += 1;
         return;
+    };
+    // SAFETY: an element of a map; copied before it is removed.
+    let range = unsafe {
+        (*note).seen = 1;
+        *note
     };
     // SAFETY: `struct bio *`.
     if unsafe { load::<u8>(bio, offset!(bio_status)) } != 0 {

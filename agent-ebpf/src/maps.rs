@@ -5,7 +5,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use core::ptr::{addr_of, read_volatile};
-use highwater_abi::{COPIES_MAX, Counters, INFLIGHT_MAX, ISSUED_MAX, Inflight, Issued, Offsets, SLOTS_MAX, TARGETS_MAX, Target};
+use highwater_abi::{COPIES_MAX, Counters, INFLIGHT_MAX, ISSUED_MAX, Issued, Offsets, SLOTS_MAX, TARGETS_MAX, Target};
 
 const F_MMAPABLE: usize = 0x400;
 // Lets inner maps differ in size from the template.
@@ -28,7 +28,7 @@ pub static COUNTERS: PerCpuArray<Counters, { TARGETS_MAX as usize * COPIES_MAX }
 
 /// Bio address → range, between submission and completion on bio-based devices.
 #[btf_map]
-pub static INFLIGHT: HashMap<u64, Inflight, { INFLIGHT_MAX as usize }> = HashMap::new();
+pub static INFLIGHT: HashMap<u64, Issued, { INFLIGHT_MAX as usize }> = HashMap::new();
 
 /// Request address → what was issued, until a completion program has seen its end.
 #[btf_map]

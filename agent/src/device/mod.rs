@@ -6,6 +6,8 @@
 //! read of a partition table or an md superblock that identities need.
 
 mod admit;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 pub mod identity;
 mod node;
 mod stat;

@@ -65,7 +65,7 @@ fn failed(dev: DevNumber, attribute: &str, source: std::io::Error) -> DeviceErro
     DeviceError::Sysfs { major: dev.0, minor: dev.1, attribute: attribute.into(), source }
 }
 
-fn parse(text: &str) -> Option<DiskStat> {
+pub(super) fn parse(text: &str) -> Option<DiskStat> {
     let numbers: Vec<u64> = text.split_ascii_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?;
     if numbers.len() < 15 {
         return None;

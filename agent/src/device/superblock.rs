@@ -15,7 +15,7 @@ pub(super) fn partition_uuid(whole: DevNumber, number: u64, start_sector: u64) -
     gpt_uuid(&disk, block_bytes, start_sector).or_else(|| mbr_uuid(&disk, number))
 }
 
-fn gpt_uuid(disk: &impl ReadAt, block_bytes: u64, start_sector: u64) -> Option<String> {
+pub(super) fn gpt_uuid(disk: &impl ReadAt, block_bytes: u64, start_sector: u64) -> Option<String> {
     let mut header = [0; 92];
     disk.read_at(&mut header, block_bytes)?;
     if &header[..8] != b"EFI PART" {
@@ -38,7 +38,7 @@ fn gpt_uuid(disk: &impl ReadAt, block_bytes: u64, start_sector: u64) -> Option<S
     None
 }
 
-fn mbr_uuid(disk: &impl ReadAt, number: u64) -> Option<String> {
+pub(super) fn mbr_uuid(disk: &impl ReadAt, number: u64) -> Option<String> {
     let mut sector = [0; 512];
     disk.read_at(&mut sector, 0)?;
     let signature = le32(&sector, 440)?;
@@ -68,7 +68,7 @@ pub(super) fn md_uuid(md_dir: &Path) -> Option<String> {
 }
 
 /// A seam for tests.
-trait ReadAt {
+pub(super) trait ReadAt {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Option<()>;
 }
 impl ReadAt for File {

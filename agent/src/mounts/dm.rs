@@ -61,7 +61,7 @@ fn table(dev: DevNumber) -> Option<Vec<Segment>> {
     parse(&bytes)
 }
 
-fn parse(reply: &[u8]) -> Option<Vec<Segment>> {
+pub(super) fn parse(reply: &[u8]) -> Option<Vec<Segment>> {
     let u32_at = |at: usize| Some(u32::from_le_bytes(reply.get(at..at.checked_add(4)?)?.try_into().ok()?));
     let u64_at = |at: usize| Some(u64::from_le_bytes(reply.get(at..at.checked_add(8)?)?.try_into().ok()?));
     if u32_at(28)? & BUFFER_FULL != 0 {

@@ -12,6 +12,8 @@
 //! the tracker that no write came while it read.
 
 mod dm;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod namespaces;
 mod stack;
 mod swap;

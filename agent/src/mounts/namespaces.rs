@@ -79,7 +79,7 @@ fn read_mountinfo(process: &Path) -> Result<Vec<u8>, MountsError> {
     Ok(text)
 }
 
-fn parse(text: &[u8], root: &Path) -> Vec<Mount> {
+pub(super) fn parse(text: &[u8], root: &Path) -> Vec<Mount> {
     text.split(|byte| *byte == b'\n').filter_map(|line| parse_line(line, root)).collect()
 }
 

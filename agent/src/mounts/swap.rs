@@ -57,7 +57,7 @@ fn is_active(dev: DevNumber) -> bool {
 }
 
 /// Where the area described by this header ends, in bytes.
-fn header_end(head: &[u8], page: u64) -> Option<u64> {
+pub(super) fn header_end(head: &[u8], page: u64) -> Option<u64> {
     let at = usize::try_from(page).ok()?;
     if head.get(at - 10..at)? != b"SWAPSPACE2" {
         return None;

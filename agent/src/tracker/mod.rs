@@ -343,7 +343,8 @@ impl Tracker {
                 return Ok((Some(Fault::Tampered), true));
             }
         }
-        let net = self.object.net() && target.hook == hook::REQUEST;
+        let bio = target.hook == hook::BIO;
+        let net = bio || self.object.net();
         let mut before = self.sample(dev)?;
         let now_ns = quiet::monotonic_ns();
         let Some(kernel) = kernel_count(dev, true) else { return Ok((None, !net)) };
@@ -351,18 +352,19 @@ impl Tracker {
         if net && kernel.idle {
             let Some(entry) = self.devices.get(&dev) else { return Ok((None, true)) };
             let unexplained = entry.account.unexplained(entry.hook, &before, &kernel, &after);
-            let found = self.haul(dev, now_ns, each)?;
+            let found = self.haul(dev, bio, now_ns, each)?;
             // The net holds also what ended without being counted; marking that was harmless, counting it would not be.
             let Some(entry) = self.devices.get_mut(&dev) else { return Ok((None, true)) };
             for class in 0..class::COUNT {
-                let sectors = unexplained.map_or(0, |u| u[class].min(found[class]));
+                // What is compared of a bio-based device is counted at submission, which the net has seen by definition.
+                let sectors = if bio { 0 } else { unexplained.map_or(0, |u| u[class].min(found[class])) };
                 entry.reaped[class] += sectors;
                 before.late[class] += sectors;
                 after.late[class] += sectors;
             }
         }
         let Some(entry) = self.devices.get_mut(&dev) else { return Ok((None, true)) };
-        let fault = entry.account.check(entry.hook, &before, &kernel, &after, net);
+        let fault = entry.account.check(entry.hook, &before, &kernel, &after, net && !bio);
         Ok((fault, !net || kernel.idle))
     }
 
@@ -371,11 +373,12 @@ impl Tracker {
     fn haul(
         &mut self,
         dev: u32,
+        bio: bool,
         until_ns: u64,
         each: &mut impl FnMut(DiskId, usize, u64),
     ) -> Result<[u64; class::COUNT], TrackerError> {
         let mut sectors = [0; class::COUNT];
-        for note in self.object.reap(dev, until_ns)? {
+        for note in self.object.reap(dev, bio, until_ns)? {
             let count = note.bytes >> 9;
             sectors[(note.class as usize).min(class::COUNT - 1)] += count;
             for slot in self.slots.values().filter(|s| s.record.dev == dev) {

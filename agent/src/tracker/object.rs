@@ -48,6 +48,7 @@ pub struct Object {
     targets: HashMap<MapData, u32, PodTarget>,
     counters: PerCpuArray<MapData, PodCounters>,
     issued: HashMap<MapData, u64, PodIssued>,
+    inflight: HashMap<MapData, u64, PodIssued>,
     net: bool,
     // One list of descriptors a hook, in the order of the copies.
     programs: [Vec<OwnedFd>; HOOKS.len()],
@@ -111,6 +112,7 @@ impl Object {
         let targets = HashMap::try_from(Map::HashMap(pinned("TARGETS")?)).map_err(wrong)?;
         let counters = PerCpuArray::try_from(Map::PerCpuArray(pinned("COUNTERS")?)).map_err(wrong)?;
         let issued = HashMap::try_from(Map::HashMap(pinned("ISSUED")?)).map_err(wrong)?;
+        let inflight = HashMap::try_from(Map::HashMap(pinned("INFLIGHT")?)).map_err(wrong)?;
         let net = dir.join("links").join(NET.0).exists();
         let mut programs = [const { Vec::new() }; HOOKS.len()];
         for (hook, (stem, _)) in HOOKS.iter().enumerate() {
@@ -132,7 +134,7 @@ impl Object {
                 return Err(TrackerError::Unsupported(format!("pinned program {stem}")));
             }
         }
-        Ok(Self { bitmaps, targets, counters, issued, net, programs })
+        Ok(Self { bitmaps, targets, counters, issued, inflight, net, programs })
     }
 
     /// How many copies of each program are attached.
@@ -199,22 +201,28 @@ impl Object {
         self.net
     }
 
-    /// Takes away the notes of a device that were made before `until_ns` (CLOCK_MONOTONIC), and answers those whose completion
-    /// no program has seen. To be called only when nothing that was issued before is in flight.
-    pub fn reap(&mut self, dev: u32, until_ns: u64) -> Result<Vec<Issued>, TrackerError> {
+    /// The notes of a device that were made before `until_ns` (CLOCK_MONOTONIC) and whose completion no program has seen. To be
+    /// called only when nothing that was issued before is in flight. Notes of requests are taken away. Those of bios
+    /// stay (a driver that does not account its I/O would seem to be at rest) and are told again until their address is
+    /// used again.
+    pub fn reap(&mut self, dev: u32, bio: bool, until_ns: u64) -> Result<Vec<Issued>, TrackerError> {
         let fail = |e: aya::maps::MapError| TrackerError::kernel("look through the issued requests", &e);
+        let map = if bio { &mut self.inflight } else { &mut self.issued };
         let mut old = vec![];
-        // A concurrent change can make the walk see an entry twice or not at all; the caller comes again.
-        for entry in self.issued.iter() {
-            let (request, note) = entry.map_err(fail)?;
+        for entry in map.iter() {
+            let (address, note) = entry.map_err(fail)?;
             if note.0.dev == dev && note.0.issued_ns < until_ns {
-                old.push((request, note.0));
+                old.push((address, note.0));
             }
         }
-        old.sort_unstable_by_key(|(request, _)| *request);
-        old.dedup_by_key(|(request, _)| *request);
-        for (request, _) in &old {
-            match self.issued.remove(request) {
+        // A walk begins anew when the entry it stands on is taken away: it can see one twice, and misses none.
+        old.sort_unstable_by_key(|(address, _)| *address);
+        old.dedup_by_key(|(address, _)| *address);
+        for (address, note) in &old {
+            if bio && note.seen == 0 {
+                continue;
+            }
+            match map.remove(address) {
                 Ok(()) | Err(aya::maps::MapError::KeyNotFound) => {}
                 Err(error) => return Err(fail(error)),
             }

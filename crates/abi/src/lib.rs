@@ -6,7 +6,7 @@
 
 /// Changes with every change of a map's meaning; part of the pin directory's name, so that an agent never takes
 /// over programs and maps it does not understand.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Most copies of each program.
 pub const COPIES_MAX: usize = 6;
@@ -97,17 +97,8 @@ pub struct Counters {
     pub passthrough: u64,
 }
 
-/// A write of a bio-based device between submission and completion.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Inflight {
-    /// First sector.
-    pub sector: u64,
-    /// Bytes.
-    pub bytes: u64,
-}
-
-/// A request of a request-based device between issue and completion: the net beneath the completion programs.
+/// A change between issue and completion. Request-based devices: by the request's address, the net beneath the completion
+/// programs. Bio-based ones: by the bio's address, because a bio has lost its range when it completes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Issued {
@@ -115,7 +106,7 @@ pub struct Issued {
     pub sector: u64,
     /// Bytes.
     pub bytes: u64,
-    /// `request.start_time_ns`: tells a request from the next one in the same memory.
+    /// `request.start_time_ns`: tells a request from the next one in the same memory; 0 for a bio.
     pub started_ns: u64,
     /// When it was issued (CLOCK_MONOTONIC).
     pub issued_ns: u64,
