@@ -5,7 +5,7 @@
 //! Chunks wait for the window; the queue is bounded, so a slow collector slows the readers down (invariant I7).
 
 use crate::throttle::Throttle;
-use highwater_delta::{DeltaId, MachineId};
+use highwater_delta::{CHUNK_BYTES_MAX, DeltaId, MachineId};
 use highwater_wire::{
     Backoff, Identity, SendWindow, SessionReceiver, SessionSender, WireError,
     client::{PING_INTERVAL, connect},
@@ -22,6 +22,9 @@ use tokio::{
 
 /// Chunks and messages that may wait for the network.
 pub const QUEUE_MAX: usize = 32;
+/// A collector that takes nothing over for so long is given up, though it shows that it lives: what waits in the queue
+/// holds up the engine.
+const STALL_MAX: Duration = Duration::from_secs(180);
 /// A session that lasted so long counts as a success for the back-off.
 const STABLE: Duration = Duration::from_secs(10);
 
@@ -119,6 +122,10 @@ async fn session(
             Ok(session) => session,
             Err(error) => return error,
         };
+    if welcome.window_bytes < CHUNK_BYTES_MAX as u64 {
+        // Not even one chunk could ever be sent.
+        return WireError::Unexpected("a welcome with a window smaller than a chunk");
+    }
     let window = Arc::new(Window {
         window: Mutex::new(SendWindow::new(welcome.window_bytes)),
         changed: Notify::new(),
@@ -194,7 +201,10 @@ async fn write(
                     if let Err(error) = sender.flush().await {
                         return error;
                     }
-                    window.wait_for(chunk.len()).await;
+                    let what = "it was to take over chunks";
+                    if timeout(STALL_MAX, window.wait_for(chunk.len())).await.is_err() {
+                        return WireError::TimedOut { what, after: STALL_MAX };
+                    }
                 }
                 throttle.acquire(chunk.len() as u64).await;
                 window.with(|w| w.sent(delta, chunk.len()));

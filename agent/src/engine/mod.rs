@@ -126,6 +126,7 @@ pub(crate) struct Session {
 /// A delta that is committed and not yet known to be stored.
 struct Awaited {
     delta: DeltaId,
+    since: Instant,
     point: Option<PointInfo>,
     /// Operators who wait for the point.
     waiting: Vec<oneshot::Sender<Response>>,
@@ -163,11 +164,15 @@ pub struct Engine {
     point_wanted: Vec<oneshot::Sender<Response>>,
     point_trouble: Option<String>,
     looked_at_devices: Instant,
-    hashes: Vec<(DiskId, highwater_delta::BlockRange, Vec<highwater_delta::StoredBlock>)>,
+    /// The question about hashes that is open, and its answer.
+    asked: Option<(DiskId, highwater_delta::BlockRange)>,
+    hashes: Option<Vec<highwater_delta::StoredBlock>>,
 }
 
 /// How often devices are looked for and looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How long a commit may take. A collector that shows that it lives and never says `Stored` must not stop the points unnoticed.
+const STORED_MAX: Duration = Duration::from_secs(600);
 /// Deltas that may wait for `Stored` before another is begun.
 const AWAITED_MAX: usize = 2;
 
@@ -204,7 +209,8 @@ impl Engine {
             point_wanted: vec![],
             point_trouble: None,
             looked_at_devices: Instant::now(),
-            hashes: vec![],
+            asked: None,
+            hashes: None,
         };
         engine.adopt(parts.fresh.as_deref());
         Ok(engine)
@@ -229,6 +235,16 @@ impl Engine {
 
     /// Does one piece of work; false if there is none now.
     fn step(&mut self) -> bool {
+        if self.awaited.front().is_some_and(|a| a.since.elapsed() > STORED_MAX) {
+            tracing::error!(
+                code = "HW-1478",
+                seconds = STORED_MAX.as_secs(),
+                "the collector does not store what it was sent; it is sent again in a new session"
+            );
+            self.metrics.error("HW-1478");
+            self.wait_for_link_down();
+            return true;
+        }
         if self.awaited.len() >= AWAITED_MAX {
             return false;
         }

@@ -29,7 +29,7 @@ use highwater_delta::{BlockRange, CommitKind, Consistency, DeltaId, DiskId, Poin
 use highwater_wire::message::AgentMessage;
 use std::{
     process::{Command, Stdio},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicI64, AtomicU64, Ordering},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -88,9 +88,21 @@ impl PointError {
     }
 }
 
+/// What was read of each disk.
+type HeldDisks = Vec<(DiskId, Vec<HeldRun>)>;
+
+/// What came of a freeze.
+enum Attempt {
+    /// A consistent state.
+    Point(Frozen),
+    /// Something wrote meanwhile. What was read has been taken from the ledger, so it is sent like a live round's; whatever
+    /// changed since is marked, and read again.
+    Moved { disk: String, runs: Vec<(DiskId, Vec<HeldRun>)> },
+}
+
 /// What was read under the freeze.
 struct Frozen {
-    runs: Vec<(DiskId, Vec<HeldRun>)>,
+    runs: HeldDisks,
     taken_at_ms: u64,
     freeze_us: u64,
 }
@@ -145,6 +157,7 @@ impl Engine {
             level: self.options.compression_level,
             encoders: self.options.encoders,
             chunks: AtomicU64::new(0),
+            unsent_blocks: AtomicI64::new(0),
             metrics: &metrics,
         };
         open.queue
@@ -161,6 +174,7 @@ impl Engine {
         for (disk, runs) in frozen.runs {
             open.send_held(disk, runs)?;
         }
+        open.check_complete()?;
         let complete = survey.disks.iter().all(|d| d.has_filesystem) || self.options.freeze_hook.is_some();
         let info = PointInfo {
             consistency: if complete { Consistency::Filesystem } else { Consistency::Crash },
@@ -172,7 +186,7 @@ impl Engine {
                 .collect(),
         };
         let chunks = open.chunks.load(Ordering::Acquire);
-        self.commit(delta, chunks, CommitKind::Point(info))?;
+        self.commit(&open.queue, delta, chunks, CommitKind::Point(info))?;
         Ok(())
     }
 
@@ -205,13 +219,17 @@ impl Engine {
             self.metrics.rounds(rounds);
             match self.frozen(open, members, survey, budget) {
                 Err(PointError::NotConverging { .. }) if rounds < self.options.rounds_max => rounds += 1,
-                Err(PointError::Written(disk)) => {
+                Ok(Attempt::Moved { disk, runs }) => {
                     quiet_tries += 1;
                     if quiet_tries > self.options.rounds_max {
                         return Err(PointError::Written(disk));
                     }
+                    for (disk, runs) in runs {
+                        open.send_held(disk, runs)?;
+                    }
                 }
-                other => return other,
+                Ok(Attempt::Point(frozen)) => return Ok(frozen),
+                Err(error) => return Err(error),
             }
         }
     }
@@ -232,6 +250,7 @@ impl Engine {
         let Some(disk) = self.disk_mut(id) else { return Ok(()) };
         let taken = disk.ledger.take(open.delta, 0, u64::MAX);
         let ranges = disk.blocks(&taken);
+        open.expect(&ranges);
         let Some(reader) = &disk.reader else { return Err(PointError::Suspect) };
         let job = reader.read_ranges(ranges);
         open.send(id, job, None)?;
@@ -245,7 +264,7 @@ impl Engine {
         members: &[DiskId],
         survey: &Survey,
         budget: u64,
-    ) -> Result<Frozen, PointError> {
+    ) -> Result<Attempt, PointError> {
         self.hook("freeze")?;
         let set = match FrozenSet::freeze(&survey.filesystems, &self.guardian, &self.options.freeze) {
             Ok(set) => set,
@@ -256,34 +275,44 @@ impl Engine {
         };
         let taken_at_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
         // Whatever happens from here on, the set is thawed: by us, by its drop, or by the guardian.
-        let result = self.read_frozen(open, members, budget).and_then(|runs| {
-            self.check_quiet(members)?;
-            self.hook("frozen")?;
-            Ok(runs)
+        let result = self.read_frozen(open, members, budget).and_then(|(runs, moved)| {
+            let moved = match moved {
+                Some(disk) => Some(disk),
+                None => self.moved(members)?,
+            };
+            if moved.is_none() {
+                self.hook("frozen")?;
+            }
+            Ok((runs, moved))
         });
         let thawed = set.thaw();
         let hooked = self.hook("thaw");
-        let runs = result?;
+        let (runs, moved) = result?;
         let thawed = thawed?;
         self.metrics.frozen(Duration::from_micros(thawed.total_us));
         if !thawed.intact {
             return Err(PointError::Thawed);
         }
         hooked?;
-        Ok(Frozen { runs, taken_at_ms, freeze_us: thawed.total_us })
+        Ok(match moved {
+            Some(disk) => Attempt::Moved { disk, runs },
+            None => Attempt::Point(Frozen { runs, taken_at_ms, freeze_us: thawed.total_us }),
+        })
     }
 
+    /// Reads the rest into memory. Also answers a disk that was not at rest when the epoch ended.
     fn read_frozen(
         &mut self,
         open: &OpenDelta<'_>,
         members: &[DiskId],
         budget: u64,
-    ) -> Result<Vec<(DiskId, Vec<HeldRun>)>, PointError> {
+    ) -> Result<(HeldDisks, Option<String>), PointError> {
         let unsettled = self.epoch_of(members)?;
-        if let Some(disk) =
-            self.disks.iter().find(|d| members.contains(&d.id()) && unsettled.contains(&d.id()))
-        {
-            return Err(PointError::Written(disk.protected.name.clone()));
+        let moved = (self.disks.iter())
+            .find(|d| members.contains(&d.id()) && unsettled.contains(&d.id()))
+            .map(|d| d.protected.name.clone());
+        if moved.is_some() {
+            return Ok((vec![], moved));
         }
         let left = self.left(members);
         if left > budget {
@@ -296,6 +325,7 @@ impl Engine {
             let Some(disk) = self.disk_mut(*id) else { continue };
             let taken = disk.ledger.take(open.delta, 0, u64::MAX);
             let ranges = disk.blocks(&taken);
+            open.expect(&ranges);
             let Some(device) = &disk.device else { return Err(PointError::Suspect) };
             let source = |e| PointError::Send(SendError::Source(*id, e));
             let reader = SourceReader::open_with_pool(device, readers, pool.clone()).map_err(source)?;
@@ -308,26 +338,27 @@ impl Engine {
             }
             all.push((*id, runs));
         }
-        Ok(all)
+        Ok((all, None))
     }
 
-    /// Whether nothing wrote to these disks since the last epoch ended. In this order: a write that is over by the first look has
-    /// been marked by the second.
-    fn check_quiet(&self, members: &[DiskId]) -> Result<(), PointError> {
+    /// A disk that something wrote to since the last epoch ended. In this order: a write that is over by the first look has been
+    /// marked by the second.
+    fn moved(&self, members: &[DiskId]) -> Result<Option<String>, PointError> {
         for disk in self.disks.iter().filter(|d| members.contains(&d.id())) {
             let busy = disk
                 .device
                 .as_ref()
                 .is_none_or(|d| device::inflight(d.dev).map_or(true, |(_, writes)| writes > 0));
             if busy || self.tracker.dirty_now(disk.id())? > 0 {
-                return Err(PointError::Written(disk.protected.name.clone()));
+                return Ok(Some(disk.protected.name.clone()));
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Swap areas are not copied; areas that are swap no longer are.
     pub(super) fn leave_out_swap(&mut self, members: &[DiskId], survey: &Survey) {
+        let mut unmarked = vec![];
         for (id, found) in members.iter().zip(&survey.disks) {
             let tracker = &self.tracker;
             let Some(disk) = self.disks.iter_mut().find(|d| d.id() == *id) else { continue };
@@ -337,8 +368,14 @@ impl Engine {
             if !freed.is_empty() {
                 let mut set = highwater_delta::BlockSet::new(disk.granules());
                 freed.iter().for_each(|r| set.insert_range(*r));
-                let _ = tracker.mark(*id, set.words());
+                if let Err(error) = tracker.mark(*id, set.words()) {
+                    unmarked.push((*id, error));
+                }
             }
+        }
+        // What is only in the ledger is forgotten with the next session: the disk would lack it without a word.
+        for (id, error) in unmarked {
+            self.start_resync(id, format!("blocks that are swap no longer could not be marked: {error}"));
         }
     }
 

@@ -12,7 +12,7 @@ use std::{
     collections::HashMap,
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
 };
 use tokio::sync::mpsc;
@@ -26,6 +26,9 @@ pub enum SendError {
     /// A disk cannot be read.
     #[error("disk {0}: {1}")]
     Source(DiskId, SourceError),
+    /// A bug of the agent: the delta is not committed.
+    #[error("{0} blocks were taken for a delta and not sent")]
+    Incomplete(i64),
     /// A chunk could not be made.
     #[error("a chunk could not be made: {0}")]
     Chunk(#[from] ChunkError),
@@ -53,6 +56,9 @@ pub struct OpenDelta<'a> {
     pub encoders: usize,
     /// Chunks sent so far.
     pub chunks: AtomicU64,
+    /// Blocks taken from ledgers for this delta and not yet sent (or found equal). Must be 0 at its commit: a block taken and
+    /// not sent would be forgotten when the delta is stored.
+    pub unsent_blocks: AtomicI64,
     /// Counters.
     pub metrics: &'a Metrics,
 }
@@ -75,6 +81,23 @@ impl std::ops::Deref for Content {
 pub type Known = HashMap<u64, StoredBlock>;
 
 impl OpenDelta<'_> {
+    /// These blocks were taken from a ledger for this delta.
+    pub fn expect(&self, ranges: &[BlockRange]) {
+        let blocks: u64 = ranges.iter().map(|r| r.count).sum();
+        self.unsent_blocks.fetch_add(blocks as i64, Ordering::AcqRel);
+    }
+
+    /// Whether all of them were sent.
+    ///
+    /// # Errors
+    /// [`SendError::Incomplete`]: do not commit.
+    pub fn check_complete(&self) -> Result<(), SendError> {
+        match self.unsent_blocks.load(Ordering::Acquire) {
+            0 => Ok(()),
+            blocks => Err(SendError::Incomplete(blocks)),
+        }
+    }
+
     /// Sends everything that the job reads. With `known`, blocks that the vault holds already are left out; answers how many
     /// blocks were different (without `known`: all).
     ///
@@ -142,6 +165,7 @@ impl OpenDelta<'_> {
                 }
             };
             self.metrics.read(content.len());
+            self.unsent_blocks.fetch_sub(range.count as i64, Ordering::AcqRel);
             match known {
                 None => {
                     different.fetch_add(range.count, Ordering::Relaxed);

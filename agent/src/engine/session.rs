@@ -74,7 +74,10 @@ impl Engine {
     fn on_message(&mut self, message: CollectorMessage) {
         match message {
             CollectorMessage::Stored { delta, commit } => self.on_stored(delta, commit),
-            CollectorMessage::Hashes { disk, range, blocks } => self.hashes.push((disk, range, blocks)),
+            // Only what was asked for is kept, or a collector could fill the memory.
+            CollectorMessage::Hashes { disk, range, blocks } if self.asked == Some((disk, range)) => {
+                self.hashes = Some(blocks);
+            }
             CollectorMessage::Refused(refusal) => {
                 tracing::error!(
                     code = format!("HW-{}", refusal.code),
@@ -161,7 +164,7 @@ impl Engine {
         for awaited in std::mem::take(&mut self.awaited) {
             self.point_wanted.extend(awaited.waiting);
         }
-        self.hashes.clear();
+        self.hashes = None;
         for disk in &mut self.disks {
             match self.tracker.pending(disk.protected.disk) {
                 Ok(pending) => disk.ledger.reset(&pending),
@@ -185,20 +188,21 @@ impl Engine {
     pub(super) fn known(&mut self, disk: DiskId, ranges: &[BlockRange]) -> Option<super::send::Known> {
         let mut known = super::send::Known::new();
         for span in spans(ranges) {
-            if !self.tell(AgentMessage::Hashes { disk, range: span }) {
-                return None;
-            }
-            let blocks = self.await_hashes(disk, span)?;
+            (self.asked, self.hashes) = (Some((disk, span)), None);
+            let told = self.tell(AgentMessage::Hashes { disk, range: span });
+            let blocks = if told { self.await_hashes(span) } else { None };
+            self.asked = None;
+            let blocks = blocks?;
             known.extend((span.start.0..span.end()).zip(blocks));
         }
         Some(known)
     }
 
-    fn await_hashes(&mut self, disk: DiskId, range: BlockRange) -> Option<Vec<StoredBlock>> {
+    fn await_hashes(&mut self, range: BlockRange) -> Option<Vec<StoredBlock>> {
         let until = Instant::now() + HASHES_MAX;
         while Instant::now() < until && matches!(self.link, Link::Up(_)) && !self.stopping() {
-            if let Some(at) = self.hashes.iter().position(|(d, r, _)| (*d, *r) == (disk, range)) {
-                return Some(self.hashes.swap_remove(at).2).filter(|b| b.len() as u64 == range.count);
+            if let Some(blocks) = self.hashes.take() {
+                return Some(blocks).filter(|b| b.len() as u64 == range.count);
             }
             self.wait(Duration::from_millis(100));
         }

@@ -3,7 +3,7 @@
 //! committed as progress).
 
 use super::{
-    Awaited, Engine, Link,
+    Awaited, Engine, Link, Outgoing,
     disk::Disk,
     send::{OpenDelta, SendError},
     state::DiskState,
@@ -11,9 +11,10 @@ use super::{
 use highwater_delta::{CommitKind, DeltaId, DiskId};
 use highwater_wire::message::{AgentMessage, DeltaCommit};
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicI64, AtomicU64, Ordering},
     time::Instant,
 };
+use tokio::sync::mpsc;
 
 impl Engine {
     /// Copies a slice of the first disk that needs it; false if none does.
@@ -47,6 +48,7 @@ impl Engine {
         let Link::Up(session) = &self.link else { return Err(SendError::LinkDown) };
         let (queue, key) = (session.queue.clone(), session.key.clone());
         let Some(reader) = &self.disks[at].reader else { return Ok(()) };
+        let blocks = ranges.clone();
         let job = reader.read_ranges(ranges);
         let open = OpenDelta {
             delta,
@@ -55,12 +57,15 @@ impl Engine {
             level: self.options.compression_level,
             encoders: self.options.encoders,
             chunks: AtomicU64::new(0),
+            unsent_blocks: AtomicI64::new(0),
             metrics: &self.metrics,
         };
-        if open.queue.blocking_send(super::Outgoing::Message(AgentMessage::DeltaBegin(delta))).is_err() {
+        open.expect(&blocks);
+        if open.queue.blocking_send(Outgoing::Message(AgentMessage::DeltaBegin(delta))).is_err() {
             return Err(SendError::LinkDown);
         }
         let different = open.send(id, job, known.as_ref())?;
+        open.check_complete()?;
         self.metrics.compared(known.as_ref().map_or(0, |k| k.len() as u64), different);
         let chunks = open.chunks.load(Ordering::Acquire);
         if chunks == 0 {
@@ -71,22 +76,27 @@ impl Engine {
             }
             return Ok(());
         }
-        self.commit(delta, chunks, CommitKind::Partial)
+        let queue = open.queue.clone();
+        self.commit(&queue, delta, chunks, CommitKind::Partial)
     }
 
-    /// Closes a delta and awaits that it is stored.
-    pub(super) fn commit(&mut self, delta: DeltaId, chunks: u64, kind: CommitKind) -> Result<(), SendError> {
+    /// Closes a delta, in the session in which it was opened, and awaits that it is stored.
+    pub(super) fn commit(
+        &mut self,
+        queue: &mpsc::Sender<Outgoing>,
+        delta: DeltaId,
+        chunks: u64,
+        kind: CommitKind,
+    ) -> Result<(), SendError> {
         let point = match &kind {
             CommitKind::Point(info) => Some(info.clone()),
             CommitKind::Partial => None,
         };
+        let message = AgentMessage::DeltaCommit(DeltaCommit { delta, chunks, kind });
+        queue.blocking_send(Outgoing::Message(message)).map_err(|_| SendError::LinkDown)?;
         let waiting = if point.is_some() { std::mem::take(&mut self.point_wanted) } else { vec![] };
-        self.awaited.push_back(Awaited { delta, point, waiting });
-        if self.tell(AgentMessage::DeltaCommit(DeltaCommit { delta, chunks, kind })) {
-            Ok(())
-        } else {
-            Err(SendError::LinkDown)
-        }
+        self.awaited.push_back(Awaited { delta, since: Instant::now(), point, waiting });
+        Ok(())
     }
 
     /// A disk of which nothing is left to send or to be acknowledged has been copied.

@@ -45,6 +45,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::atomic::Ordering,
+    time::Instant,
 };
 
 /// Where the tracker keeps itself, and its limits.
@@ -292,6 +293,7 @@ impl Tracker {
     /// # Errors
     /// The kernel refused something: no bit is lost, the epoch is to be ended again.
     pub fn end_epoch(&mut self, mut each: impl FnMut(DiskId, usize, u64)) -> Result<EpochEnd, TrackerError> {
+        let began = Instant::now();
         let before = self.object.misses()?;
         for slot in self.slots.values_mut() {
             self.object.set_bitmap(slot.record.slot, slot.spare.map_data())?;
@@ -300,6 +302,7 @@ impl Tracker {
         if let Some(barrier) = &self.barrier {
             barrier.wait()?;
         }
+        let replaced_us = began.elapsed().as_micros();
         let after = self.object.misses()?;
         let proved: Vec<bool> = (self.provers.iter_mut().zip(before).zip(&after))
             .map(|((prover, before), after)| matches!(prover.end(before, after), Verdict::Proved(_)))
@@ -323,7 +326,10 @@ impl Tracker {
                 end.faults.extend(disks().map(|disk| (disk, fault.clone())));
             }
         }
+        let checked_us = began.elapsed().as_micros() - replaced_us;
         self.save()?;
+        let total_us = began.elapsed().as_micros();
+        tracing::debug!(total_us, replaced_us, checked_us, "epoch ended");
         Ok(end)
     }
 
