@@ -2,7 +2,7 @@
 //! bounded in time and every body in size.
 
 use crate::shared::{Shared, locked, now_ms};
-use crate::{CollectorError, tokens};
+use crate::{CollectorError, server::Place, tokens};
 use bytes::Bytes;
 use highwater_delta::MachineId;
 use highwater_vault::NAME_BYTES_MAX;
@@ -18,7 +18,6 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
@@ -83,15 +82,22 @@ impl Api {
         let vault = &self.shared.vault;
         let now = now_ms();
         let token = tokens::check(vault, &request.token_id, &request.secret, now).await?;
-        if request.host_name.is_empty() || request.host_name.len() > NAME_BYTES_MAX {
-            return Err(bad("the host name must have 1 to 255 bytes"));
+        let name = &request.host_name;
+        if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
+            return Err(bad("the host name must have 1 to 255 printable bytes"));
         }
         // Everything that may fail for the asker's fault comes before the token is used up.
         let machine = MachineId::new();
         let cert_pem =
             self.shared.authority.sign_csr(&request.csr_pem, machine).map_err(|e| bad(&e.to_string()))?;
-        tokens::use_up(vault, &token, machine, now).await?;
-        vault.register_machine(machine, &request.host_name).await?;
+        let (vault, host_name) = (vault.clone(), request.host_name.clone());
+        // A task of its own: a client that goes away, or is cut off, cannot leave a used token without its machine.
+        let register = tokio::spawn(async move {
+            tokens::use_up(&vault, &token, machine, now).await?;
+            vault.register_machine(machine, &host_name).await?;
+            Ok::<_, CollectorError>(())
+        });
+        register.await.map_err(|_| CollectorError::ShuttingDown)??;
         self.shared.metrics.enrolled();
         tracing::info!(%machine, host = request.host_name, "enrolled");
         Ok(EnrolResponse {
@@ -156,25 +162,23 @@ fn respond(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Re
 }
 
 /// A connection to the management port.
-pub async fn connection(
-    api: Arc<Api>,
-    acceptor: TlsAcceptor,
-    stream: TcpStream,
-    _place: OwnedSemaphorePermit,
-) {
+pub async fn connection(api: Arc<Api>, acceptor: TlsAcceptor, stream: TcpStream, place: Arc<Place>) {
     let limit = api.shared.config.handshake_timeout;
     // Who cannot shake hands gets no answer; scanners do this all day.
-    let Ok(Ok(stream)) = timeout(limit, acceptor.accept(stream)).await else { return };
     let shutdown = api.shared.shutdown.clone();
-    let serve = http(stream, async move |request| api.handle(request).await);
+    let serve = async {
+        let Ok(Ok(stream)) = timeout(limit, acceptor.accept(stream)).await else { return };
+        http(stream, async move |request| api.handle(request).await).await;
+    };
     tokio::select! {
         () = serve => {}
+        () = place.evicted.cancelled() => {}
         () = shutdown.cancelled() => {}
     }
 }
 
 /// A connection to the metrics port.
-pub async fn metrics_connection(shared: Arc<Shared>, stream: TcpStream, _place: OwnedSemaphorePermit) {
+pub async fn metrics_connection(shared: Arc<Shared>, stream: TcpStream, place: Arc<Place>) {
     let shutdown = shared.shutdown.clone();
     let serve = http(stream, async move |request: Request<Incoming>| {
         match (request.method(), request.uri().path()) {
@@ -186,6 +190,7 @@ pub async fn metrics_connection(shared: Arc<Shared>, stream: TcpStream, _place: 
     });
     tokio::select! {
         () = serve => {}
+        () = place.evicted.cancelled() => {}
         () = shutdown.cancelled() => {}
     }
 }

@@ -1,21 +1,24 @@
 //! The three ports, and the start and end of a collector.
 //!
 //! Before a client has shown a certificate it costs a socket, one of `handshakes-max` places and at most
-//! `handshake-timeout`. Shutdown lets pushes and commits that have begun finish, tells every agent to come back, and takes
+//! `handshake-timeout`. When all places are taken, the one that has had its place longest is cut off: a client that
+//! means it has shaken hands long before, so those who only hold places cannot keep it out. Shutdown lets pushes and commits that have begun finish, tells every agent to come back, and takes
 //! [`SHUTDOWN_MAX`] at most; what it then interrupts is as safe as after a kill.
 
 use crate::shared::{Shared, now_ms};
 use crate::{CollectorError, Config, authority, authority::OwnCert, management, metrics::Metrics, session};
 use highwater_vault::{Vault, VaultKey, local_store};
 use highwater_wire::{WireError, identity, tls};
+use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 
 /// How long a shutdown waits for what has begun.
 pub const SHUTDOWN_MAX: Duration = Duration::from_secs(15);
@@ -125,26 +128,24 @@ async fn listen(address: SocketAddr) -> Result<(SocketAddr, TcpListener), Collec
     Ok((listener.local_addr().map_err(failed)?, listener))
 }
 
-/// Accepts until shutdown, with at most `places` connections that hold their place.
+/// Accepts until shutdown, with at most `places` connections that hold their place; a newcomer beyond that takes the place
+/// of the oldest.
 async fn accept<F, Fut>(shared: Arc<Shared>, listener: TcpListener, places: usize, handle: F)
 where
-    F: Fn(TcpStream, SocketAddr, OwnedSemaphorePermit) -> Fut,
+    F: Fn(TcpStream, SocketAddr, Arc<Place>) -> Fut,
     Fut: Future<Output = ()> + Send + 'static,
 {
-    let places = Arc::new(Semaphore::new(places));
+    let mut held = Held { places: Arc::new(Semaphore::new(places)), holders: VecDeque::new() };
     let mut running = JoinSet::new();
     loop {
-        let next = async {
-            let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
-            (place, listener.accept().await)
-        };
         tokio::select! {
             () = shared.shutdown.cancelled() => break,
             Some(ended) = running.join_next(), if !running.is_empty() => report(ended),
-            (place, accepted) = next => match accepted {
+            accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
                     // Small messages wait for answers.
                     let _ = stream.set_nodelay(true);
+                    let place = held.take().await;
                     running.spawn(handle(stream, peer, place));
                 }
                 Err(error) => {
@@ -167,6 +168,34 @@ where
     }
 }
 
+/// A place among those who have not shown who they are. Given back when dropped.
+pub struct Place {
+    /// Cancelled when a newcomer is to have it.
+    pub evicted: CancellationToken,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// The places of a port, and who holds them, oldest first.
+struct Held {
+    places: Arc<Semaphore>,
+    holders: VecDeque<Weak<Place>>,
+}
+
+impl Held {
+    async fn take(&mut self) -> Arc<Place> {
+        self.holders.retain(|place| place.strong_count() > 0);
+        if self.places.available_permits() == 0
+            && let Some(oldest) = self.holders.pop_front().and_then(|place| place.upgrade())
+        {
+            oldest.evicted.cancel();
+        }
+        let permit = self.places.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let place = Arc::new(Place { evicted: CancellationToken::new(), _permit: permit });
+        self.holders.push_back(Arc::downgrade(&place));
+        place
+    }
+}
+
 fn report(ended: Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended
         && error.is_panic()
@@ -181,7 +210,7 @@ async fn connection(
     sessions: Arc<Semaphore>,
     stream: TcpStream,
     peer: SocketAddr,
-    place: OwnedSemaphorePermit,
+    place: Arc<Place>,
 ) {
     let limit = shared.config.handshake_timeout;
     let handshake = async {
@@ -195,6 +224,11 @@ async fn connection(
     };
     let (machine, stream) = tokio::select! {
         () = shared.shutdown.cancelled() => return,
+        () = place.evicted.cancelled() => {
+            let error = CollectorError::Full("too many clients shake hands at once");
+            shared.metrics.refused(error.code());
+            return;
+        }
         done = handshake => match done {
             Ok(done) => done,
             Err(error) => {

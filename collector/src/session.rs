@@ -197,6 +197,9 @@ struct Owner<'a, W> {
     window_bytes: u64,
     /// Bytes taken over by the vault's writer whose `Received` is still due.
     unacknowledged: usize,
+    /// The last `Received` that went out. Only this one may be repeated: a later one would give the peer bytes that are
+    /// not back in the window.
+    told: Option<(DeltaId, u64)>,
     claims: usize,
     /// Of the disk last asked for: a comparison asks for all of it, piece by piece. Dropped with the next delta, since
     /// it holds a cache.
@@ -221,6 +224,7 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
             window: Arc::new(Semaphore::new(permits)),
             window_bytes: window.bytes,
             unacknowledged: 0,
+            told: None,
             claims: 0,
             map: None,
         }
@@ -274,7 +278,7 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
     }
 
     async fn apply(&mut self, action: Action) -> Result<(), CollectorError> {
-        let last = self.state.received();
+        let last = self.told;
         match action {
             Action::Disks(disks) => self.disks(disks).await,
             Action::Begin(delta) => {
@@ -308,6 +312,7 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
         self.window.add_permits(self.unacknowledged);
         self.shared.metrics.window_returned(self.unacknowledged);
         self.unacknowledged = 0;
+        self.told = Some((delta, chunks));
         self.out.send(&CollectorMessage::Received { delta, chunks }).await
     }
 
@@ -336,7 +341,7 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
             CommitKind::Point(point) => (point.consistency.into(), Some(point.taken_at_ms)),
         };
         let stored_before = self.writer.state().segments.last().map_or(CommitId::NONE, |s| s.commit);
-        let last = self.state.received();
+        let last = self.told;
         let commit = alive(self.out, last, self.writer.commit(kind)).await??;
         let stored: u64 =
             self.writer.state().segments.iter().filter(|s| s.commit > stored_before).map(|s| s.bytes).sum();
@@ -353,7 +358,7 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
             vec![StoredBlock::Absent; usize::try_from(range.count).unwrap_or_default()]
         } else {
             let at = state.last_commit;
-            let last = self.state.received();
+            let last = self.told;
             let map = match self.map.take() {
                 Some((of, when, map)) if (of, when) == (disk, at) => map,
                 _ => alive(self.out, last, self.shared.vault.block_map_of(state, disk, at)).await??,
@@ -397,10 +402,7 @@ async fn alive<T, W: AsyncWrite + Unpin>(
             Ok(done) => return peer.map(|()| done),
             Err(_) if peer.is_ok() => {
                 let message = match last {
-                    // Chunks counted but not yet acknowledged must not be: the one being pushed is not taken over.
-                    Some((delta, chunks)) => {
-                        CollectorMessage::Received { delta, chunks: chunks.saturating_sub(1) }
-                    }
+                    Some((delta, chunks)) => CollectorMessage::Received { delta, chunks },
                     None => CollectorMessage::Pong(0),
                 };
                 peer = out.send(&message).await;

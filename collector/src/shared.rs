@@ -5,7 +5,7 @@ use highwater_delta::{DiskId, MachineId};
 use highwater_vault::Vault;
 use highwater_wire::identity::Authority;
 use highwater_wire::tls::Revoked;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
@@ -131,10 +131,15 @@ impl Shared {
         Ok(())
     }
 
-    /// Reads again who has been revoked: control documents `revoked/<machine>`.
+    /// Reads again who has been revoked: control documents `revoked/<machine>`. Their sessions end.
     pub async fn refresh_revoked(&self) -> Result<(), CollectorError> {
         let names = self.vault.control_list("revoked/").await?;
-        let machines = names.iter().filter_map(|name| name.rsplit('/').next()?.parse().ok()).collect();
+        let machines: HashSet<MachineId> =
+            names.iter().filter_map(|name| name.rsplit('/').next()?.parse().ok()).collect();
+        // A session that lasts would outlive its certificate's revocation by any time.
+        for (_, seats) in locked(&self.seats).iter().filter(|(machine, _)| machines.contains(machine)) {
+            seats.newest.cancel();
+        }
         self.revoked.write().unwrap_or_else(PoisonError::into_inner).machines = machines;
         Ok(())
     }
