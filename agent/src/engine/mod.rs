@@ -14,6 +14,7 @@
 pub mod batch;
 mod control;
 pub mod disk;
+pub mod doubts;
 pub mod ledger;
 pub mod link;
 mod point;
@@ -27,6 +28,7 @@ mod status;
 
 use crate::{
     control::{Request, Response},
+    error::OperatorError,
     freeze::FreezeOptions,
     guardian::GuardianHandle,
     metrics::Metrics,
@@ -37,6 +39,7 @@ use crate::{
 use disk::Disk;
 use highwater_delta::{CommitId, DeltaId, DiskId, HashKey, MachineId, PointInfo, VaultId};
 use link::{LinkDown, LinkEvent, Outgoing};
+use doubts::Doubts;
 use registry::{Acknowledged, Registry};
 use state::DiskState;
 use std::{
@@ -155,11 +158,14 @@ pub struct Engine {
     stop: Arc<std::sync::atomic::AtomicBool>,
     runtime: tokio::runtime::Handle,
     registry: Registry,
+    doubts: Doubts,
     disks: Vec<Disk>,
     link: Link,
     awaited: VecDeque<Awaited>,
     acknowledged: Option<Acknowledged>,
     last_point: Option<LastPoint>,
+    /// What the collector refused last; until something is stored.
+    refusal: Option<OperatorError>,
     point_due: Instant,
     point_wanted: Vec<oneshot::Sender<Response>>,
     point_trouble: Option<String>,
@@ -186,6 +192,7 @@ impl Engine {
         let registry = Registry::load(&options.state_dir)
             .with_context(|| format!("cannot read the protected disks in {}", options.state_dir.display()))?;
         let acknowledged = Acknowledged::load(&options.run_dir);
+        let doubts = Doubts::load(&options.run_dir);
         let mut engine = Self {
             options,
             tracker: parts.tracker,
@@ -200,11 +207,13 @@ impl Engine {
             stop: parts.stop,
             runtime: parts.runtime,
             registry,
+            doubts,
             disks: vec![],
             link: Link::Down(None),
             awaited: VecDeque::new(),
             acknowledged,
             last_point: None,
+            refusal: None,
             point_due: Instant::now(),
             point_wanted: vec![],
             point_trouble: None,
@@ -237,11 +246,11 @@ impl Engine {
     fn step(&mut self) -> bool {
         if self.awaited.front().is_some_and(|a| a.since.elapsed() > STORED_MAX) {
             tracing::error!(
-                code = "HW-1478",
+                code = "HW-1483",
                 seconds = STORED_MAX.as_secs(),
                 "the collector does not store what it was sent; it is sent again in a new session"
             );
-            self.metrics.error("HW-1478");
+            self.metrics.error("HW-1483");
             self.wait_for_link_down();
             return true;
         }
@@ -280,11 +289,31 @@ impl Engine {
     fn distrust(&mut self, id: DiskId, fault: &Fault) {
         let reason = fault.to_string();
         self.metrics.fault(fault);
-        let automatically = self.options.resync_automatically;
-        let Some(disk) = self.disks.iter_mut().find(|d| d.id() == id) else { return };
-        tracing::warn!(disk = %disk.protected.name, id = %id, reason, code = "HW-1460", "disk is suspect: writes may have been missed");
+        let Some(at) = self.disks.iter().position(|d| d.id() == id) else { return };
+        if *fault == Fault::Tampered
+            && let Some(device) = self.disks[at].device.clone()
+            && let Err(error) = self.begin_tracking(at, device)
+        {
+            // Comparing what goes on changing unseen would be of no use.
+            self.untracked(at, &error);
+            self.doubts.raise(id, reason);
+            return;
+        }
+        self.suspect(at, reason);
+    }
+
+    /// The vault's copy of a disk can't be trusted, for this reason; whatever happens to this process, that is remembered.
+    fn suspect(&mut self, at: usize, reason: String) {
+        let disk = &mut self.disks[at];
+        let (id, name) = (disk.id(), &disk.protected.name);
+        tracing::warn!(disk = %name, id = %id, reason, code = "HW-1460", "disk is suspect: writes may have been missed");
+        if !disk.protected.replicated {
+            // There is no copy yet that could be compared.
+            return self.start_initial(id);
+        }
+        self.doubts.raise(id, reason.clone());
         disk.state.set(DiskState::Suspect(reason.clone()));
-        if automatically {
+        if self.options.resync_automatically {
             self.start_resync(id, reason);
         }
     }

@@ -17,6 +17,8 @@
 //! `docs/FORMAT.md` describes every byte.
 
 mod error;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod key;
 mod map;
 mod record;

@@ -328,6 +328,12 @@ impl Vault {
     }
 }
 
+/// Whether these can be a `vault.json`.
+#[cfg(feature = "fuzz")]
+pub(crate) fn is_vault_file(bytes: &[u8]) -> bool {
+    serde_json::from_slice::<VaultFile>(bytes).is_ok_and(|file| file.encode().is_ok())
+}
+
 /// Opens one manifest record.
 pub(crate) fn open_record(keys: &MachineKeys, path: &Path, sealed: &[u8]) -> Result<Envelope> {
     let plain = seal::open(&keys.manifest, path, sealed)?;
