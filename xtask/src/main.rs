@@ -6,6 +6,7 @@
 mod check;
 mod demo;
 mod ebpf;
+mod fuzz;
 mod kernels;
 mod setup;
 mod sh;
@@ -64,6 +65,14 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Fuzz the decoders, led by coverage (the tests do it for a moment without)
+    Fuzz {
+        /// Seconds for each target
+        #[arg(long, default_value_t = 15)]
+        seconds: u64,
+        /// Only this one, as in fuzz/fuzz_targets
+        target: Option<String>,
+    },
     /// Check format, lints, documentation, dependencies and units
     Check {
         /// Only these: fmt, fmt-ebpf, clippy, doc, deny, units
@@ -95,7 +104,7 @@ struct RunArgs {
     /// A directory laid over the guest's root
     #[arg(long)]
     overlay: Option<PathBuf>,
-    /// A disk: virtio:MIB[:QUEUES] or nvme:MIB[:QUEUES]; repeat for more
+    /// A disk: virtio:MIB[:QUEUES[:ext4]] or nvme:MIB[:QUEUES[:ext4]]; repeat for more
     #[arg(long = "disk")]
     disks: Vec<Disk>,
     /// Processors of the guest
@@ -130,6 +139,7 @@ fn execute(verb: Verb) -> Result<()> {
         Verb::Demo { args } => demo::demo(&args),
         Verb::Test { filter, kernels } => test::test(filter.as_deref(), kernels.as_deref()),
         Verb::Bench { subject, args } => demo::bench(&subject, &args),
+        Verb::Fuzz { seconds, target } => fuzz::fuzz(seconds, target.as_deref()),
         Verb::Check { only } => check::check(&only),
         Verb::Kernels(KernelsVerb::Fetch { versions }) => fetch_kernels(&versions),
         Verb::Kernels(KernelsVerb::Run(args)) => run_kernels(args),
