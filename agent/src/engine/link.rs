@@ -4,7 +4,7 @@
 //! whatever was queued is dropped, and [`LinkEvent::Down`] follows. So nothing of one session is ever sent in another.
 //! Chunks wait for the window; the queue is bounded, so a slow collector slows the readers down (invariant I7).
 
-use crate::throttle::Throttle;
+use crate::{error::OperatorError, throttle::Throttle};
 use highwater_delta::{CHUNK_BYTES_MAX, DeltaId, MachineId};
 use highwater_wire::{
     Backoff, Identity, SendWindow, SessionReceiver, SessionSender, WireError,
@@ -70,6 +70,8 @@ pub struct LinkDown {
     pub retry_in: Option<Duration>,
     /// Failures in a row.
     pub failures: usize,
+    /// The collector itself said so, and goes on saying it until something changes there.
+    pub refused: bool,
     /// Since when.
     pub at: std::time::Instant,
 }
@@ -87,7 +89,9 @@ pub async fn run(
     while !events.is_closed() {
         let started = Instant::now();
         let end = session(&endpoint, &identity, &throttle, &events).await;
-        if started.elapsed() >= STABLE.min(unit * 10) {
+        // A session that the collector ended with a refusal was no success, however long it lasted.
+        let refused = matches!(end, WireError::Refused(_));
+        if !refused && started.elapsed() >= STABLE.min(unit * 10) {
             backoff.reset();
         }
         let retry_in = backoff.next(end.retry(), jitter());
@@ -97,6 +101,7 @@ pub async fn run(
             action: end.action(),
             retry_in,
             failures: backoff.failures(),
+            refused,
             at: std::time::Instant::now(),
         };
         if events.send(LinkEvent::Down(down)).await.is_err() {
@@ -261,7 +266,6 @@ fn jitter() -> u32 {
         .map_or(0, |d| d.subsec_nanos().wrapping_mul(2_654_435_761))
 }
 
-/// For status.
 impl LinkDown {
     /// From a refusal that did not end the session.
     #[must_use]
@@ -272,7 +276,14 @@ impl LinkDown {
             action: refusal.action.clone(),
             retry_in: None,
             failures: 0,
+            refused: true,
             at: std::time::Instant::now(),
         }
+    }
+
+    /// For operators.
+    #[must_use]
+    pub fn operator(&self) -> OperatorError {
+        OperatorError { code: self.code, cause: self.cause.clone(), action: self.action.clone() }
     }
 }

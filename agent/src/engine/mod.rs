@@ -37,9 +37,9 @@ use crate::{
     tracker::{Fault, Tracker, TrackerError},
 };
 use disk::Disk;
+use doubts::Doubts;
 use highwater_delta::{CommitId, DeltaId, DiskId, HashKey, MachineId, PointInfo, VaultId};
 use link::{LinkDown, LinkEvent, Outgoing};
-use doubts::Doubts;
 use registry::{Acknowledged, Registry};
 use state::DiskState;
 use std::{

@@ -74,9 +74,9 @@ impl Engine {
         let disk = &self.disks[at];
         match &disk.device {
             Some(known) if same_device(known, &found) && known.size_bytes == found.size_bytes => {
-                if disk.reader.is_none() {
-                    self.reopen(at);
-                }
+                // Let go for a moment: what an operator has detached meanwhile goes only when nobody has it open.
+                self.disks[at].reader = None;
+                self.reopen(at);
             }
             Some(known) if same_device(known, &found) => {
                 let reason =
@@ -110,9 +110,14 @@ impl Engine {
         disk.shift = shift;
         disk.ledger = Ledger::new(granules(found.size_bytes, shift), &pending);
         disk.device = Some(found);
-        // A first copy or a comparison that was interrupted goes on: its pending bits say what is missing. A
-        // comparison is not needed for what is pending: it is sent whole.
-        let state = if disk.protected.replicated { DiskState::Bitmap } else { DiskState::InitialReplication };
+        // A first copy or a comparison that was interrupted goes on: its pending bits say what is missing.
+        let doubt = self.doubts.of(id).cloned();
+        let state = match &doubt {
+            _ if !disk.protected.replicated => DiskState::InitialReplication,
+            None => DiskState::Bitmap,
+            Some(doubt) if doubt.comparing => DiskState::Resynchronizing(doubt.reason.clone()),
+            Some(doubt) => DiskState::Suspect(doubt.reason.clone()),
+        };
         tracing::info!(
             disk = disk.protected.name,
             state = state.kind().as_str(),
@@ -123,6 +128,9 @@ impl Engine {
         disk.state.set(state);
         self.leave_out_swap_of(at);
         self.reopen(at);
+        if let Some(doubt) = doubt.filter(|d| !d.comparing) {
+            self.suspect(at, doubt.reason);
+        }
     }
 
     /// Nothing that happened to the disk before now is known.
@@ -130,33 +138,30 @@ impl Engine {
         let id = self.disks[at].id();
         let replicated = self.disks[at].protected.replicated;
         if let Err(error) = self.begin_tracking(at, found) {
-            let error = error.operator();
-            tracing::error!(
-                code = format!("HW-{}", error.code),
-                disk = self.disks[at].protected.name,
-                cause = error.cause,
-                "the disk cannot be tracked"
-            );
-            self.disks[at].state.set(DiskState::Error(error.to_string()));
-            return;
+            return self.untracked(at, &error);
         }
         if replicated {
-            tracing::warn!(
-                code = "HW-1460",
-                disk = self.disks[at].protected.name,
-                reason,
-                "disk is suspect: writes may have been missed"
-            );
-            self.disks[at].state.set(DiskState::Suspect(reason.to_owned()));
-            if self.options.resync_automatically {
-                self.start_resync(id, reason.to_owned());
-            }
+            self.suspect(at, reason.to_owned());
         } else {
             self.start_initial(id);
         }
     }
 
-    fn begin_tracking(&mut self, at: usize, found: BlockDevice) -> Result<(), TrackerError> {
+    pub(super) fn untracked(&mut self, at: usize, error: &TrackerError) {
+        let error = error.operator();
+        let disk = &mut self.disks[at];
+        tracing::error!(
+            code = format!("HW-{}", error.code),
+            disk = disk.protected.name,
+            cause = error.cause,
+            "the disk cannot be tracked"
+        );
+        disk.state.set(DiskState::Error(error.to_string()));
+        // Looked for and tracked anew, as one that was away.
+        (disk.device, disk.reader) = (None, None);
+    }
+
+    pub(super) fn begin_tracking(&mut self, at: usize, found: BlockDevice) -> Result<(), TrackerError> {
         let id = self.disks[at].id();
         self.tracker.protect(id, &found)?;
         if found.hook == Hook::Bio {
@@ -214,6 +219,9 @@ impl Engine {
         let marked = self.tracker.mark_all(id).and_then(|()| self.tracker.pending(id));
         match marked {
             Ok(pending) => {
+                if let DiskState::Resynchronizing(reason) = &state {
+                    self.doubts.comparing(id, reason.clone());
+                }
                 let disk = &mut self.disks[at];
                 disk.ledger.reset(&pending);
                 disk.state.set(state);
@@ -321,6 +329,7 @@ impl Engine {
     pub(super) fn unprotect(&mut self, which: &str) -> Result<String, OperatorError> {
         let at = self.find_disk(which)?;
         let disk = self.disks.remove(at);
+        self.doubts.settle(disk.id());
         self.registry.disks.retain(|d| d.disk != disk.id());
         self.save_registry();
         if let Err(error) = self.tracker.unprotect(disk.id())

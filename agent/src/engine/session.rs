@@ -37,9 +37,14 @@ impl Engine {
             };
             if let Some(reason) = reason {
                 tracing::error!(code = "HW-1462", reason, "all disks are compared with the vault");
-                let all: Vec<DiskId> = self.disks.iter().map(super::disk::Disk::id).collect();
-                for id in all {
-                    self.start_resync(id, reason.to_owned());
+                for at in 0..self.disks.len() {
+                    let id = self.disks[at].id();
+                    if self.disks[at].protected.replicated {
+                        self.start_resync(id, reason.to_owned());
+                    } else {
+                        // What was copied so far may be lost.
+                        self.start_initial(id);
+                    }
                 }
             }
         }
@@ -87,8 +92,9 @@ impl Engine {
                 );
                 self.metrics.refused(refusal.code);
                 // Which delta it was does not matter: everything not stored is sent again, in a new session.
-                self.link = Link::Down(Some(LinkDown::refusal(&refusal)));
-                self.forget_under_way();
+                let down = LinkDown::refusal(&refusal);
+                self.refused(&down);
+                self.link = Link::Down(Some(down));
             }
             _ => {}
         }
@@ -123,6 +129,7 @@ impl Engine {
             }
             self.last_point = Some(LastPoint { commit, info, at });
         }
+        self.refusal = None;
         self.finish_copies();
     }
 
@@ -154,8 +161,21 @@ impl Engine {
             );
         }
         self.metrics.down(down.code);
-        self.forget_under_way();
+        if down.refused {
+            self.refused(&down);
+        } else {
+            self.forget_under_way();
+        }
         self.link = Link::Down(Some(down));
+    }
+
+    /// Trying again may be refused again for as long as nobody acts: whoever waits is told now.
+    fn refused(&mut self, down: &LinkDown) {
+        self.forget_under_way();
+        for waiting in std::mem::take(&mut self.point_wanted) {
+            let _ = waiting.send(crate::control::Response::Error(down.operator()));
+        }
+        self.refusal = Some(down.operator());
     }
 
     /// Nothing under way will be acknowledged any more.

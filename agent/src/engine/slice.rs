@@ -129,6 +129,7 @@ impl Engine {
                 }
             }
             disk.protected.replicated = true;
+            self.doubts.settle(disk.protected.disk);
             // The first point follows at once.
             self.point_due = Instant::now();
         }

@@ -75,6 +75,7 @@ impl Engine {
             Link::Up(session) => {
                 status.state = ConnectionState::Connected;
                 status.since_ms = ms(now - session.since.elapsed());
+                status.last_error = self.refusal.as_ref().map(ToString::to_string);
             }
             Link::Down(None) => {
                 status.since_ms = ms(self.metrics.started_at);
