@@ -127,7 +127,8 @@ impl Fio {
         fio.arg(format!("--bs={}", self.block_bytes));
         fio.arg(format!("--randseed={}", self.seed));
         // The write that follows another to the same place must differ from it, or a lost one would not show.
-        fio.args(["--refill_buffers=1", "--norandommap=1"]);
+        // A thread, not a process: killing fio must end its job too.
+        fio.args(["--refill_buffers=1", "--norandommap=1", "--thread=1"]);
         if let Some(rate) = self.rate_bytes_per_s {
             fio.arg(format!("--rate={rate}"));
         }

@@ -24,6 +24,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+mod watch;
+
+pub use watch::write_all_within;
+
 /// What a test may choose.
 #[derive(Debug, Clone)]
 pub struct SiteOptions {
@@ -37,6 +41,8 @@ pub struct SiteOptions {
     pub copy_frozen: bool,
     /// Where the agent connects, if not straight to the collector.
     pub through: Option<SocketAddr>,
+    /// The collector's port, where something stands before it; free ones otherwise.
+    pub ingest_port: Option<u16>,
     /// Where the vault lies, if not in the arena.
     pub vault: Option<PathBuf>,
     /// Where the agent keeps its state, if not in the arena.
@@ -51,6 +57,7 @@ impl Default for SiteOptions {
             tracking: vec![],
             copy_frozen: true,
             through: None,
+            ingest_port: None,
             vault: None,
             state_dir: None,
         }
@@ -65,6 +72,7 @@ pub struct Site {
     agent_config: PathBuf,
     agent_program: PathBuf,
     ingest: SocketAddr,
+    agent_metrics: u16,
     copies: CopiesDir,
     /// The agent, while it runs.
     pub agent: Option<Daemon>,
@@ -98,8 +106,8 @@ impl Site {
     pub fn new(arena: &Arena, options: &SiteOptions) -> Result<Self> {
         let dir = arena.dir().to_path_buf();
         let vault = options.vault.clone().unwrap_or_else(|| dir.join("vault"));
-        let [ingest, management, collector_metrics, agent_metrics] =
-            [free_port()?, free_port()?, free_port()?, free_port()?];
+        let [management, collector_metrics, agent_metrics] = [free_port()?, free_port()?, free_port()?];
+        let ingest = options.ingest_port.map_or_else(free_port, Ok)?;
         let etc = dir.join("collector");
         let collector = program("highwater-collector")?;
         command::run(
@@ -129,6 +137,7 @@ impl Site {
             agent_config: dir.join("agent.toml"),
             agent_program: program("highwater-agent")?,
             ingest,
+            agent_metrics,
             copies,
             agent: None,
             collector: None,
