@@ -189,10 +189,8 @@ impl Object {
     }
     /// Ends the tracking of a device.
     pub fn remove_target(&mut self, dev: u32) -> Result<(), TrackerError> {
-        match self.targets.remove(&dev) {
-            Ok(()) | Err(aya::maps::MapError::KeyNotFound) => Ok(()),
-            Err(e) => Err(TrackerError::kernel("end the tracking of a device", &e)),
-        }
+        absent_is_removed(self.targets.remove(&dev))
+            .map_err(|e| TrackerError::kernel("end the tracking of a device", &e))
     }
 
     /// Whether the net is there.
@@ -222,10 +220,7 @@ impl Object {
             if bio && note.seen == 0 {
                 continue;
             }
-            match map.remove(address) {
-                Ok(()) | Err(aya::maps::MapError::KeyNotFound) => {}
-                Err(error) => return Err(fail(error)),
-            }
+            absent_is_removed(map.remove(address)).map_err(fail)?;
         }
         Ok(old.into_iter().map(|(_, note)| note).filter(|n| n.seen == 0).collect())
     }
@@ -251,6 +246,17 @@ impl Object {
             sum.passthrough += c.passthrough;
         }
         Ok(sum)
+    }
+}
+
+/// Who removes what is not there (any more) has what it wants. Removal tells that by an error of its system call.
+fn absent_is_removed(result: Result<(), aya::maps::MapError>) -> Result<(), aya::maps::MapError> {
+    match result {
+        Err(aya::maps::MapError::KeyNotFound) => Ok(()),
+        Err(aya::maps::MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::ENOENT) => {
+            Ok(())
+        }
+        other => other,
     }
 }
 
