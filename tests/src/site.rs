@@ -407,9 +407,17 @@ impl Site {
 
     /// Recovers a point and compares every disk of it, byte for byte, with the copy made under its freeze.
     pub fn assert_exact(&self, point: u64) -> Result<()> {
+        let compared = self.compare(point)?;
+        ensure!(compared == self.devices.len(), "point {point} has only {compared} disks");
+        Ok(())
+    }
+
+    /// Answers how many disks the point has, all of them exact.
+    fn compare(&self, point: u64) -> Result<usize> {
         let recovered = self.recover(point)?;
         let copy = self.frozen_copy(point)?;
-        for name in self.devices.keys() {
+        let in_point: Vec<&String> = self.devices.keys().filter(|n| recovered.image(n).exists()).collect();
+        for name in &in_point {
             let differing = compare_devices(&copy.join(name), &recovered.image(name), &[])?;
             ensure!(
                 differing.is_empty(),
@@ -418,7 +426,7 @@ impl Site {
                 &differing[..differing.len().min(8)]
             );
         }
-        Ok(())
+        Ok(in_point.len())
     }
 
     /// Forgets the copies made so far (they lie in memory).
