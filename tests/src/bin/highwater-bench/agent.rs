@@ -13,11 +13,10 @@ pub fn install(arena: &Arena) -> Result<Site> {
     let run = std::path::PathBuf::from("/dev/shm").join(format!("hwtest-run-{}", std::process::id()));
     fs::create_dir_all(&run)?;
     std::os::unix::fs::symlink(&run, arena.dir().join("run"))?;
-    let level = "level = \"info,highwater_agent::freeze=debug,highwater_agent::tracker=debug\"";
     let options = SiteOptions {
         copy_frozen: false,
         // The configuration ends with this table, so another can follow it.
-        tracking: vec!["[log]".into(), level.into()],
+        tracking: vec!["[log]".into(), "level = \"debug\"".into()],
         ..SiteOptions::default()
     };
     let mut site = Site::new(arena, &options)?;
