@@ -128,11 +128,11 @@ fn freezes(arena: &Arena, choice: &Choice, results: &mut Results) -> Result<()> 
     site.protect(disk.path(), "bench")?;
     site.wait_state("bench", "bitmap", PATIENCE)?;
     for (name, load) in [("at rest", false), ("fio, 8 MiB/s", true)] {
-        let _fio = load
+        let fio = load
             .then(|| {
                 Fio::new(&mounted.path().join("load"), FioKind::Buffered, 64 * MIB)
                     .rate_bytes_per_s(8 * MIB)
-                    .runtime_s(600.max(choice.seconds))
+                    .runtime_s(FREEZES as u32 / 2 + choice.seconds)
                     .start()
             })
             .transpose()?;
@@ -142,6 +142,8 @@ fn freezes(arena: &Arena, choice: &Choice, results: &mut Results) -> Result<()> 
             thread::sleep(Duration::from_millis(200));
             site.point()?;
         }
+        // To its end: killed, it would leave a process of its own behind that holds the disk.
+        fio.map(highwater_tests::fio::FioRunning::wait).transpose()?;
         let timings = timings(arena, log_from);
         ensure!(timings.freeze.values().len() >= FREEZES, "the agent tells of too few freezes");
         results.row(&format!("freeze, ext4, {name}"), &timings.freeze, "ms", "");
