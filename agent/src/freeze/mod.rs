@@ -12,7 +12,6 @@
 //!
 //! **Order.** As given ([`crate::mounts::survey`]: top of the stack first), thawed the other way round.
 
-mod expedite;
 pub(crate) mod ioctl;
 mod record;
 mod worker;

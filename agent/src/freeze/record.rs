@@ -3,7 +3,7 @@
 //! The record lies in the run directory (a tmpfs, so it never outlives the boot its mount numbers belong to), is written before
 //! anything is frozen and removed when all is thawed.
 
-use super::{FreezeError, expedite, ioctl};
+use super::{FreezeError, ioctl};
 use crate::mounts::{Filesystem, Place};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -25,9 +25,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 struct Record {
     agent_pid: u32,
     filesystems: Vec<Armed>,
-    // Whether the kernel's switch is to be reset.
-    #[serde(default)]
-    expedited: bool,
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -48,7 +45,7 @@ pub struct ThawedAll {
     pub stuck: Vec<PathBuf>,
 }
 
-pub(super) fn write(run_dir: &Path, filesystems: &[Filesystem], expedited: bool) -> Result<(), FreezeError> {
+pub(super) fn write(run_dir: &Path, filesystems: &[Filesystem]) -> Result<(), FreezeError> {
     let path = run_dir.join(NAME);
     let armed = |fs: &Filesystem| Armed {
         mount_point: fs.mount_point.clone(),
@@ -56,7 +53,7 @@ pub(super) fn write(run_dir: &Path, filesystems: &[Filesystem], expedited: bool)
         places: fs.places.iter().take(PLACES_MAX).map(|place| (place.path.clone(), place.mount_id)).collect(),
     };
     let filesystems = filesystems.iter().map(armed).collect();
-    let record = Record { agent_pid: std::process::id(), filesystems, expedited };
+    let record = Record { agent_pid: std::process::id(), filesystems };
     let fail = |source| FreezeError::Record { path: path.clone(), source };
     let text = serde_json::to_vec(&record).map_err(|error| fail(error.into()))?;
     let temporary = run_dir.join("armed.json.new");
@@ -85,9 +82,6 @@ pub fn thaw_all(run_dir: &Path) -> Result<ThawedAll, FreezeError> {
         Err(error) => return Err(fail(error)),
     };
     let record: Record = serde_json::from_slice(&text).map_err(|error| fail(error.into()))?;
-    if record.expedited {
-        expedite::switch(false);
-    }
     let mut outcome = ThawedAll { armed: record.filesystems.len(), ..ThawedAll::default() };
     let (sender, receiver) = channel();
     // At once: one that hangs holds up no other, and those on top need those below.

@@ -1,7 +1,7 @@
 //! The thread that makes the calls into the kernel. It alone owns a frozen set from arming to disarming, so there is one
 //! place that cleans up, whether the caller waits for it or not.
 
-use super::{FreezeError, FreezeOptions, Frozen, FrozenFor, Thawed, expedite, ioctl, record};
+use super::{FreezeError, FreezeOptions, Frozen, FrozenFor, Thawed, ioctl, record};
 use crate::{guardian::GuardianHandle, mounts::Filesystem};
 use std::{
     fs::File,
@@ -57,7 +57,6 @@ pub(super) fn start(
         options,
         progress: Arc::clone(&progress),
         taken: Vec::new(),
-        expedited: false,
     };
     std::thread::spawn(move || {
         let mut job = job;
@@ -84,7 +83,6 @@ struct Job {
     options: FreezeOptions,
     progress: Arc<Progress>,
     taken: Vec<Taken>,
-    expedited: bool,
 }
 
 /// A filesystem frozen by us.
@@ -112,16 +110,11 @@ impl Job {
         if self.progress.given_up.load(Ordering::Relaxed) {
             return Err(FreezeError::ThawHangs);
         }
-        let expedited = expedite::is_off();
-        record::write(&self.options.run_dir, &self.filesystems, expedited)?;
-        self.expedited = expedited;
+        record::write(&self.options.run_dir, &self.filesystems)?;
         self.guardian.arm(&files, self.options.deadline)?;
         let armed_at = Instant::now();
         let _ = self.progress.armed_at.set(armed_at);
         let deadline = armed_at + self.options.deadline;
-        if self.expedited {
-            expedite::switch(true);
-        }
         let mut frozen = Vec::new();
         let mut unfrozen = Vec::new();
         for (index, file) in files.into_iter().enumerate() {
@@ -194,9 +187,6 @@ impl Job {
                 enter_us: taken.enter_us,
                 freeze_us,
             });
-        }
-        if std::mem::take(&mut self.expedited) {
-            expedite::switch(false);
         }
         filesystems.reverse();
         let total_us = first.map_or(0, micros);

@@ -25,7 +25,9 @@ pub fn kernel_count(dev: u32, patient: bool) -> Option<KernelCount> {
 fn grace_period() -> bool {
     const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
     // SAFETY: no memory is passed.
-    unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) == 0 }
+    let passed = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) == 0 };
+    // Kernels with nohz_full CPUs refuse it; the tracepoints' barrier waits for a grace period too.
+    passed || super::Barrier::new().and_then(|barrier| barrier.wait()).is_ok()
 }
 
 /// CLOCK_MONOTONIC, the programs' clock.
