@@ -28,12 +28,21 @@ pub struct Doubts {
 }
 
 impl Doubts {
-    /// Reads them; what cannot be read is as after a reboot: none here, and the tracker's record tells the rest.
+    /// Reads them. A file that is there and cannot be read or understood puts every disk in `all` in doubt.
     #[must_use]
-    pub fn load(run_dir: &Path) -> Self {
+    pub fn load(run_dir: &Path, all: impl Iterator<Item = DiskId>) -> Self {
         let path = run_dir.join("doubts.json");
-        let read = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        Self { by_disk: read.unwrap_or_default(), path }
+        let read = match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(std::io::Error::from),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(BTreeMap::new()),
+            Err(error) => Err(error),
+        };
+        let by_disk = read.unwrap_or_else(|error| {
+            let reason = format!("which disks were in doubt cannot be read: {error}");
+            tracing::error!(code = "HW-1461", %error, path = %path.display(), "every disk is taken to be in doubt");
+            all.map(|disk| (disk, Doubt { reason: reason.clone(), comparing: false })).collect()
+        });
+        Self { by_disk, path }
     }
 
     /// The doubt about a disk.
@@ -87,12 +96,15 @@ mod tests {
     fn a_doubt_outlives_the_process_until_it_is_settled() {
         let dir = tempfile::tempdir().unwrap();
         let disk = DiskId::new();
-        Doubts::load(dir.path()).raise(disk, "counts".into());
-        let mut next = Doubts::load(dir.path());
+        let load = |dir: &tempfile::TempDir| Doubts::load(dir.path(), [disk].into_iter());
+        load(&dir).raise(disk, "counts".into());
+        let mut next = load(&dir);
         assert_eq!(next.of(disk), Some(&Doubt { reason: "counts".into(), comparing: false }));
         next.comparing(disk, "counts".into());
-        assert!(Doubts::load(dir.path()).of(disk).is_some_and(|d| d.comparing));
+        assert!(load(&dir).of(disk).is_some_and(|d| d.comparing));
         next.settle(disk);
-        assert_eq!(Doubts::load(dir.path()).of(disk), None);
+        assert_eq!(load(&dir).of(disk), None);
+        fs::write(dir.path().join("doubts.json"), "{").unwrap();
+        assert!(load(&dir).of(disk).is_some_and(|d| !d.comparing));
     }
 }

@@ -192,7 +192,7 @@ impl Engine {
         let registry = Registry::load(&options.state_dir)
             .with_context(|| format!("cannot read the protected disks in {}", options.state_dir.display()))?;
         let acknowledged = Acknowledged::load(&options.run_dir);
-        let doubts = Doubts::load(&options.run_dir);
+        let doubts = Doubts::load(&options.run_dir, registry.disks.iter().map(|d| d.disk));
         let mut engine = Self {
             options,
             tracker: parts.tracker,
