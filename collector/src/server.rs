@@ -245,6 +245,10 @@ async fn connection(
     };
     match session::run(&shared, machine, stream).await {
         Ok(()) => tracing::info!(%machine, %peer, "session ended"),
+        // Machines come and go: the RPO's age tells whether one stays away for too long.
+        Err(error) if matches!(error.code(), 1101..=1104) => {
+            tracing::info!(%machine, %peer, code = error.code(), %error, "session broken off");
+        }
         Err(error) => {
             tracing::warn!(%machine, %peer, code = error.code(), action = error.action(), %error, "session ended");
         }
