@@ -51,13 +51,7 @@ pub(super) fn start(
     let (release, released) = channel::<()>();
     // Room for all that is ever sent: the thread never waits for a caller that has left.
     let (report, reports) = sync_channel(2);
-    let job = Job {
-        filesystems,
-        guardian,
-        options,
-        progress: Arc::clone(&progress),
-        taken: Vec::new(),
-    };
+    let job = Job { filesystems, guardian, options, progress: Arc::clone(&progress), taken: Vec::new() };
     std::thread::spawn(move || {
         let mut job = job;
         let outcome = job.freeze();

@@ -111,7 +111,6 @@ async fn stream(messages: &[Vec<u8>], chunks: &[Vec<u8>]) -> Done<Vec<u8>> {
         frames.chunk(DeltaId::new(), chunk).await?;
     }
     frames.flush().await?;
-    drop(frames);
     Ok(bytes.into_inner())
 }
 

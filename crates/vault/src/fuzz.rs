@@ -5,8 +5,9 @@ use crate::{
     MachineState, Result, SegmentRef, Vault,
     key::{MachineKeys, Secret},
     record::Envelope,
+    seal,
     segment::{FrameKind, Page, PageRef, SegmentReader},
-    seal, store,
+    store,
 };
 use highwater_delta::{CommitId, DiskId, MachineId, SegmentId};
 use object_store::memory::InMemory;
