@@ -49,10 +49,12 @@ pub unsafe fn queue(ctx: &BtfTracePointContext, copy: u32) {
         return;
     }
     let class = if op == OP_DISCARD { class::DISCARD } else { class::WRITE };
+    let mut first = true;
     // SAFETY: copied before it is replaced.
     if let Some(old) = (unsafe { INFLIGHT.get(bio) }).copied() {
         // The copies of one event come one after the other: the same range again is this bio, noted by a copy before.
         let same = old.dev == dev && old.sector == sector && old.bytes == u64::from(bytes);
+        first = old.seen != 0 || !same;
         // SAFETY: passed on.
         if old.seen == 0 && old.dev == dev && !same && !unsafe { mark(target, old.sector, (old.bytes + 511) >> 9) } {
             count.unmarked += 1;
@@ -64,6 +66,7 @@ pub unsafe fn queue(ctx: &BtfTracePointContext, copy: u32) {
         started_ns: 0,
         // SAFETY: a helper without conditions.
         issued_ns: unsafe { bpf_ktime_get_ns() },
+        shown: 0,
         dev,
         class: class as u32,
         seen: 0,
@@ -72,6 +75,8 @@ pub unsafe fn queue(ctx: &BtfTracePointContext, copy: u32) {
     if INFLIGHT.insert(bio, note, 0).is_err() {
         count.inflight_full += 1;
         warn!(ctx, "too many writes in flight");
+    } else if first {
+        count.first_sectors[class] += u64::from(bytes) >> 9;
     }
     count.queued_sectors[class] += u64::from(bytes) >> 9;
 }

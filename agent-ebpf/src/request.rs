@@ -15,7 +15,7 @@ use crate::{
 };
 use aya_ebpf::{helpers::bpf_ktime_get_ns, programs::BtfTracePointContext};
 use aya_log_ebpf::{debug, warn};
-use highwater_abi::{Issued, class, hook};
+use highwater_abi::{Counters, Issued, Target, class, hook};
 
 /// One completion, seen by one copy.
 ///
@@ -70,16 +70,83 @@ pub unsafe fn complete(ctx: &BtfTracePointContext, copy: u32) {
     count.events[class] += 1;
     count.sectors[class] += u64::from(bytes) >> 9;
     if net() {
-        // SAFETY: `struct request *`.
-        let whole = unsafe { load::<u32>(request, offset!(request_data_len)) } == bytes;
-        if whole && let Some(note) = ISSUED.get_ptr_mut(request) {
-            // SAFETY: an element of a map; a store of one word.
-            unsafe { (*note).seen = 1 };
-            if copy + 1 >= copies() {
-                let _ = ISSUED.remove(request);
-            }
+        // SAFETY: passed on.
+        let first = unsafe { settle(request, dev, target, count, class, sector, bytes, copy) };
+        if first {
+            count.first_sectors[class] += u64::from(bytes) >> 9;
         }
     }
+}
+
+/// Notes that a completion was seen, and answers whether by this copy first. The copies are shown one completion one after the
+/// other, and the completions of one request never at once.
+///
+/// # Safety
+/// `request` must be a `struct request *`.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "inlined; a structure of them would be put together for every event")]
+unsafe fn settle(
+    request: u64,
+    dev: u32,
+    target: &Target,
+    count: &mut Counters,
+    class: usize,
+    sector: u64,
+    bytes: u32,
+    copy: u32,
+) -> bool {
+    // SAFETY: `struct request *`.
+    let (length, started_ns) = unsafe {
+        (load::<u32>(request, offset!(request_data_len)), load::<u64>(request, offset!(request_start_time)))
+    };
+    let whole = length == bytes;
+    let first = match ISSUED.get_ptr_mut(request) {
+        // SAFETY: an element of a map.
+        Some(note) if unsafe { (*note).started_ns == started_ns && (*note).dev == dev } => {
+            // SAFETY: as above; stores of one word each.
+            unsafe {
+                let first = (*note).shown != sector + 1;
+                (*note).shown = sector + 1;
+                if whole {
+                    (*note).seen = 1;
+                }
+                first
+            }
+        }
+        // Its issue was not shown (or what is here is older). If this cannot be kept, the kernel will seem to count more
+        // than was seen: a false alarm, never a silent loss.
+        old => {
+            // SAFETY: an element of a map, copied before it is replaced.
+            if let Some(old) = old.map(|old| unsafe { *old })
+                && old.seen == 0
+                && old.dev == dev
+            {
+                // SAFETY: passed on.
+                if !unsafe { mark(target, old.sector, (old.bytes + 511) >> 9) } {
+                    count.unmarked += 1;
+                }
+                let class = if old.class == class::DISCARD as u32 { class::DISCARD } else { class::WRITE };
+                count.first_sectors[class] += old.bytes >> 9;
+            }
+            let note = Issued {
+                sector,
+                bytes: u64::from(bytes),
+                started_ns,
+                // SAFETY: a helper without conditions.
+                issued_ns: unsafe { bpf_ktime_get_ns() },
+                shown: sector + 1,
+                dev,
+                class: class as u32,
+                seen: 1,
+                reserved: 0,
+            };
+            ISSUED.insert(request, note, 0).is_ok()
+        }
+    };
+    if whole && copy + 1 >= copies() {
+        let _ = ISSUED.remove(request);
+    }
+    first
 }
 
 /// One issue.
@@ -112,6 +179,7 @@ pub unsafe fn issue(ctx: &BtfTracePointContext, copy: u32) {
             bytes: u64::from(load::<u32>(request, offset!(request_data_len))),
             started_ns: load(request, offset!(request_start_time)),
             issued_ns: bpf_ktime_get_ns(),
+            shown: 0,
             dev,
             class: if op == OP_DISCARD { class::DISCARD as u32 } else { class::WRITE as u32 },
             seen: 0,

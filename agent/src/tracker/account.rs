@@ -34,6 +34,8 @@ pub struct Account {
     corrections: Vec<[u64; class::COUNT]>,
     checks: [SelfCheck; class::COUNT],
     faults: Faults,
+    /// The kernel was once found to count less than the tracker: it does not count everything of this device.
+    behind: bool,
 }
 
 /// Counters that must not grow; the greatest of the copies.
@@ -138,8 +140,10 @@ impl Account {
                 tracker_after: self.value(hook, witness, after, class),
                 quiet,
             };
-            if let Finding::Unseen(sectors) = self.checks[class].check(&reading) {
-                found = Some(Fault::UnseenSectors(sectors));
+            match self.checks[class].check(&reading) {
+                Finding::Unseen(sectors) => found = Some(Fault::UnseenSectors(sectors)),
+                Finding::KernelBehind => self.behind = true,
+                Finding::Consistent => {}
             }
         }
         if quiet {
@@ -159,6 +163,13 @@ impl Account {
     #[must_use]
     pub fn armed(&self) -> bool {
         self.checks.iter().all(SelfCheck::armed)
+    }
+
+    /// Whether an agreement with the kernel's counts means that everything was seen: there is a base, and the kernel counts
+    /// all that the tracker does.
+    #[must_use]
+    pub fn proves(&self) -> bool {
+        self.armed() && !self.behind
     }
 
     fn check_faults(&mut self, sample: &Sample) -> Option<Fault> {
@@ -214,7 +225,8 @@ fn count(hook: u32, counters: &Counters, class: usize) -> u64 {
 }
 
 /// Nothing was in flight, and nothing was counted, while the kernel's count was read.
-fn quiet(before: &Sample, kernel: &KernelCount, after: &Sample) -> bool {
+#[must_use]
+pub fn quiet(before: &Sample, kernel: &KernelCount, after: &Sample) -> bool {
     kernel.idle && before.counters == after.counters && before.misses == after.misses
 }
 
@@ -255,6 +267,19 @@ mod tests {
         account.check(hook::REQUEST, &s, &idle(100), &s, false);
         account.check(hook::REQUEST, &s, &idle(100), &s, false);
         assert_eq!(account.check(hook::REQUEST, &s, &idle(108), &s, false), Some(Fault::UnseenSectors(8)));
+    }
+
+    #[test]
+    fn a_kernel_that_counts_less_proves_nothing() {
+        let mut account = Account::default();
+        let s = sample(&[0], &[0]);
+        assert!(!account.proves());
+        account.check(hook::REQUEST, &s, &idle(100), &s, true);
+        assert!(account.proves());
+        // A discard that the driver does not account.
+        let s = sample(&[8], &[0]);
+        assert_eq!(account.check(hook::REQUEST, &s, &idle(100), &s, true), None);
+        assert!(!account.proves());
     }
 
     #[test]

@@ -6,8 +6,10 @@
 //! A crash at any moment leaves each bit in at least one of the three; [`Tracker::open`] moves whatever lies in the bitmap
 //! that is not current to pending, so nothing is lost between two lives of the agent, and the programs go on without one.
 //!
-//! An epoch whose proof fails, or whose counts contradict the kernel's, is reported as a [`Fault`]: the bits may be
-//! incomplete, and the disk is suspect.
+//! An epoch is proved by a copy of the programs that was never skipped, or, where each event is counted once whichever copy
+//! was shown it, by counts that agree with the kernel's at a quiet moment; until then the device is *unsettled*. An epoch
+//! that can't be proved, or whose counts contradict the kernel's, is reported as a [`Fault`]: the bits may be incomplete, and
+//! the disk is suspect.
 //!
 //! Limits: [`SLOTS_MAX`] disks, [`TARGETS_MAX`] devices, [`RANGES_MAX`] disks on one device; three bits a granule.
 
@@ -27,7 +29,7 @@ pub use account::Fault;
 pub use error::TrackerError;
 
 use crate::device::{BlockDevice, Hook};
-use account::{Account, Sample};
+use account::{Account, Sample, quiet};
 use barrier::Barrier;
 use bitmap::Bitmap;
 use highwater_abi::{
@@ -98,6 +100,23 @@ pub struct EpochEnd {
     /// Disks with something in flight: a completion that was not shown may be found only later. A state read after this
     /// epoch is no point of them.
     pub unsettled: Vec<DiskId>,
+}
+
+/// What the comparison of a device's counts with the kernel's found.
+#[derive(Debug, Default)]
+struct Checked {
+    fault: Option<Fault>,
+    /// Nothing was in flight that could still be found.
+    settled: bool,
+    /// The counts agree at a quiet moment with a base from an earlier one: everything in between was seen, whichever copies
+    /// were skipped.
+    exact: bool,
+}
+
+impl Checked {
+    fn fault(fault: Fault) -> Self {
+        Self { fault: Some(fault), settled: true, exact: false }
+    }
 }
 
 /// Figures of one device for status and metrics.
@@ -236,12 +255,13 @@ impl Tracker {
                 diskseq: device.diskseq,
                 account: Account::default(),
                 reaped: [0; class::COUNT],
+                unproved: false,
                 began: Default::default(),
             },
         };
         if !self.devices.contains_key(&dev) {
             // A counter may have served another device before.
-            let counted = self.counted(entry.counter)?;
+            let counted = self.counted(entry.counter, entry.hook)?;
             let counted = std::array::from_fn(|class| counted.sectors[class] + counted.late_sectors[class]);
             entry.began = [kernel_count(dev, false).unwrap_or_default().sectors, counted];
         }
@@ -313,11 +333,8 @@ impl Tracker {
         let mut end = EpochEnd::default();
         let devices: Vec<u32> = self.devices.keys().copied().collect();
         for dev in devices {
-            let (fault, settled) = if self.hooks_of(dev).iter().all(|h| proved.get(*h) == Some(&true)) {
-                self.check(dev, &mut each)?
-            } else {
-                (Some(Fault::SkippedEvents), true)
-            };
+            let proved = self.hooks_of(dev).iter().all(|h| proved.get(*h) == Some(&true));
+            let (fault, settled) = self.verdict(dev, proved, &mut each)?;
             let disks = || self.slots.values().filter(|s| s.record.dev == dev).map(|s| s.record.disk);
             if !settled {
                 end.unsettled.extend(disks());
@@ -333,34 +350,59 @@ impl Tracker {
         Ok(end)
     }
 
-    /// Compares the counts of a device with the kernel's, and empties the net. Answers what is wrong, and whether nothing was in
-    /// flight.
+    /// Whether a device's epoch can be trusted. Where every copy was skipped at some time, that is no loss yet: each event may
+    /// have been shown to another copy. The counts tell, at the next quiet moment; until then the device is unsettled.
+    fn verdict(
+        &mut self,
+        dev: u32,
+        proved: bool,
+        each: &mut impl FnMut(DiskId, usize, u64),
+    ) -> Result<(Option<Fault>, bool), TrackerError> {
+        let counts_tell = |device: &DeviceRecord| self.counts_once(device.hook) && device.account.proves();
+        if !proved && !self.devices.get(&dev).is_some_and(counts_tell) {
+            return Ok((Some(Fault::SkippedEvents), true));
+        }
+        let checked = self.check(dev, each)?;
+        let Some(device) = self.devices.get_mut(&dev) else { return Ok((checked.fault, checked.settled)) };
+        device.unproved |= !proved;
+        if device.unproved && checked.fault.is_none() && !checked.exact && !device.account.proves() {
+            // The kernel turned out not to count everything: it cannot speak for what is unproved.
+            device.unproved = false;
+            return Ok((Some(Fault::SkippedEvents), true));
+        }
+        device.unproved &= checked.fault.is_none() && !checked.exact;
+        Ok((checked.fault, checked.settled && !device.unproved))
+    }
+
+    /// Compares the counts of a device with the kernel's, and empties the net.
     fn check(
         &mut self,
         dev: u32,
         each: &mut impl FnMut(DiskId, usize, u64),
-    ) -> Result<(Option<Fault>, bool), TrackerError> {
-        let Some(target) = self.object.target(dev)? else { return Ok((Some(Fault::Tampered), true)) };
+    ) -> Result<Checked, TrackerError> {
+        let Some(target) = self.object.target(dev)? else { return Ok(Checked::fault(Fault::Tampered)) };
         if target.ranges[..used(&target)] != self.ranges(dev)[..] {
-            return Ok((Some(Fault::Tampered), true));
+            return Ok(Checked::fault(Fault::Tampered));
         }
         for slot in self.slots.values().filter(|s| s.record.dev == dev) {
             if self.object.bitmap_id(slot.record.slot)? != Some(slot.current.id()) {
-                return Ok((Some(Fault::Tampered), true));
+                return Ok(Checked::fault(Fault::Tampered));
             }
         }
         let bio = target.hook == hook::BIO;
         let net = bio || self.object.net();
         let mut before = self.sample(dev)?;
         let now_ns = quiet::monotonic_ns();
-        let Some(kernel) = kernel_count(dev, true) else { return Ok((None, !net)) };
+        let Some(kernel) = kernel_count(dev, true) else {
+            return Ok(Checked { fault: None, settled: !net, exact: false });
+        };
         let mut after = self.sample(dev)?;
         if net && kernel.idle {
-            let Some(entry) = self.devices.get(&dev) else { return Ok((None, true)) };
+            let Some(entry) = self.devices.get(&dev) else { return Ok(Checked::default()) };
             let unexplained = entry.account.unexplained(entry.hook, &before, &kernel, &after);
             let found = self.haul(dev, bio, now_ns, each)?;
             // The net holds also what ended without being counted; marking that was harmless, counting it would not be.
-            let Some(entry) = self.devices.get_mut(&dev) else { return Ok((None, true)) };
+            let Some(entry) = self.devices.get_mut(&dev) else { return Ok(Checked::default()) };
             for class in 0..class::COUNT {
                 // What is compared of a bio-based device is counted at submission, which the net has seen by definition.
                 let sectors = if bio { 0 } else { unexplained.map_or(0, |u| u[class].min(found[class])) };
@@ -369,9 +411,11 @@ impl Tracker {
                 after.late[class] += sectors;
             }
         }
-        let Some(entry) = self.devices.get_mut(&dev) else { return Ok((None, true)) };
+        let Some(entry) = self.devices.get_mut(&dev) else { return Ok(Checked::default()) };
+        let proves = entry.account.proves();
         let fault = entry.account.check(entry.hook, &before, &kernel, &after, net && !bio);
-        Ok((fault, !net || kernel.idle))
+        let exact = proves && entry.account.proves() && quiet(&before, &kernel, &after);
+        Ok(Checked { fault, settled: !net || kernel.idle, exact })
     }
 
     /// Marks what the net holds of a device that is at rest: changes whose completion no program was shown. Answers their
@@ -404,20 +448,37 @@ impl Tracker {
         Ok(sectors)
     }
 
+    /// Counters and misses, for the comparison. Where each event is counted once, whichever copy was shown it first, that is
+    /// one copy that is never skipped.
     fn sample(&self, dev: u32) -> Result<Sample, TrackerError> {
         let Some(entry) = self.devices.get(&dev) else { return Ok(Sample::default()) };
-        let misses = self.object.misses()?;
         let mut sample = Sample::default();
         for copy in 0..self.object.copies() {
             sample.counters.push(self.object.counters(entry.counter, copy)?);
-            let hooks = self.hooks_of(dev);
-            sample.misses.push(hooks.iter().map(|h| misses[*h].0.get(copy).copied().unwrap_or(0)).sum());
         }
         for (class, late) in sample.late.iter_mut().enumerate() {
             // Written by the issue program in the first copy's place.
             *late = entry.reaped[class] + sample.counters.first().map_or(0, |c| c.late_sectors[class]);
         }
+        if self.counts_once(entry.hook) {
+            sample.counters = vec![self.counted(entry.counter, entry.hook)?];
+            sample.misses = vec![0];
+        } else {
+            sample.misses = self.misses_of(dev)?;
+        }
         Ok(sample)
+    }
+
+    /// Whether the programs know for each event if a copy before was shown it: from the table of bios in flight, or from the net.
+    fn counts_once(&self, hook: u32) -> bool {
+        hook == hook::BIO || self.object.net()
+    }
+
+    /// Misses of a device's hooks, one a copy.
+    fn misses_of(&self, dev: u32) -> Result<Vec<u64>, TrackerError> {
+        let (misses, hooks) = (self.object.misses()?, self.hooks_of(dev));
+        let of = |copy: usize| hooks.iter().map(|h| misses[*h].0.get(copy).copied().unwrap_or(0)).sum();
+        Ok((0..self.object.copies()).map(of).collect())
     }
 
     /// Marks every granule of a disk as pending: nothing of it is known to be stored.
@@ -499,10 +560,11 @@ impl Tracker {
     pub fn figures(&self, disk: DiskId) -> Result<DeviceFigures, TrackerError> {
         let dev = self.slot(disk)?.record.dev;
         let sample = self.sample(dev)?;
-        let mut figures = DeviceFigures { misses: sample.misses.iter().sum(), ..DeviceFigures::default() };
+        let mut figures =
+            DeviceFigures { misses: self.misses_of(dev)?.iter().sum(), ..DeviceFigures::default() };
         if let Some(entry) = self.devices.get(&dev) {
             figures.compared = entry.account.armed();
-            figures.counters = self.counted(entry.counter)?;
+            figures.counters = self.counted(entry.counter, entry.hook)?;
             let kernel = kernel_count(dev, false).unwrap_or_default().sectors;
             for (class, kernel) in kernel.into_iter().enumerate() {
                 // Tracking can begin while others write to the device: only the base tells exactly what was before.
@@ -518,18 +580,26 @@ impl Tracker {
         Ok(figures)
     }
 
-    /// The counters of the copy that saw most.
-    fn counted(&self, counter: u32) -> Result<Counters, TrackerError> {
-        let mut most = Counters::default();
+    /// The counters of the copy that saw most; the sectors of all copies together where each event is counted once.
+    fn counted(&self, counter: u32, hook: u32) -> Result<Counters, TrackerError> {
+        let (mut most, mut once) = (Counters::default(), [0; class::COUNT]);
         for copy in 0..self.object.copies() {
             let counters = self.object.counters(counter, copy)?;
+            let old = most;
             if counters.sectors >= most.sectors {
-                let late = most.late_sectors;
                 most = counters;
-                // Written in the first copy's place alone.
-                most.late_sectors =
-                    std::array::from_fn(|class| late[class].max(counters.late_sectors[class]));
             }
+            for (class, once) in once.iter_mut().enumerate() {
+                *once += counters.first_sectors[class];
+                // Written in the first copy's place alone.
+                most.late_sectors[class] = old.late_sectors[class].max(counters.late_sectors[class]);
+            }
+            most.unmarked = old.unmarked.max(counters.unmarked);
+            most.inflight_full = old.inflight_full.max(counters.inflight_full);
+            most.passthrough = old.passthrough.max(counters.passthrough);
+        }
+        if self.counts_once(hook) {
+            (most.sectors, most.queued_sectors, most.first_sectors) = (once, once, once);
         }
         Ok(most)
     }

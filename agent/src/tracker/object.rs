@@ -238,6 +238,7 @@ impl Object {
                 sum.sectors[class] += c.sectors[class];
                 sum.queued_sectors[class] += c.queued_sectors[class];
                 sum.late_sectors[class] += c.late_sectors[class];
+                sum.first_sectors[class] += c.first_sectors[class];
             }
             sum.failed += c.failed;
             sum.inflight_full += c.inflight_full;

@@ -43,6 +43,8 @@ pub struct DeviceRecord {
     pub account: Account,
     /// Sectors by class that only the net found, when nothing was in flight.
     pub reaped: [u64; class::COUNT],
+    /// Every copy was skipped at some time since the counts last agreed.
+    pub unproved: bool,
     /// The kernel's and the tracker's sectors by class when tracking began: figures are told from here on.
     pub began: [[u64; class::COUNT]; 2],
 }

@@ -6,7 +6,7 @@
 
 /// Changes with every change of a map's meaning; part of the pin directory's name, so that an agent never takes
 /// over programs and maps it does not understand.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Most copies of each program.
 pub const COPIES_MAX: usize = 6;
@@ -93,6 +93,10 @@ pub struct Counters {
     /// Request-based only, written by the issue program alone: completions that no copy was shown, found when their
     /// request was used again; their sectors, by class.
     pub late_sectors: [u64; class::COUNT],
+    /// Sectors of those events that no copy before this one was shown, by class: summed over the copies, every event once,
+    /// whichever copies were skipped. Completions of request-based devices (only with the net), submissions of bio-based
+    /// ones.
+    pub first_sectors: [u64; class::COUNT],
     /// Passthrough commands that send data to the device (SG_IO, NVMe passthrough): what they change can't be seen.
     pub passthrough: u64,
 }
@@ -110,6 +114,8 @@ pub struct Issued {
     pub started_ns: u64,
     /// When it was issued (CLOCK_MONOTONIC).
     pub issued_ns: u64,
+    /// The first sector of the last completion that was seen, plus 1: a request can complete in parts. 0 for a bio.
+    pub shown: u64,
     /// `dev_t` of the whole disk.
     pub dev: u32,
     /// One of [`class`].
