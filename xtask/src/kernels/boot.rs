@@ -17,14 +17,16 @@ use super::{Kernel, cpio};
 use crate::sh;
 use crate::workspace;
 
+/// Grace periods are expedited: under emulation an ordinary one takes a second of a loaded guest.
 const APPEND: &str = "console=ttyS0 panic=-1 quiet mitigations=off tsc=reliable no_timer_check cryptomgr.notests \
-    random.trust_cpu=on nowatchdog oops=panic";
+    random.trust_cpu=on nowatchdog oops=panic rcupdate.rcu_expedited=1";
+const DISK_SYNTAX: &str = "virtio:MIB[:QUEUES[:ext4]] or nvme:MIB[:QUEUES[:ext4]]";
 /// What `init.sh` says once the kernel is up; before it, a failure is the emulator's.
 const UP: &str = "GUEST-INIT";
 /// The program ended; what follows is the machine going down.
 const EXIT: &str = "GUEST-EXIT";
 
-/// A disk of the guest, empty at the start of every run.
+/// A disk of the guest, made anew for every run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
     /// The kind of controller.
@@ -33,6 +35,17 @@ pub struct Disk {
     pub size_mib: u64,
     /// Hardware queues.
     pub queues: u32,
+    /// Made by the host before the guest starts.
+    pub content: DiskContent,
+}
+
+/// What a guest's disk holds at the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskContent {
+    /// Zeros.
+    Empty,
+    /// An empty ext4 file system.
+    Ext4,
 }
 
 /// Controllers a guest's disk can have.
@@ -47,20 +60,25 @@ pub enum DiskKind {
 impl FromStr for Disk {
     type Err = anyhow::Error;
 
-    /// `virtio:256` or `nvme:256:4`: kind, MiB, queues.
+    /// `virtio:256`, `nvme:256:4` or `virtio:64:1:ext4`: kind, MiB, queues, content.
     fn from_str(text: &str) -> Result<Disk> {
         let mut parts = text.split(':');
         let kind = match parts.next() {
             Some("virtio") => DiskKind::Virtio,
             Some("nvme") => DiskKind::Nvme,
-            _ => bail!("a disk is virtio:MIB[:QUEUES] or nvme:MIB[:QUEUES], not `{text}`"),
+            _ => bail!("a disk is {DISK_SYNTAX}, not `{text}`"),
         };
         let size_mib = parts.next().context("a disk needs a size in MiB, like virtio:256")?.parse()?;
         let queues = parts.next().map_or(Ok(1), str::parse)?;
+        let content = match parts.next() {
+            None => DiskContent::Empty,
+            Some("ext4") => DiskContent::Ext4,
+            Some(_) => bail!("a disk is {DISK_SYNTAX}, not `{text}`"),
+        };
         if parts.next().is_some() || size_mib == 0 || queues == 0 {
-            bail!("a disk is virtio:MIB[:QUEUES] or nvme:MIB[:QUEUES], not `{text}`");
+            bail!("a disk is {DISK_SYNTAX}, not `{text}`");
         }
-        Ok(Disk { kind, size_mib, queues })
+        Ok(Disk { kind, size_mib, queues, content })
     }
 }
 
@@ -169,6 +187,11 @@ fn make_disks(kernel: &Kernel, guest: &Guest) -> Result<Vec<PathBuf>> {
         .map(|(at, disk)| {
             let path = kernel.dir.join(format!("disk-{at}.img"));
             File::create(&path)?.set_len(disk.size_mib << 20)?;
+            if disk.content == DiskContent::Ext4 {
+                let mkfs = workspace::find_program("mkfs.ext4")
+                    .context("mkfs.ext4 is not installed: cargo xtask setup --for kernels")?;
+                sh::output(Command::new(mkfs).args(["-q", "-F"]).arg(&path))?;
+            }
             Ok(path)
         })
         .collect()
@@ -259,10 +282,19 @@ mod tests {
     #[test]
     fn disks_are_read_from_text() {
         let disk: Disk = "nvme:256:4".parse().unwrap();
-        assert_eq!(disk, Disk { kind: DiskKind::Nvme, size_mib: 256, queues: 4 });
-        let disk: Disk = "virtio:64".parse().unwrap();
-        assert_eq!(disk, Disk { kind: DiskKind::Virtio, size_mib: 64, queues: 1 });
-        for bad in ["", "scsi:1", "virtio", "virtio:0", "nvme:1:0", "nvme:1:1:1", "virtio:x"] {
+        assert_eq!(
+            disk,
+            Disk { kind: DiskKind::Nvme, size_mib: 256, queues: 4, content: DiskContent::Empty }
+        );
+        let disk: Disk = "virtio:64:1:ext4".parse().unwrap();
+        assert_eq!(
+            disk,
+            Disk { kind: DiskKind::Virtio, size_mib: 64, queues: 1, content: DiskContent::Ext4 }
+        );
+        assert_eq!("virtio:64".parse::<Disk>().unwrap().queues, 1);
+        for bad in
+            ["", "scsi:1", "virtio", "virtio:0", "nvme:1:0", "nvme:1:1:1", "nvme:1:1:ext4:1", "virtio:x"]
+        {
             assert!(bad.parse::<Disk>().is_err(), "{bad}");
         }
     }

@@ -74,6 +74,7 @@ const TEST: &[Need] = &[
 ];
 
 const KERNELS: &[Need] = &[
+    need("e2fsprogs", "mkfs.ext4"),
     need("qemu-system-x86", "qemu-system-x86_64"),
     need("busybox-static", "busybox"),
     need("kmod", "depmod"),

@@ -1,0 +1,113 @@
+//! What runs inside a guest of `cargo xtask test --kernels`: the tracker on a stock kernel, on devices of every kind
+//! together, under heavy load on several processors.
+//!
+//! 1. `exact`: with the copies of the programs that this kernel needs, no block is missed.
+//! 2. `hazard`: with one copy on purpose, whatever is missed is reported.
+//!
+//! The machine's disks, in order: virtio with one queue (completes in softirq), nvme with several (completes in hard
+//! interrupts), virtio below device-mapper, virtio with ext4. The last lines are for a report, one a part.
+//!
+//! Arguments: seconds of load of the first part, seconds of one round of the second, most rounds of it.
+
+mod exact;
+mod hazard;
+mod load;
+mod machine;
+mod subject;
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use highwater_agent::device::Hook;
+use highwater_agent::tracker::{Options, probe::Kernel};
+
+use subject::Subject;
+
+const EXACT_S: u64 = 12;
+const HAZARD_S: u64 = 6;
+const HAZARD_ROUNDS_MAX: u64 = 4;
+const ZRAM_MIB: u64 = 64;
+
+fn main() -> ExitCode {
+    match test() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("guest: FAILED: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn test() -> Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let mut number = |default| arguments.next().map_or(Ok(default), |text| text.parse::<u64>());
+    let (exact_s, hazard_s) = (number(EXACT_S)?, number(HAZARD_S)?);
+    let rounds_max = number(HAZARD_ROUNDS_MAX)?;
+    let cpus = std::thread::available_parallelism().map_or(1, |count| count.get());
+    let release = machine::kernel_release();
+    println!("guest: kernel {release}, {cpus} processors");
+    let kernel = Kernel::probe().context("this kernel cannot be tracked")?;
+    println!("guest: {:?}", kernel.offsets()?);
+
+    let linear = machine::swapped_halves(&machine::wait_for("/dev/vdb")?)?;
+    let zram = machine::zram(ZRAM_MIB)?;
+    let mut subjects = vec![
+        Subject::new("virtio", &machine::wait_for("/dev/vda")?)?,
+        Subject::new("nvme", &machine::wait_for("/dev/nvme0n1")?)?,
+        Subject::new("linear", &linear)?,
+        Subject::new("zram", &zram)?,
+        Subject::new("ext4", &machine::wait_for("/dev/vdc")?)?,
+    ];
+    for (subject, hook) in
+        subjects.iter().zip([Hook::Request, Hook::Request, Hook::Bio, Hook::Bio, Hook::Request])
+    {
+        let queues = std::fs::read_dir(Path::new("/sys/block").join(&subject.device.name).join("mq"));
+        let queues = queues.map_or(0, Iterator::count);
+        println!("guest: {}: {} MiB, {queues} queues", subject.name, subject.device.size_bytes >> 20);
+        if subject.device.hook != hook {
+            bail!("{} is taken for {:?}", subject.name, subject.device.hook);
+        }
+    }
+
+    let mut options = Options {
+        bpf_dir: "/sys/fs/bpf/highwater".into(),
+        run_dir: "/run/highwater".into(),
+        copies: None,
+        net: true,
+        bits_max: 1 << 28,
+    };
+    let started = Instant::now();
+    println!("guest: with the copies needed");
+    let exact = exact::run(&options, &mut subjects, 4, Duration::from_secs(exact_s))?;
+    println!(
+        "RESULT {release} exact: {} events, {} skipped, 0 missed, {} epochs, {:.1} s",
+        exact.events,
+        exact.skipped,
+        exact.epochs,
+        started.elapsed().as_secs_f64()
+    );
+
+    options.copies = Some(1);
+    options.net = false;
+    // The file system is not mounted any more, and its disk is written like the others.
+    let started = Instant::now();
+    println!("guest: with one copy and no net, on purpose");
+    let hazard = hazard::run(&options, &mut subjects, rounds_max as usize, Duration::from_secs(hazard_s))?;
+    let verdict = match (hazard.skipped, hazard.missed) {
+        (0, _) => "the hazard was NOT provoked",
+        (_, 0) => "skipped, and nothing missed",
+        _ => "all that was missed was reported",
+    };
+    println!(
+        "RESULT {release} hazard: {} events, {} skipped, {} missed, suspect in {} of {} rounds, {:.1} s: {verdict}",
+        hazard.events,
+        hazard.skipped,
+        hazard.missed,
+        hazard.suspect,
+        hazard.rounds,
+        started.elapsed().as_secs_f64()
+    );
+    Ok(())
+}

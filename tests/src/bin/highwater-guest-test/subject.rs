@@ -1,0 +1,206 @@
+//! A protected device and its replica, kept as the agent keeps one: what an epoch marked is read, after the epoch's end.
+//!
+//! The replica holds a 64-bit hash of each block, which is enough to see that one was missed.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use highwater_agent::device::{self, BlockDevice};
+use highwater_agent::tracker::{Fault, Tracker};
+use highwater_delta::DiskId;
+use highwater_tests::buffer::{Aligned, open_direct};
+
+use super::load;
+
+const BLOCK: usize = 4096;
+const RUN_BLOCKS_MAX: usize = 64;
+/// So many tries to find a device at rest after its writers have stopped.
+const SETTLE_TRIES_MAX: usize = 50;
+
+/// Marked words of one disk.
+pub type Marked = BTreeMap<usize, u64>;
+
+/// One device under test.
+pub struct Subject {
+    /// How it is called in reports.
+    pub name: &'static str,
+    /// Its node.
+    pub path: PathBuf,
+    /// What the tracker knows it by.
+    pub id: DiskId,
+    /// What the agent sees.
+    pub device: BlockDevice,
+    /// What the tracker found wrong with it.
+    pub faults: Vec<Fault>,
+    replica: Vec<u64>,
+    direct: File,
+}
+
+impl Subject {
+    /// Looks at a device.
+    pub fn new(name: &'static str, path: &Path) -> Result<Self> {
+        let device = device::inspect(path).with_context(|| format!("cannot inspect {}", path.display()))?;
+        let blocks = usize::try_from(device.sectors() / 8)?;
+        Ok(Subject {
+            name,
+            path: path.to_owned(),
+            id: DiskId::new(),
+            direct: open_direct(path, false)?,
+            device,
+            faults: Vec::new(),
+            replica: vec![0; blocks],
+        })
+    }
+
+    /// Begins to track it, then copies all of it.
+    pub fn protect(&mut self, tracker: &mut Tracker) -> Result<()> {
+        self.faults.clear();
+        tracker.protect(self.id, &self.device).with_context(|| format!("cannot protect {}", self.name))?;
+        let all = 0..self.replica.len();
+        let mut replica = std::mem::take(&mut self.replica);
+        self.read(all, |block, content| replica[block] = hash(content))?;
+        self.replica = replica;
+        Ok(())
+    }
+
+    /// Reads what was marked into the replica.
+    pub fn take(&mut self, marked: &Marked) -> Result<usize> {
+        let blocks: Vec<usize> = marked
+            .iter()
+            .flat_map(|(word, bits)| {
+                (0..64).filter(move |bit| bits >> bit & 1 == 1).map(move |bit| word * 64 + bit)
+            })
+            .filter(|block| *block < self.replica.len())
+            .collect();
+        let mut replica = std::mem::take(&mut self.replica);
+        for run in blocks.chunk_by(|a, b| a + 1 == *b) {
+            self.read(run[0]..run[run.len() - 1] + 1, |block, content| replica[block] = hash(content))?;
+        }
+        self.replica = replica;
+        Ok(blocks.len())
+    }
+
+    /// Blocks that differ from the replica; the first few are told.
+    pub fn missed(&self) -> Result<usize> {
+        let mut missed = 0;
+        self.read(0..self.replica.len(), |block, content| {
+            if self.replica[block] != hash(content) {
+                if missed < 4 {
+                    println!(
+                        "  {}: block {block} was missed; it holds {}",
+                        self.name,
+                        load::describe(content)
+                    );
+                }
+                missed += 1;
+            }
+        })?;
+        Ok(missed)
+    }
+
+    fn read(&self, blocks: std::ops::Range<usize>, mut each: impl FnMut(usize, &[u8])) -> Result<()> {
+        let mut buffer = Aligned::zeroed(BLOCK * RUN_BLOCKS_MAX.min(blocks.len()));
+        for first in blocks.clone().step_by(RUN_BLOCKS_MAX) {
+            let count = RUN_BLOCKS_MAX.min(blocks.end - first);
+            let bytes = &mut buffer[..BLOCK * count];
+            self.direct
+                .read_exact_at(bytes, (first * BLOCK) as u64)
+                .with_context(|| format!("cannot read {} at block {first}", self.name))?;
+            for (block, content) in (first..).zip(bytes.chunks(BLOCK)) {
+                each(block, content);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn hash(content: &[u8]) -> u64 {
+    let mut hash = 0x51_7c_c1_b7_27_22_0a_95_u64;
+    for word in content.chunks_exact(8) {
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(word);
+        hash = (hash.rotate_left(5) ^ u64::from_le_bytes(bytes)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+    hash
+}
+
+/// What one epoch brought.
+#[derive(Debug, Default)]
+pub struct Epoch {
+    /// Blocks read.
+    pub blocks: usize,
+    /// How long the end took.
+    pub ending: Duration,
+    /// How long the reading took.
+    pub reading: Duration,
+    /// Disks with something in flight.
+    pub unsettled: Vec<DiskId>,
+}
+
+/// Ends an epoch, and reads what it marked of every device, each on a thread of its own.
+pub fn epoch(tracker: &mut Tracker, subjects: &mut [Subject]) -> Result<Epoch> {
+    let mut marked: BTreeMap<DiskId, Marked> = BTreeMap::new();
+    let started = Instant::now();
+    let end = tracker.end_epoch(|disk, word, bits| {
+        *marked.entry(disk).or_default().entry(word).or_default() |= bits;
+    })?;
+    for (disk, fault) in end.faults {
+        if let Some(subject) = subjects.iter_mut().find(|s| s.id == disk) {
+            subject.faults.push(fault);
+        }
+    }
+    let ending = started.elapsed();
+    let blocks = replicate(tracker, subjects, &marked)?;
+    Ok(Epoch { blocks, ending, reading: started.elapsed() - ending, unsettled: end.unsettled })
+}
+
+/// Reads marked blocks and tells the tracker that they are stored.
+fn replicate(
+    tracker: &Tracker,
+    subjects: &mut [Subject],
+    marked: &BTreeMap<DiskId, Marked>,
+) -> Result<usize> {
+    let counts: Vec<Result<usize>> = thread::scope(|scope| {
+        let readers: Vec<_> = subjects
+            .iter_mut()
+            .filter_map(|subject| marked.get(&subject.id).map(|marked| scope.spawn(|| subject.take(marked))))
+            .collect();
+        readers.into_iter().map(|reader| reader.join().expect("readers do not panic")).collect()
+    });
+    for (disk, marked) in marked {
+        let mut words = vec![0; marked.last_key_value().map_or(0, |(last, _)| last + 1)];
+        for (word, bits) in marked {
+            words[*word] = *bits;
+        }
+        tracker.stored(*disk, &words)?;
+    }
+    counts.into_iter().sum()
+}
+
+/// After a take-over: what the life before left pending.
+pub fn take_pending(tracker: &Tracker, subjects: &mut [Subject]) -> Result<usize> {
+    let mut marked = BTreeMap::new();
+    for subject in subjects.iter() {
+        let pending = tracker.pending(subject.id)?;
+        let words = pending.into_iter().enumerate().filter(|(_, bits)| *bits != 0).collect();
+        marked.insert(subject.id, words);
+    }
+    replicate(tracker, subjects, &marked)
+}
+
+/// Ends epochs until nothing of the given devices is in flight: what is read then is a state of theirs.
+pub fn settle(tracker: &mut Tracker, subjects: &mut [Subject], disks: &[DiskId]) -> Result<bool> {
+    for _ in 0..SETTLE_TRIES_MAX {
+        let end = epoch(tracker, subjects)?;
+        if !disks.iter().any(|disk| end.unsettled.contains(disk)) {
+            return Ok(true);
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(false)
+}
