@@ -11,7 +11,7 @@ fn root() -> PathBuf {
 }
 
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(dir).unwrap().flatten() {
+    for entry in fs::read_dir(dir).expect("a folder of this repository").flatten() {
         let path = entry.path();
         if path.is_dir() {
             sources(&path, found);
@@ -26,7 +26,8 @@ fn codes(text: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for mark in ["=> 1", "HW-1"] {
         for (at, _) in text.match_indices(mark) {
-            let digits: String = text[at + mark.len() - 1..].chars().take_while(char::is_ascii_digit).collect();
+            let digits: String =
+                text[at + mark.len() - 1..].chars().take_while(char::is_ascii_digit).collect();
             if digits.len() == 4 && digits.as_bytes()[1] <= b'5' {
                 found.insert(digits);
             }
