@@ -41,7 +41,8 @@ pub unsafe fn queue(ctx: &BtfTracePointContext, copy: u32) {
     let Some((dev, target)) = (unsafe { bio_target(bio) }) else { return };
     let Some(count) = counters(target.counter, copy) else { return };
     // SAFETY: `struct bio *`.
-    let (sector, bytes): (u64, u32) = unsafe { (load(bio, offset!(bio_sector)), load(bio, offset!(bio_size))) };
+    let (sector, bytes): (u64, u32) =
+        unsafe { (load(bio, offset!(bio_sector)), load(bio, offset!(bio_size))) };
     if bytes == 0 {
         if op > 9 {
             count.unmarked += 1;
@@ -56,7 +57,11 @@ pub unsafe fn queue(ctx: &BtfTracePointContext, copy: u32) {
         let same = old.dev == dev && old.sector == sector && old.bytes == u64::from(bytes);
         first = old.seen != 0 || !same;
         // SAFETY: passed on.
-        if old.seen == 0 && old.dev == dev && !same && !unsafe { mark(target, old.sector, (old.bytes + 511) >> 9) } {
+        if old.seen == 0
+            && old.dev == dev
+            && !same
+            && !unsafe { mark(target, old.sector, (old.bytes + 511) >> 9) }
+        {
             count.unmarked += 1;
         }
     }

@@ -5,7 +5,9 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use core::ptr::{addr_of, read_volatile};
-use highwater_abi::{COPIES_MAX, Counters, INFLIGHT_MAX, ISSUED_MAX, Issued, Offsets, SLOTS_MAX, TARGETS_MAX, Target};
+use highwater_abi::{
+    COPIES_MAX, Counters, INFLIGHT_MAX, ISSUED_MAX, Issued, Offsets, SLOTS_MAX, TARGETS_MAX, Target,
+};
 
 const F_MMAPABLE: usize = 0x400;
 // Lets inner maps differ in size from the template.

@@ -78,8 +78,12 @@ unsafe extern "C" fn mark_range(index: u64, context: *mut c_void) -> i64 {
         return 0;
     };
     let shift = u64::from(range.shift & 31);
-    let mut fill_context =
-        Fill { bitmap, first: (from - range.start) >> shift, last: (to - 1 - range.start) >> shift, failed: 0 };
+    let mut fill_context = Fill {
+        bitmap,
+        first: (from - range.start) >> shift,
+        last: (to - 1 - range.start) >> shift,
+        failed: 0,
+    };
     let words = (fill_context.last >> 6) - (fill_context.first >> 6) + 1;
     // SAFETY: the context outlives the call; a volatile read, as the compiler does not know that the callback writes.
     unsafe {

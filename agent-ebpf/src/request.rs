@@ -23,7 +23,8 @@ use highwater_abi::{Counters, Issued, Target, class, hook};
 /// `ctx` must be of `block_rq_complete`.
 #[inline(always)]
 pub unsafe fn complete(ctx: &BtfTracePointContext, copy: u32) {
-    let (request, error, bytes): (u64, u8, u32) = (ctx.arg(0), ctx.arg::<u64>(1) as u8, ctx.arg::<u64>(2) as u32);
+    let (request, error, bytes): (u64, u8, u32) =
+        (ctx.arg(0), ctx.arg::<u64>(1) as u8, ctx.arg::<u64>(2) as u32);
     // SAFETY: `struct request *`.
     let op = operation(unsafe { load::<u32>(request, offset!(request_cmd_flags)) });
     if !changes(op) {
@@ -84,7 +85,10 @@ pub unsafe fn complete(ctx: &BtfTracePointContext, copy: u32) {
 /// # Safety
 /// `request` must be a `struct request *`.
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "inlined; a structure of them would be put together for every event")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "inlined; a structure of them would be put together for every event"
+)]
 unsafe fn settle(
     request: u64,
     dev: u32,

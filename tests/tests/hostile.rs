@@ -483,6 +483,7 @@ fn a_damaged_vault_says_so_and_hands_out_nothing_wrong() -> Result<()> {
     let key = of("/key");
     ensure!(segments.len() > 2 && manifest.len() > 2 && key.len() == 1);
     let mut random = Random::new(5);
+    #[expect(clippy::type_complexity, reason = "a name for it would be used once")]
     let mut damages: Vec<(String, Box<dyn Fn() -> Result<()>>)> = Vec::new();
     for (path, times) in segments.iter().map(|p| (p, 2)).chain(manifest.iter().chain(&key).map(|p| (p, 1))) {
         for _ in 0..times {

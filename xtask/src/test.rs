@@ -18,7 +18,7 @@ const END_TO_END: &str = "highwater-tests";
 const GUEST_TEST: &str = "highwater-guest-test";
 /// Disks of the guest tests, as the program expects them: completions in softirq (one queue) and in hard interrupts
 /// together, one disk to lay device-mapper over, one with a file system.
-const GUEST_DISKS: [&str; 4] = ["virtio:192", "virtio:96", "virtio:96:4:ext4", "nvme:192:4"];
+const GUEST_DISKS: [&str; 4] = ["virtio:128", "virtio:64", "virtio:64:4:ext4", "nvme:128:4"];
 const GUEST_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Runs the tests whose name contains the filter; kernels only if versions are given (empty: the usual ones).

@@ -15,7 +15,7 @@ use highwater_tests::{Churn, Freeze};
 
 use super::load::{self, Done, Load};
 use super::machine;
-use super::subject::{Epoch, Subject, epoch, settle, take_pending};
+use super::subject::{Epoch, Subject, epoch, missed, protect, settle, take_pending};
 
 /// Where the file system is mounted.
 const MOUNT: &str = "/mnt/ext4";
@@ -58,9 +58,7 @@ pub fn run(options: &Options, subjects: &mut [Subject], ext4: usize, duration: D
     let (mut tracker, origin) = Tracker::open(options.clone()).context("cannot load the programs")?;
     ensure!(matches!(origin, Origin::Fresh(_)), "someone tracked already");
     println!("  loaded in {:.2} s, {} copies", started.elapsed().as_secs_f64(), tracker.copies());
-    for subject in subjects.iter_mut() {
-        subject.protect(&mut tracker)?;
-    }
+    protect(&mut tracker, subjects)?;
     let (stop, done) = (AtomicBool::new(false), Done::default());
     let plan: Vec<_> = subjects.iter().map(|s| (s.path.clone(), load_of(s))).collect();
     let churns: Vec<Churn> =
@@ -152,7 +150,7 @@ fn middle(
     let disk = subjects[ext4].id;
     let frozen = Freeze::new(Path::new(MOUNT))?;
     ensure!(settle(&mut tracker, subjects, &[disk])?, "a frozen file system's disk is not at rest");
-    let missed = subjects[ext4].missed()?;
+    let missed: usize = missed(&subjects[ext4..=ext4])?.iter().sum();
     drop(frozen);
     ensure!(missed == 0, "frozen under load: {missed} blocks of {} missed", subjects[ext4].name);
     println!("  frozen under load: 0 of {} blocks missed", subjects[ext4].device.sectors() / 8);
@@ -164,8 +162,7 @@ fn middle(
 fn judge(tracker: &Tracker, subjects: &[Subject], epochs: usize) -> Result<Figures> {
     let mut sum = Figures { epochs, ..Figures::default() };
     let mut wrong = vec![];
-    for subject in subjects {
-        let missed = subject.missed()?;
+    for (subject, missed) in subjects.iter().zip(missed(subjects)?) {
         let figures = tracker.figures(subject.id)?;
         let counted = figures.counters;
         println!(

@@ -9,7 +9,7 @@ use highwater_agent::device::Hook;
 use highwater_agent::tracker::{Options, Origin, Tracker};
 
 use super::load::{self, Done, Load};
-use super::subject::{Subject, epoch, settle};
+use super::subject::{Subject, epoch, missed, protect, settle};
 
 /// What the rounds showed together.
 #[derive(Debug, Default)]
@@ -48,9 +48,7 @@ fn round(
 ) -> Result<()> {
     let (mut tracker, origin) = Tracker::open(options.clone()).context("cannot load the programs")?;
     ensure!(matches!(origin, Origin::Fresh(_)), "someone tracked already");
-    for subject in subjects.iter_mut() {
-        subject.protect(&mut tracker)?;
-    }
+    protect(&mut tracker, subjects)?;
     let (stop, done) = (AtomicBool::new(false), Done::default());
     let seed = 0x100 + figures.rounds as u64 * 16;
     let plan: Vec<_> = subjects.iter().map(|s| (s.path.clone(), load_of(s))).collect();
@@ -98,8 +96,7 @@ fn load_of(subject: &Subject) -> Load {
 
 fn judge(tracker: &Tracker, subjects: &[Subject], sum: &mut Figures) -> Result<()> {
     let (mut skipped, mut suspect, mut silent) = ([0, 0], false, vec![]);
-    for subject in subjects {
-        let missed = subject.missed()?;
+    for (subject, missed) in subjects.iter().zip(missed(subjects)?) {
         let figures = tracker.figures(subject.id)?;
         sum.events += figures.counters.events.iter().sum::<u64>();
         sum.missed += missed;

@@ -40,7 +40,7 @@ impl Load {
     pub fn mixed(device: &Path, writers: u64, zero: bool) -> Self {
         let can = |name| machine::attribute(device, name).is_ok_and(|bytes| bytes > 0);
         let zero = zero && can("queue/write_zeroes_max_bytes");
-        Load { writers, small: 128, discard: can("queue/discard_max_bytes"), zero }
+        Load { writers, small: 208, discard: can("queue/discard_max_bytes"), zero }
     }
 
     /// As many completions as the device gives.

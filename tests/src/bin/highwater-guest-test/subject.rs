@@ -57,10 +57,8 @@ impl Subject {
         })
     }
 
-    /// Begins to track it, then copies all of it.
-    pub fn protect(&mut self, tracker: &mut Tracker) -> Result<()> {
-        self.faults.clear();
-        tracker.protect(self.id, &self.device).with_context(|| format!("cannot protect {}", self.name))?;
+    /// Copies all of it.
+    fn copy(&mut self) -> Result<()> {
         let all = 0..self.replica.len();
         let mut replica = std::mem::take(&mut self.replica);
         self.read(all, |block, content| replica[block] = hash(content))?;
@@ -86,7 +84,7 @@ impl Subject {
     }
 
     /// Blocks that differ from the replica; the first few are told.
-    pub fn missed(&self) -> Result<usize> {
+    fn missed(&self) -> Result<usize> {
         let mut missed = 0;
         self.read(0..self.replica.len(), |block, content| {
             if self.replica[block] != hash(content) {
@@ -127,6 +125,27 @@ fn hash(content: &[u8]) -> u64 {
         hash = (hash.rotate_left(5) ^ u64::from_le_bytes(bytes)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     }
     hash
+}
+
+/// Begins to track every device, then copies them.
+pub fn protect(tracker: &mut Tracker, subjects: &mut [Subject]) -> Result<()> {
+    for subject in subjects.iter_mut() {
+        subject.faults.clear();
+        let protected = tracker.protect(subject.id, &subject.device);
+        protected.with_context(|| format!("cannot protect {}", subject.name))?;
+    }
+    thread::scope(|scope| {
+        let copies: Vec<_> = subjects.iter_mut().map(|subject| scope.spawn(|| subject.copy())).collect();
+        copies.into_iter().try_for_each(|copy| copy.join().expect("readers do not panic"))
+    })
+}
+
+/// Compares devices with their replicas: how many blocks of each were missed.
+pub fn missed(subjects: &[Subject]) -> Result<Vec<usize>> {
+    thread::scope(|scope| {
+        let all: Vec<_> = subjects.iter().map(|subject| scope.spawn(|| subject.missed())).collect();
+        all.into_iter().map(|one| one.join().expect("readers do not panic")).collect()
+    })
 }
 
 /// What one epoch brought.
