@@ -104,7 +104,7 @@ struct RunArgs {
     /// A directory laid over the guest's root
     #[arg(long)]
     overlay: Option<PathBuf>,
-    /// A disk: virtio:MIB[:QUEUES[:ext4]] or nvme:MIB[:QUEUES[:ext4]]; repeat for more
+    /// A disk, `virtio:MIB` or `nvme:MIB`, then `:QUEUES` and `:ext4` if wanted; repeat for more
     #[arg(long = "disk")]
     disks: Vec<Disk>,
     /// Processors of the guest

@@ -2,7 +2,7 @@
 //!
 //! A device is read from `/sys`, never guessed from its name. [`inspect`] accepts any path (device node, `by-id` link, LV,
 //! partition, loop); [`StableIdentity`] outlives reboots and renames, and [`find`] brings it back to a device;
-//! [`admit`] names what tracking cannot see. Nothing here writes, and nothing waits for a device's I/O except the one
+//! [`admit()`] names what tracking cannot see. Nothing here writes, and nothing waits for a device's I/O except the one
 //! read of a partition table or an md superblock that identities need.
 
 mod admit;
