@@ -15,12 +15,15 @@ use highwater_tests::{Churn, Freeze};
 
 use super::load::{self, Done, Load};
 use super::machine;
-use super::subject::{Epoch, Subject, epoch, missed, protect, settle, take_pending};
+use super::subject::{Epoch, Subject, epoch, epochs, missed, protect, settle, take_pending};
 
 /// Where the file system is mounted.
 const MOUNT: &str = "/mnt/ext4";
 /// Writers stay out of the tracker's sight of it so long, between two lives.
 const ORPHANED: Duration = Duration::from_millis(300);
+
+/// Ends of epochs before what they marked is read.
+const ENDS_PER_READING: usize = 5;
 
 /// What a run showed, for its line.
 #[derive(Debug, Default)]
@@ -44,7 +47,7 @@ struct Total {
 
 impl Total {
     fn add(&mut self, epoch: &Epoch) {
-        self.epochs += 1;
+        self.epochs += ENDS_PER_READING;
         self.blocks += epoch.blocks;
         self.ending += epoch.ending;
         self.reading += epoch.reading;
@@ -116,7 +119,9 @@ pub fn run(options: &Options, subjects: &mut [Subject], ext4: usize, duration: D
 fn load_of(subject: &Subject) -> Load {
     match (subject.name, subject.device.hook) {
         // zram does not account discards and zeroing: its counts would not tell what was seen.
-        ("zram", _) => Load { discard: false, ..Load::mixed(&subject.path, 2, false) },
+        ("zram", _) => {
+            Load { discard: false, rest: Duration::from_millis(300), ..Load::mixed(&subject.path, 3, false) }
+        }
         (_, Hook::Bio) => Load::mixed(&subject.path, 3, true),
         ("nvme", _) => Load::mixed(&subject.path, 6, true),
         _ => Load::mixed(&subject.path, 4, true),
@@ -135,7 +140,7 @@ fn middle(
     let started = Instant::now();
     let mut cycle = |tracker: &mut Tracker, subjects: &mut [Subject], until: Instant| -> Result<()> {
         while Instant::now() < until {
-            total.add(&epoch(tracker, subjects)?);
+            total.add(&epochs(tracker, subjects, ENDS_PER_READING)?);
         }
         Ok(())
     };

@@ -8,6 +8,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use highwater_tests::buffer::{Aligned, open_direct};
@@ -17,6 +19,10 @@ use super::machine;
 
 const BLOCK: usize = 4096;
 const BLOCKS_MAX: u64 = 32;
+/// Operations in a row.
+const BURST: u64 = 64;
+/// Between two bursts, where there is a rest.
+const REST: Duration = Duration::from_millis(80);
 const MAGIC: u64 = u64::from_le_bytes(*b"HWGUESTB");
 /// _IO(0x12, 119) and _IO(0x12, 127); both take an offset and a length.
 const BLKDISCARD: u32 = 0x1277;
@@ -33,6 +39,8 @@ pub struct Load {
     pub discard: bool,
     /// Whether zeroing comes between.
     pub zero: bool,
+    /// Rest after each [`BURST`] operations: what reads after the load must not fall behind for good.
+    pub rest: Duration,
 }
 
 impl Load {
@@ -40,12 +48,12 @@ impl Load {
     pub fn mixed(device: &Path, writers: u64, zero: bool) -> Self {
         let can = |name| machine::attribute(device, name).is_ok_and(|bytes| bytes > 0);
         let zero = zero && can("queue/write_zeroes_max_bytes");
-        Load { writers, small: 208, discard: can("queue/discard_max_bytes"), zero }
+        Load { writers, small: 208, discard: can("queue/discard_max_bytes"), zero, rest: REST }
     }
 
     /// As many completions as the device gives.
     pub fn small(writers: u64) -> Self {
-        Load { writers, small: 250, discard: false, zero: false }
+        Load { writers, small: 250, discard: false, zero: false, rest: Duration::ZERO }
     }
 }
 
@@ -79,6 +87,9 @@ pub fn write(
     let mut sequence = 0;
     while !stop.load(Ordering::Relaxed) {
         sequence += 1;
+        if sequence % BURST == 0 && !load.rest.is_zero() {
+            thread::sleep(load.rest);
+        }
         let single = random.below(256) < load.small;
         let count = if single { 1 } else { 1 + random.below(BLOCKS_MAX) };
         let first = random.below(blocks - count);

@@ -25,9 +25,9 @@ use highwater_agent::tracker::{Options, probe::Kernel};
 
 use subject::Subject;
 
-const EXACT_S: u64 = 12;
+const EXACT_S: u64 = 15;
 const HAZARD_S: u64 = 5;
-const HAZARD_ROUNDS_MAX: u64 = 4;
+const HAZARD_ROUNDS_MAX: u64 = 3;
 const ZRAM_MIB: u64 = 32;
 
 fn main() -> ExitCode {

@@ -161,21 +161,31 @@ pub struct Epoch {
     pub unsettled: Vec<DiskId>,
 }
 
-/// Ends an epoch, and reads what it marked of every device, each on a thread of its own.
+/// Ends an epoch, and reads what it marked of every device.
 pub fn epoch(tracker: &mut Tracker, subjects: &mut [Subject]) -> Result<Epoch> {
+    epochs(tracker, subjects, 1)
+}
+
+/// Ends so many epochs, and reads what they marked of every device, each on a thread of its own. Under emulation, reading takes much
+/// longer than ending, and it is at the ends that something could be missed.
+pub fn epochs(tracker: &mut Tracker, subjects: &mut [Subject], count: usize) -> Result<Epoch> {
     let mut marked: BTreeMap<DiskId, Marked> = BTreeMap::new();
     let started = Instant::now();
-    let end = tracker.end_epoch(|disk, word, bits| {
-        *marked.entry(disk).or_default().entry(word).or_default() |= bits;
-    })?;
-    for (disk, fault) in end.faults {
-        if let Some(subject) = subjects.iter_mut().find(|s| s.id == disk) {
-            subject.faults.push(fault);
+    let mut unsettled = vec![];
+    for _ in 0..count {
+        let end = tracker.end_epoch(|disk, word, bits| {
+            *marked.entry(disk).or_default().entry(word).or_default() |= bits;
+        })?;
+        for (disk, fault) in end.faults {
+            if let Some(subject) = subjects.iter_mut().find(|s| s.id == disk) {
+                subject.faults.push(fault);
+            }
         }
+        unsettled = end.unsettled;
     }
     let ending = started.elapsed();
     let blocks = replicate(tracker, subjects, &marked)?;
-    Ok(Epoch { blocks, ending, reading: started.elapsed() - ending, unsettled: end.unsettled })
+    Ok(Epoch { blocks, ending, reading: started.elapsed() - ending, unsettled })
 }
 
 /// Reads marked blocks and tells the tracker that they are stored.
