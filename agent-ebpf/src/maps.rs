@@ -1,7 +1,7 @@
 //! Maps and load-time constants. Names are part of the contract with user space (`agent/src/tracker/object.rs`).
 
 use aya_ebpf::{
-    btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray},
+    btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray},
     macros::btf_map,
 };
 use core::ptr::{addr_of, read_volatile};
@@ -16,9 +16,14 @@ const F_INNER_MAP: usize = 0x1000;
 /// A bitmap: one bit a block, in 64-bit words.
 pub type Bitmap = Array<u64, 64, { F_MMAPABLE | F_INNER_MAP }>;
 
-/// Slot → the bitmap of its current epoch. User space ends an epoch by replacing the inner map.
+/// Each slot's two bitmaps, at `slot * 2` and the place after.
 #[btf_map]
-pub static BITMAPS: ArrayOfMaps<Bitmap, { SLOTS_MAX as usize }> = ArrayOfMaps::new();
+pub static BITMAPS: ArrayOfMaps<Bitmap, { SLOTS_MAX as usize * 2 }> = ArrayOfMaps::new();
+
+/// Slot → its epoch, whose parity tells which of its bitmaps is marked. User space ends an epoch by writing here, and waits
+/// then for the programs that have read it before.
+#[btf_map]
+pub static EPOCHS: Array<u64, { SLOTS_MAX as usize }, F_MMAPABLE> = Array::new();
 
 /// `dev_t` of a whole device → what is protected on it.
 #[btf_map]
@@ -32,9 +37,10 @@ pub static COUNTERS: PerCpuArray<Counters, { TARGETS_MAX as usize * COPIES_MAX }
 #[btf_map]
 pub static INFLIGHT: HashMap<u64, Issued, { INFLIGHT_MAX as usize }> = HashMap::new();
 
-/// Request address → what was issued, until a completion program has seen its end.
+/// Request address → what was issued with it last. A note is written where it lies: adding and removing one for each write
+/// was measured to cost more than all the rest.
 #[btf_map]
-pub static ISSUED: HashMap<u64, Issued, { ISSUED_MAX as usize }> = HashMap::new();
+pub static ISSUED: LruHashMap<u64, Issued, { ISSUED_MAX as usize }> = LruHashMap::new();
 
 /// Member offsets; see [`Offsets`].
 #[unsafe(no_mangle)]

@@ -1,6 +1,6 @@
 //! Setting bits.
 
-use crate::maps::{BITMAPS, Bitmap};
+use crate::maps::{BITMAPS, Bitmap, EPOCHS};
 use aya_ebpf::helpers::generated::bpf_loop;
 use core::{
     ffi::c_void,
@@ -30,7 +30,7 @@ struct Fill<'a> {
 unsafe fn or_word(bitmap: &Bitmap, word: u64, bits: u64) -> bool {
     let Some(pointer) = bitmap.get_ptr_mut(word as u32) else { return false };
     // SAFETY: an element of an array map. A bit that is set already needs no locked operation: bits are only taken
-    // after the map was replaced and all running programs were done with it, so nobody clears beneath us.
+    // after the epoch was ended and all running programs were done with the bitmap, so nobody clears beneath us.
     unsafe {
         if read_volatile(pointer) & bits != bits {
             atomic_or::<u64, u64, { AtomicOrdering::Relaxed }>(pointer, bits);
@@ -73,7 +73,13 @@ unsafe extern "C" fn mark_range(index: u64, context: *mut c_void) -> i64 {
     if from >= to {
         return 0;
     }
-    let Some(bitmap) = BITMAPS.get(range.slot) else {
+    let Some(epoch) = EPOCHS.get_ptr(range.slot) else {
+        change.failed = 1;
+        return 0;
+    };
+    // SAFETY: an element of an array map; volatile, as user space writes it meanwhile.
+    let parity = unsafe { read_volatile(epoch) } as u32 & 1;
+    let Some(bitmap) = BITMAPS.get(range.slot * 2 + parity) else {
         change.failed = 1;
         return 0;
     };

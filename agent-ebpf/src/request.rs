@@ -6,16 +6,35 @@
 //! copy. So `block_rq_issue`, which runs in another context, notes each change in [`ISSUED`]; a completion that is seen takes
 //! the note away. A note that is still there when its request is used again stands for a completion that was not
 //! shown: its range is marked then, late, but after the change. User space does the same for notes that are left when
-//! nothing is in flight.
+//! nothing is in flight. (A note is "taken away" by marking it as seen.)
+//!
+//! With the net, a copy that finds its event noted as shown to a copy before has nothing left to do: that one marked it. So
+//! each event is counted once, and the copies after the first cost little.
 
 use crate::{
     kernel::{OP_DISCARD, OP_DRV_OUT, changes, load, operation, whole_disk},
-    maps::{ISSUED, TARGETS, copies, counters, net, offset},
+    maps::{ISSUED, TARGETS, counters, net, offset},
     mark::mark,
 };
 use aya_ebpf::{helpers::bpf_ktime_get_ns, programs::BtfTracePointContext};
 use aya_log_ebpf::{debug, warn};
 use highwater_abi::{Counters, Issued, Target, class, hook};
+
+/// The tracked device of a request. The request's own `part` can be null; its queue's disk is there for every I/O to a disk.
+///
+/// # Safety
+/// `request` must be a `struct request *`.
+#[inline(always)]
+unsafe fn request_target(request: u64) -> Option<(u32, &'static Target)> {
+    // SAFETY: a queue without a disk reads as device 0, which is never a target. Entries are only replaced by user space, and
+    // stay readable for the program's run.
+    let (dev, target) = unsafe {
+        let queue: u64 = load(request, offset!(request_queue));
+        let dev = whole_disk(load(queue, offset!(queue_disk)));
+        (dev, TARGETS.get(dev)?)
+    };
+    (target.hook == hook::REQUEST).then_some((dev, target))
+}
 
 /// One completion, seen by one copy.
 ///
@@ -30,17 +49,14 @@ pub unsafe fn complete(ctx: &BtfTracePointContext, copy: u32) {
     if !changes(op) {
         return;
     }
-    // The request's own `part` can be null; its queue's disk is there for every I/O to a disk.
-    // SAFETY: as above; a queue without a disk reads as device 0, which is never a target.
-    let dev = unsafe {
-        let queue: u64 = load(request, offset!(request_queue));
-        whole_disk(load(queue, offset!(queue_disk)))
-    };
-    // SAFETY: entries are only replaced by user space, and stay readable for the program's run.
-    let Some(target) = (unsafe { TARGETS.get(dev) }) else { return };
-    if target.hook != hook::REQUEST {
+    // SAFETY: `struct request *`.
+    let sector: u64 = unsafe { load(request, offset!(request_sector)) };
+    // SAFETY: passed on.
+    if copy > 0 && bytes != 0 && net() && unsafe { shown_before(request, sector) } {
         return;
     }
+    // SAFETY: `struct request *`.
+    let Some((dev, target)) = (unsafe { request_target(request) }) else { return };
     let Some(count) = counters(target.counter, copy) else { return };
     if op >= OP_DRV_OUT {
         if op == OP_DRV_OUT {
@@ -48,9 +64,6 @@ pub unsafe fn complete(ctx: &BtfTracePointContext, copy: u32) {
             debug!(ctx, "passthrough to device {}", dev);
         }
         return;
-    }
-    if error != 0 {
-        count.failed += 1;
     }
     if bytes == 0 {
         // A flush (nothing changed), or a zone's reset, whose range is not told.
@@ -60,22 +73,51 @@ pub unsafe fn complete(ctx: &BtfTracePointContext, copy: u32) {
         return;
     }
     let sectors = (u64::from(bytes) + 511) >> 9;
-    // SAFETY: `struct request *`.
-    let sector: u64 = unsafe { load(request, offset!(request_sector)) };
     // SAFETY: passed on.
     if !unsafe { mark(target, sector, sectors) } {
         count.unmarked += 1;
         warn!(ctx, "device {}: no bitmap for sector {}", dev, sector);
     }
     let class = if op == OP_DISCARD { class::DISCARD } else { class::WRITE };
-    count.events[class] += 1;
-    count.sectors[class] += u64::from(bytes) >> 9;
     if net() {
         // SAFETY: passed on.
-        let first = unsafe { settle(request, dev, target, count, class, sector, bytes, copy) };
-        if first {
-            count.first_sectors[class] += u64::from(bytes) >> 9;
+        if !unsafe { settle(request, dev, target, count, class, sector, bytes) } {
+            return;
         }
+        count.first_sectors[class] += u64::from(bytes) >> 9;
+    }
+    count.events[class] += 1;
+    count.sectors[class] += u64::from(bytes) >> 9;
+    if error != 0 {
+        count.failed += 1;
+    }
+}
+
+/// Whether a copy before this one was shown this completion, and so has marked it.
+///
+/// # Safety
+/// `request` must be a `struct request *`.
+#[inline(always)]
+unsafe fn shown_before(request: u64, sector: u64) -> bool {
+    let Some(note) = ISSUED.get_ptr(request) else { return false };
+    // SAFETY: `struct request *`, and an element of a map.
+    unsafe {
+        let started_ns: u64 = load(request, offset!(request_start_time));
+        // Without start times (accounting switched off) a note can't be told from one that an earlier request left.
+        started_ns != 0 && (*note).started_ns == started_ns && (*note).shown == sector + 1
+    }
+}
+
+/// Writes a note, in place where its request has one.
+#[inline(always)]
+fn note_down(place: Option<*mut Issued>, request: u64, note: Issued) -> bool {
+    match place {
+        // SAFETY: an element of a map; one request is issued and completed by one CPU after the other.
+        Some(place) => unsafe {
+            *place = note;
+            true
+        },
+        None => ISSUED.insert(request, note, 0).is_ok(),
     }
 }
 
@@ -85,10 +127,6 @@ pub unsafe fn complete(ctx: &BtfTracePointContext, copy: u32) {
 /// # Safety
 /// `request` must be a `struct request *`.
 #[inline(always)]
-#[expect(
-    clippy::too_many_arguments,
-    reason = "inlined; a structure of them would be put together for every event"
-)]
 unsafe fn settle(
     request: u64,
     dev: u32,
@@ -97,14 +135,13 @@ unsafe fn settle(
     class: usize,
     sector: u64,
     bytes: u32,
-    copy: u32,
 ) -> bool {
     // SAFETY: `struct request *`.
     let (length, started_ns) = unsafe {
         (load::<u32>(request, offset!(request_data_len)), load::<u64>(request, offset!(request_start_time)))
     };
     let whole = length == bytes;
-    let first = match ISSUED.get_ptr_mut(request) {
+    match ISSUED.get_ptr_mut(request) {
         // SAFETY: an element of a map.
         Some(note) if unsafe { (*note).started_ns == started_ns && (*note).dev == dev } => {
             // SAFETY: as above; stores of one word each.
@@ -144,13 +181,9 @@ unsafe fn settle(
                 seen: 1,
                 reserved: 0,
             };
-            ISSUED.insert(request, note, 0).is_ok()
+            note_down(old, request, note)
         }
-    };
-    if whole && copy + 1 >= copies() {
-        let _ = ISSUED.remove(request);
     }
-    first
 }
 
 /// One issue.
@@ -165,16 +198,8 @@ pub unsafe fn issue(ctx: &BtfTracePointContext, copy: u32) {
     if !changes(op) || op >= OP_DRV_OUT {
         return;
     }
-    // SAFETY: as in `complete`.
-    let dev = unsafe {
-        let queue: u64 = load(request, offset!(request_queue));
-        whole_disk(load(queue, offset!(queue_disk)))
-    };
-    // SAFETY: as in `complete`.
-    let Some(target) = (unsafe { TARGETS.get(dev) }) else { return };
-    if target.hook != hook::REQUEST {
-        return;
-    }
+    // SAFETY: `struct request *`.
+    let Some((dev, target)) = (unsafe { request_target(request) }) else { return };
     let Some(count) = counters(target.counter, copy) else { return };
     // SAFETY: `struct request *`.
     let note = unsafe {
@@ -190,8 +215,9 @@ pub unsafe fn issue(ctx: &BtfTracePointContext, copy: u32) {
             reserved: 0,
         }
     };
-    // SAFETY: copied before it is replaced.
-    if let Some(old) = (unsafe { ISSUED.get(request) }).copied() {
+    let place = ISSUED.get_ptr_mut(request);
+    // SAFETY: an element of a map, copied before it is replaced.
+    if let Some(old) = place.map(|old| unsafe { *old }) {
         // The same start: issued again after a requeue, not ended yet.
         if old.seen == 0 && old.started_ns != note.started_ns && old.dev == dev {
             // SAFETY: passed on.
@@ -203,6 +229,6 @@ pub unsafe fn issue(ctx: &BtfTracePointContext, copy: u32) {
         }
     }
     if note.bytes != 0 {
-        let _ = ISSUED.insert(request, note, 0);
+        note_down(place, request, note);
     }
 }

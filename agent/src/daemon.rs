@@ -8,23 +8,25 @@ use crate::{
     control,
     engine::{
         Engine, EngineOptions, Parts,
-        link::{self, Endpoint},
+        link::{self, Endpoint, Patience},
+        renewal::Renewal,
     },
+    error::{Fatal, OperatorError},
     freeze::FreezeOptions,
     guardian::{GuardianHandle, GuardianOptions},
-    metrics::Metrics,
+    metrics::{CountErrors, Metrics},
+    pulse::Pulse,
     source::BufferPool,
     throttle::Throttle,
     tracker::{self, Origin, Tracker},
 };
 use anyhow::{Context, Result};
-use axum::{Router, http::header, routing::get};
+use highwater_serve::Limits;
 use highwater_wire::{Identity, WireError, enroll::split_endpoint};
 use serde::{Deserialize, Serialize};
 use std::{
     fs,
-    io::Write,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -36,9 +38,12 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{Notify, mpsc},
 };
+use tokio_util::sync::CancellationToken;
 
 /// How long a freeze's preceding sync may take.
 const SYNC_LIMIT: Duration = Duration::from_secs(60);
+/// How long one read may take: the kernel gives a disk minutes, and starting the agent anew would not make it faster.
+const READ_MAX: Duration = Duration::from_secs(600);
 /// How long the engine may take to stop after a signal.
 const STOP_MAX: Duration = Duration::from_secs(20);
 
@@ -48,18 +53,14 @@ struct Enrolment {
     endpoint: String,
 }
 
-/// Keeps the enrolment in the state directory. The identity is written last: with it, the machine is enrolled.
+/// Keeps the enrolment in the state directory. The identity is written last: with it, the machine is enrolled. Each file is
+/// replaced as a whole; what a crash left half-written is no obstacle and never read.
 ///
 /// # Errors
 /// It cannot be written; the token is used up all the same.
 pub fn save_enrolment(state_dir: &Path, identity: &Identity, endpoint: &str) -> Result<()> {
-    make_private(state_dir)?;
-    let path = state_dir.join("enrolment.json");
-    let next = path.with_extension("new");
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&next)?;
-    file.write_all(&serde_json::to_vec(&Enrolment { endpoint: endpoint.to_owned() })?)?;
-    file.sync_all()?;
-    fs::rename(&next, &path)?;
+    let enrolment = serde_json::to_vec(&Enrolment { endpoint: endpoint.to_owned() })?;
+    highwater_wire::files::write_secret(&enrolment_path(state_dir), &enrolment)?;
     identity.save(state_dir)?;
     Ok(())
 }
@@ -70,46 +71,92 @@ pub fn is_enrolled(state_dir: &Path) -> bool {
     state_dir.join(highwater_wire::client::IDENTITY_FILE).exists()
 }
 
-fn make_private(dir: &Path) -> Result<()> {
-    if !dir.is_dir() {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
-            .with_context(|| format!("cannot make {}", dir.display()))?;
+/// Whether an enrolment could be kept: to be asked before a token is used up.
+///
+/// # Errors
+/// The state directory cannot be made or written.
+pub fn check_state_dir(dir: &Path) -> Result<(), OperatorError> {
+    let probe = dir.join(format!("probe.{}", std::process::id()));
+    let tried = make_private(dir).and_then(|()| fs::write(&probe, "")).and_then(|()| fs::remove_file(&probe));
+    tried.map_err(|error| OperatorError {
+        code: 1486,
+        cause: format!("the state directory {} cannot be written: {error}", dir.display()),
+        action: "Run this as root, or correct state-dir; the token has not been used".into(),
+    })
+}
+
+fn make_private(dir: &Path) -> std::io::Result<()> {
+    if dir.is_dir() {
+        return Ok(());
     }
-    Ok(())
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+/// A private key that others may read is made private again: refusing it would end replication.
+fn keep_private(path: &Path) {
+    let Ok(found) = fs::metadata(path) else { return };
+    let mode = found.permissions().mode();
+    if mode & 0o077 == 0 {
+        return;
+    }
+    let repaired = fs::set_permissions(path, fs::Permissions::from_mode(0o600));
+    tracing::warn!(
+        code = "HW-1487",
+        path = %path.display(),
+        mode = format!("{:o}", mode & 0o7777),
+        repaired = repaired.is_ok(),
+        "others could read this machine's private key; if one may have, revoke the machine and enrol it again"
+    );
 }
 
 /// Logs to standard error through a thread of its own that drops lines rather than wait: whoever reads the log may be
 /// blocked on a filesystem that is frozen.
-pub fn start_logging(config: &Config) -> tracing_appender::non_blocking::WorkerGuard {
-    use tracing_subscriber::EnvFilter;
+/// What is logged with a code is counted too, whatever is shown.
+pub fn start_logging(config: &Config, metrics: Arc<Metrics>) -> tracing_appender::non_blocking::WorkerGuard {
+    use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
     let (writer, guard) = tracing_appender::non_blocking(std::io::stderr());
     let filter =
         EnvFilter::try_from_env("HIGHWATER_LOG").unwrap_or_else(|_| EnvFilter::new(&config.log.level));
-    let builder = tracing_subscriber::fmt().with_writer(writer).with_env_filter(filter).with_ansi(false);
-    match config.log.format {
-        LogFormat::Json => builder.json().init(),
-        LogFormat::Text => builder.init(),
-    }
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(false);
+    let lines = match config.log.format {
+        LogFormat::Json => lines.json().with_filter(filter).boxed(),
+        LogFormat::Text => lines.with_filter(filter).boxed(),
+    };
+    tracing_subscriber::registry().with(lines).with(CountErrors(metrics)).init();
     guard
+}
+
+/// How long the engine may be silent within one piece of work: what a freeze with its hooks, a read of a disk that hardly
+/// answers, and a collector that does not, may take together.
+fn work_max(config: &Config) -> Duration {
+    config.limits.hang.0
+        + SYNC_LIMIT * 2
+        + config.replication.freeze_deadline.0 * 5
+        + READ_MAX
+        + config.limits.stall.0
+}
+
+/// The kernel's types, read to load the programs, took some 15 MiB, which the allocator would keep for this process.
+fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes a number, and may be called at any time from any thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 /// Runs until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// What kept it from starting.
-pub fn run(config: &Config) -> Result<()> {
+pub fn run(config: &Config, metrics: Arc<Metrics>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let stop = Arc::new(AtomicBool::new(false));
-    make_private(&config.state_dir)?;
+    make_private(&config.state_dir).with_context(|| format!("cannot make {}", config.state_dir.display()))?;
     let listener = {
         let _inside = runtime.enter();
-        control::bind(&config.run_dir)
-            .map_err(|e| anyhow::anyhow!(crate::error::Coded::operator(&e).to_string()))?
+        control::bind(&config.run_dir).map_err(|e| Fatal(crate::error::Coded::operator(&e)))?
     };
-    let operator = |e: &dyn Fn() -> crate::error::OperatorError| anyhow::anyhow!(e().to_string());
     use crate::error::Coded;
     // A life before may have been killed with its guardian while filesystems were frozen.
     match crate::freeze::thaw_all(&config.run_dir) {
@@ -127,7 +174,7 @@ pub fn run(config: &Config) -> Result<()> {
         program: config.guardian_path.clone(),
         log: Some(config.run_dir.join("guardian.log")),
     })
-    .map_err(|e| operator(&|| e.operator()))?;
+    .map_err(|e| Fatal(e.operator()))?;
     let (tracker, origin) = Tracker::open(tracker::Options {
         bpf_dir: config.bpf_dir.clone(),
         run_dir: config.run_dir.clone(),
@@ -135,21 +182,22 @@ pub fn run(config: &Config) -> Result<()> {
         net: config.tracking.net,
         bits_max: config.tracking.bitmap_memory.0 / 3 * 8,
     })
-    .map_err(|e| operator(&|| e.operator()))?;
+    .map_err(|e| Fatal(e.operator()))?;
+    give_memory_back();
     let fresh = match origin {
         Origin::TakenOver => None,
         Origin::Fresh(why) => Some(why),
     };
     tracing::info!(copies = tracker.copies(), taken_over = fresh.is_none(), "tracking programs run");
 
-    let metrics = Arc::new(Metrics::new());
     let throttle = Arc::new(Throttle::new(config.replication.bandwidth.0));
     let (asks, control) = mpsc::channel(16);
     runtime.spawn(control::serve(listener, asks));
     serve_metrics(&runtime, config, metrics.clone());
     let (events, link_events) = mpsc::channel(256);
     let wake = Arc::new(Notify::new());
-    let (machine, endpoint) = start_link(&runtime, config, &throttle, events, &wake)?;
+    let pulse = Arc::new(Pulse::new(config.limits.hang.0, work_max(config)));
+    let (machine, endpoint) = start_link(&runtime, config, &throttle, events, &wake, &pulse)?;
 
     let r = &config.replication;
     let options = EngineOptions {
@@ -170,6 +218,7 @@ pub fn run(config: &Config) -> Result<()> {
         resync_automatically: r.resync == Resync::Automatic,
         freeze_hook: config.freeze_hook.command.clone(),
         endpoint,
+        stored_max: config.limits.stored.0,
     };
     let parts = Parts {
         tracker,
@@ -184,12 +233,13 @@ pub fn run(config: &Config) -> Result<()> {
         control,
         machine,
         stop: stop.clone(),
+        pulse: pulse.clone(),
         runtime: runtime.handle().clone(),
     };
     let engine = Engine::new(options, parts)?;
     let worker = std::thread::Builder::new().name("engine".into()).spawn(move || engine.run())?;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    runtime.block_on(supervise(&worker));
+    runtime.block_on(supervise(&worker, &pulse));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     stop.store(true, Ordering::Release);
     let until = std::time::Instant::now() + STOP_MAX;
@@ -204,8 +254,9 @@ pub fn run(config: &Config) -> Result<()> {
     Ok(())
 }
 
-/// Until a signal, or the engine is gone; keeps systemd's watchdog fed meanwhile.
-async fn supervise(worker: &std::thread::JoinHandle<()>) {
+/// Until a signal, or the engine is gone; keeps systemd's watchdog fed meanwhile, for as long as the engine is heard of.
+async fn supervise(worker: &std::thread::JoinHandle<()>, pulse: &Pulse) {
+    let mut hangs = false;
     let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
         return;
@@ -219,7 +270,20 @@ async fn supervise(worker: &std::thread::JoinHandle<()>) {
                 if worker.is_finished() {
                     return;
                 }
-                let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+                let late = pulse.overdue();
+                match late {
+                    Some(late) if !hangs => tracing::error!(
+                        code = "HW-1485",
+                        late_s = late.as_secs(),
+                        "the engine is not heard of; systemd's watchdog is fed no more"
+                    ),
+                    None if hangs => tracing::info!("the engine is heard of again"),
+                    _ => {}
+                }
+                hangs = late.is_some();
+                if !hangs {
+                    let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+                }
             }
         }
     }
@@ -231,17 +295,20 @@ fn start_link(
     throttle: &Arc<Throttle>,
     events: mpsc::Sender<link::LinkEvent>,
     wake: &Arc<Notify>,
+    pulse: &Arc<Pulse>,
 ) -> Result<(Option<highwater_delta::MachineId>, Option<String>)> {
     if !is_enrolled(&config.state_dir) {
         tracing::warn!(
             code = "HW-1476",
-            "this machine is not enrolled: run `highwater-agent enroll URL TOKEN`; disks are tracked meanwhile"
+            "this machine is not enrolled: run `highwater-agent enroll URL -` with a token; disks are tracked meanwhile"
         );
         // Keeps the engine's end open.
         runtime.spawn(async move { events.closed().await });
         return Ok((None, config.collector.endpoint.clone()));
     }
-    let wire = |e: WireError| anyhow::anyhow!("HW-{}: {e}. {}", e.code(), e.action());
+    let wire =
+        |e: WireError| Fatal(OperatorError { code: e.code(), cause: e.to_string(), action: e.action() });
+    keep_private(&config.state_dir.join(highwater_wire::client::IDENTITY_FILE));
     let identity = Identity::load(&config.state_dir).map_err(wire)?;
     let enrolled = fs::read(enrolment_path(&config.state_dir)).ok();
     let enrolled: Option<Enrolment> = enrolled.and_then(|bytes| serde_json::from_slice(&bytes).ok());
@@ -252,8 +319,21 @@ fn start_link(
     let server_name = config.collector.server_name.clone().unwrap_or(host);
     let machine = identity.machine;
     let endpoint = Endpoint { address: address.clone(), server_name };
-    let unit = config.replication.retry_unit.0;
-    runtime.spawn(link::run(endpoint, Arc::new(identity), unit, throttle.clone(), events, wake.clone()));
+    let patience = Patience {
+        silence: config.limits.silence.0,
+        stall: config.limits.stall.0,
+        retry_unit: config.replication.retry_unit.0,
+    };
+    let renewal = Renewal::new(config.state_dir.clone(), identity).map_err(wire)?;
+    runtime.spawn(link::run(
+        endpoint,
+        Arc::new(renewal),
+        patience,
+        throttle.clone(),
+        pulse.clone(),
+        events,
+        wake.clone(),
+    ));
     Ok((Some(machine), Some(address)))
 }
 
@@ -264,23 +344,43 @@ fn enrolment_path(state_dir: &Path) -> PathBuf {
 fn serve_metrics(runtime: &tokio::runtime::Runtime, config: &Config, metrics: Arc<Metrics>) {
     const TEXT: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     let address = config.metrics_listen;
-    let app = Router::new().route(
-        "/metrics",
-        get(move || {
-            let metrics = metrics.clone();
-            async move { ([(header::CONTENT_TYPE, TEXT)], metrics.text()) }
-        }),
-    );
+    let told = highwater_serve::Metrics { content_type: TEXT, render: Arc::new(move || metrics.text()) };
     runtime.spawn(async move {
         match tokio::net::TcpListener::bind(address).await {
+            // It ends with the runtime.
             Ok(listener) => {
-                if let Err(error) = axum::serve(listener, app).await {
-                    tracing::error!(%error, "the metrics endpoint ended");
-                }
+                highwater_serve::serve_metrics(listener, told, Limits::default(), CancellationToken::new()).await;
             }
             Err(error) => {
                 tracing::error!(code = "HW-1477", %address, %error, "metrics are not served; change metrics-listen in the configuration");
             }
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_directory_is_tried_before_a_token_is_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state");
+        check_state_dir(&state).unwrap();
+        assert_eq!(fs::metadata(&state).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(fs::read_dir(&state).unwrap().count(), 0, "nothing is left behind");
+        fs::write(dir.path().join("file"), "").unwrap();
+        let error = check_state_dir(&dir.path().join("file/state")).unwrap_err();
+        assert_eq!(error.code, 1486);
+    }
+
+    #[test]
+    fn a_key_that_others_may_read_is_made_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("identity.pem");
+        fs::write(&path, "key").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        keep_private(&path);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
 }

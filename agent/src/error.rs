@@ -11,7 +11,8 @@ use std::fmt;
 /// An error as an operator reads it: `HW-1401: cause. action`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OperatorError {
-    /// Stable number, shown as `HW-1401`.
+    /// Stable number, shown as `HW-1401`, also in JSON.
+    #[serde(with = "as_text")]
     pub code: u16,
     /// What is wrong.
     pub cause: String,
@@ -22,6 +23,32 @@ pub struct OperatorError {
 impl fmt::Display for OperatorError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "HW-{:04}: {}. {}", self.code, self.cause.trim_end_matches('.'), self.action)
+    }
+}
+
+impl OperatorError {
+    /// As the command line shows it.
+    #[must_use]
+    pub fn report(&self) -> String {
+        format!("error HW-{:04}: {}\n  → {}", self.code, self.cause.trim_end_matches('.'), self.action)
+    }
+}
+
+/// An operator's error on its way through `anyhow`.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Fatal(pub OperatorError);
+
+mod as_text {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(code: &u16, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("HW-{code:04}"))
+    }
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let digits = text.strip_prefix("HW-").and_then(|digits| digits.parse().ok());
+        digits.ok_or_else(|| D::Error::custom("a code is HW- and four digits"))
     }
 }
 
@@ -49,7 +76,9 @@ impl<E: Coded> From<E> for OperatorError {
     }
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+/// An error and its causes, each told once.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
@@ -83,5 +112,9 @@ mod tests {
     fn shows_code_cause_and_action() {
         let error: OperatorError = Sample(std::io::Error::other("too old")).into();
         assert_eq!(error.to_string(), "HW-1401: cannot read /x: too old. Look at it.");
+        assert_eq!(error.report(), "error HW-1401: cannot read /x: too old\n  → Look at it.");
+        let json = serde_json::to_string(&error).unwrap();
+        assert!(json.contains(r#""code":"HW-1401""#), "{json}");
+        assert_eq!(serde_json::from_str::<OperatorError>(&json).unwrap(), error);
     }
 }

@@ -13,6 +13,7 @@ pub mod freeze;
 pub mod guardian;
 pub mod metrics;
 pub mod mounts;
+pub mod pulse;
 pub mod source;
 pub mod throttle;
 pub mod tracker;

@@ -2,23 +2,31 @@
 
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use highwater_agent::{
-    config::{Bandwidth, Config},
+    config::{Bandwidth, Config, ConfigError, Problem},
     control::{self, Request, Response},
     daemon,
-    error::{Coded, OperatorError},
-    freeze, tracker,
+    error::{Coded, Fatal, OperatorError, chain},
+    freeze,
+    metrics::Metrics,
+    tracker,
 };
-use highwater_wire::enroll::{Token, enroll};
+use highwater_wire::{
+    WireError,
+    enroll::{Token, enroll},
+};
 use std::{
-    io::Write,
+    io::{BufRead, Read, Write},
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 const DEFAULT_CONFIG: &str = "/etc/highwater/agent.toml";
 /// A point is answered when it is stored.
 const PATIENCE: Duration = Duration::from_secs(310);
+/// A token has 200; bounds what a wrong file can make us read.
+const TOKEN_BYTES_MAX: u64 = 4096;
 
 /// Replicates this machine's disks, block by block and continuously, to a Highwater collector.
 #[derive(Parser)]
@@ -42,9 +50,15 @@ enum Verb {
     Enroll {
         /// The collector's management address, `https://HOST[:PORT]`.
         url: String,
-        /// As printed by `highwater-collector token create`; read from standard input if it is `-`.
-        token: String,
-        /// Enrol although this machine is enrolled already: it becomes another machine.
+        /// As printed by `highwater-collector token create`. Give `-` to have it read from standard input: everybody on
+        /// this machine can read a command line.
+        #[arg(env = "HIGHWATER_TOKEN", hide_env_values = true, required_unless_present = "token_file")]
+        token: Option<String>,
+        /// Read the token from this file.
+        #[arg(long, value_name = "FILE", conflicts_with = "token")]
+        token_file: Option<PathBuf>,
+        /// Enrol although this machine is enrolled already: as itself with a token of `token create --machine`, else as
+        /// another machine.
         #[arg(long)]
         again: bool,
     },
@@ -91,7 +105,7 @@ enum Verb {
     /// Print completions for a shell.
     Completions {
         /// Which.
-        shell: clap_complete::Shell,
+        shell: highwater_manual::Shell,
     },
     /// Print the man page.
     Man,
@@ -121,37 +135,91 @@ fn main() -> ExitCode {
     match run(&args) {
         Ok(()) => ExitCode::from(Exit::Done as u8),
         Err(error) => {
-            if args.json {
-                let _ = writeln!(std::io::stderr(), "{}", serde_json::json!({ "error": error }));
+            // Where even this cannot be written, the exit code still tells.
+            let _ = if args.json {
+                writeln!(std::io::stdout(), "{}", error.document())
             } else {
-                let _ = writeln!(std::io::stderr(), "{error}");
-            }
+                writeln!(std::io::stderr(), "{}", error.error.report())
+            };
             ExitCode::from(Exit::Failed as u8)
         }
     }
 }
 
-fn run(args: &Args) -> Result<(), OperatorError> {
+/// Why a command failed.
+struct Failure {
+    error: OperatorError,
+    /// Of the configuration, one by one.
+    problems: Vec<Problem>,
+}
+
+impl From<OperatorError> for Failure {
+    fn from(error: OperatorError) -> Self {
+        Self { error, problems: vec![] }
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        let told = error.operator();
+        let problems = match error {
+            ConfigError::Invalid { problems, .. } => problems,
+            ConfigError::Read { .. } => vec![],
+        };
+        Self { error: told, problems }
+    }
+}
+
+impl Failure {
+    fn document(&self) -> serde_json::Value {
+        let mut document = serde_json::json!({ "error": self.error });
+        if !self.problems.is_empty() {
+            document["error"]["problems"] = serde_json::json!(self.problems);
+        }
+        document
+    }
+}
+
+fn run(args: &Args) -> Result<(), Failure> {
     match &args.verb {
         Verb::Completions { shell } => {
-            clap_complete::generate(*shell, &mut Args::command(), "highwater-agent", &mut std::io::stdout());
-            return Ok(());
+            let written = highwater_manual::completions(Args::command(), *shell, &mut std::io::stdout());
+            return Ok(written.or_else(broken_pipe_is_fine)?);
         }
         Verb::Man => {
-            let man = clap_mangen::Man::new(Args::command());
-            return man.render(&mut std::io::stdout()).or_else(broken_pipe_is_fine);
+            let written = highwater_manual::man(Args::command(), &mut std::io::stdout());
+            return Ok(written.or_else(broken_pipe_is_fine)?);
         }
+        Verb::Config { verb: ConfigVerb::Check } => return check_config(args),
         _ => {}
     }
-    let config = load_config(args)?;
+    Ok(execute(args, load_config(args)?)?)
+}
+
+fn check_config(args: &Args) -> Result<(), Failure> {
+    let path = config_path(args);
+    let text = match &path {
+        Some(path) => {
+            Config::check(path)?;
+            "The configuration is valid.".to_owned()
+        }
+        None => format!("There is no {DEFAULT_CONFIG}: the defaults hold."),
+    };
+    Ok(say(args, &text, &serde_json::json!({ "valid": true, "file": path }))?)
+}
+
+fn execute(args: &Args, config: Config) -> Result<(), OperatorError> {
     match &args.verb {
         Verb::Run => {
-            let _log = daemon::start_logging(&config);
-            daemon::run(&config).map_err(|e| plain(&e))
+            let metrics = Arc::new(Metrics::new());
+            let _log = daemon::start_logging(&config, metrics.clone());
+            daemon::run(&config, metrics).map_err(|e| plain(&e))
         }
-        Verb::Enroll { url, token, again } => enrol(args, &config, url, token, *again),
-        Verb::Config { verb: ConfigVerb::Check } => {
-            say(args, "The configuration is valid.", &serde_json::json!({ "valid": true }))
+        Verb::Enroll { url, token, token_file, again } => {
+            // First, so that nobody is asked for a token in vain.
+            refuse_enrolled(&config, *again)?;
+            daemon::check_state_dir(&config.state_dir)?;
+            enrol(args, &config, url, &read_token(token.as_deref(), token_file.as_deref())?)
         }
         Verb::Config { verb: ConfigVerb::Show { effective } } => {
             let text = match (effective, config_path(args)) {
@@ -194,12 +262,12 @@ fn run(args: &Args) -> Result<(), OperatorError> {
         Verb::Bandwidth { limit } => {
             let bandwidth: Bandwidth = limit.parse().map_err(|e| OperatorError {
                 code: 1479,
-                cause: format!("{limit:?} is no bandwidth: {e}"),
+                cause: e,
                 action: "Write `50MiB` (per second) or `unlimited`".into(),
             })?;
             ask(args, &config, &Request::SetBandwidth { bandwidth })
         }
-        Verb::Completions { .. } | Verb::Man => Ok(()),
+        Verb::Completions { .. } | Verb::Man | Verb::Config { verb: ConfigVerb::Check } => Ok(()),
     }
 }
 
@@ -207,9 +275,9 @@ fn config_path(args: &Args) -> Option<PathBuf> {
     args.config.clone().or_else(|| Path::new(DEFAULT_CONFIG).exists().then(|| DEFAULT_CONFIG.into()))
 }
 
-fn load_config(args: &Args) -> Result<Config, OperatorError> {
+fn load_config(args: &Args) -> Result<Config, Failure> {
     match config_path(args) {
-        Some(path) => Config::load(&path).map_err(|e| e.operator()),
+        Some(path) => Ok(Config::load(&path)?),
         None => Ok(Config::default()),
     }
 }
@@ -235,30 +303,65 @@ fn ask(args: &Args, config: &Config, request: &Request) -> Result<(), OperatorEr
             print(&format!("Protected {name}, {size_bytes}, known by {identity}.\nDisk id: {disk}"))?;
             notes.iter().try_for_each(|note| print(&format!("Note: {note}.")))
         }
-        Response::Done { message } => print(&message),
+        Response::Done { message, .. } => print(&message),
         Response::Error(error) => Err(error),
     }
 }
 
-fn enrol(args: &Args, config: &Config, url: &str, token: &str, again: bool) -> Result<(), OperatorError> {
+fn refuse_enrolled(config: &Config, again: bool) -> Result<(), OperatorError> {
     if daemon::is_enrolled(&config.state_dir) && !again {
         return Err(OperatorError {
             code: 1480,
             cause: "this machine is enrolled already".into(),
-            action: "Use --again to enrol it as another machine".into(),
+            action: "Use --again, with a token of `highwater-collector token create --machine ID` to stay the same machine, or \
+                     with any other to become another one"
+                .into(),
         });
     }
-    let token = if token == "-" {
-        let mut line = String::new();
-        std::io::stdin().read_line(&mut line).map_err(|e| plain(&e.into()))?;
-        line
-    } else {
-        token.to_owned()
+    Ok(())
+}
+
+/// From the file, standard input (`-`), or as it is.
+fn read_token(given: Option<&str>, file: Option<&Path>) -> Result<String, OperatorError> {
+    let failed = |from: &str, error: std::io::Error| OperatorError {
+        code: 1484,
+        cause: format!("the enrolment token cannot be read from {from}: {error}"),
+        action: "Give it in a file (--token-file), on standard input (-) or in HIGHWATER_TOKEN".into(),
     };
-    let wire = |e: highwater_wire::WireError| OperatorError {
+    let read = |from: &mut dyn Read| {
+        let mut text = String::new();
+        from.take(TOKEN_BYTES_MAX).read_to_string(&mut text)?;
+        Ok(text)
+    };
+    match (file, given) {
+        (Some(path), _) => std::fs::File::open(path)
+            .and_then(|mut file| read(&mut file))
+            .map_err(|e| failed(&path.display().to_string(), e)),
+        (None, Some("-") | None) => {
+            let mut line = String::new();
+            // A line, not all of it: a terminal has no end.
+            std::io::BufReader::new(std::io::stdin().take(TOKEN_BYTES_MAX))
+                .read_line(&mut line)
+                .map_err(|e| failed("standard input", e))?;
+            Ok(line)
+        }
+        (None, Some(token)) => Ok(token.to_owned()),
+    }
+}
+
+fn enrol(args: &Args, config: &Config, url: &str, token: &str) -> Result<(), OperatorError> {
+    let wire = |e: WireError| {
+        OperatorError {
         code: e.code(),
         cause: e.to_string(),
-        action: e.action(),
+        action: match e {
+            WireError::Io(_) | WireError::TimedOut { .. } | WireError::Truncated | WireError::Closed => {
+                "Check that the collector runs and that its management address can be reached, then repeat the command"
+                    .into()
+            }
+            _ => e.action(),
+        },
+    }
     };
     let token: Token = token.trim().parse().map_err(wire)?;
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
@@ -266,7 +369,14 @@ fn enrol(args: &Args, config: &Config, url: &str, token: &str, again: bool) -> R
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| plain(&e.into()))?;
     let enrolled = runtime.block_on(enroll(url, &token, host.trim())).map_err(wire)?;
     daemon::save_enrolment(&config.state_dir, &enrolled.identity, &enrolled.endpoint)
-        .map_err(|e| plain(&e))?;
+        .map_err(|e| OperatorError {
+            action: format!(
+                "The token is used up: correct the cause, and enrol with a new one, of `highwater-collector token create \
+                 --machine {}`",
+                enrolled.identity.machine
+            ),
+            ..plain(&e)
+        })?;
     let text = format!(
         "Enrolled as machine {}; the collector is {}. Restart the agent if it is running.",
         enrolled.identity.machine, enrolled.endpoint
@@ -312,5 +422,9 @@ fn broken_pipe_is_fine(error: std::io::Error) -> Result<(), OperatorError> {
 
 /// An error whose text tells all that is known; with a code of its own if it has none in front.
 fn plain(error: &anyhow::Error) -> OperatorError {
-    OperatorError { code: 1482, cause: format!("{error:#}"), action: "See the text above".into() }
+    if let Some(Fatal(told)) = error.downcast_ref() {
+        return told.clone();
+    }
+    let action = "Correct the cause, then repeat the command".into();
+    OperatorError { code: 1482, cause: chain(error.as_ref()), action }
 }

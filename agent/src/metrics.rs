@@ -14,7 +14,7 @@ use prometheus_client::{
 };
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError, atomic::AtomicU64},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -24,6 +24,9 @@ type Float = Gauge<f64, AtomicU64>;
 const PUBLISH_EVERY: Duration = Duration::from_secs(1);
 /// Weight of the newest second in the churn.
 const CHURN_WEIGHT: f64 = 0.2;
+
+/// Kinds of changes that are told apart, as labels.
+const CLASSES: [(&str, usize); 2] = [("write", class::WRITE), ("discard", class::DISCARD)];
 
 /// All of them.
 pub struct Metrics {
@@ -65,6 +68,8 @@ pub struct Metrics {
 struct Inner {
     published: Instant,
     churn: HashMap<DiskId, Churn>,
+    /// Disks that have series.
+    shown: HashMap<DiskId, String>,
 }
 
 struct Churn {
@@ -119,7 +124,11 @@ impl Metrics {
             misses: Family::default(),
             failed: Family::default(),
             compared: Family::default(),
-            inner: Mutex::new(Inner { published: Instant::now(), churn: HashMap::new() }),
+            inner: Mutex::new(Inner {
+                published: Instant::now(),
+                churn: HashMap::new(),
+                shown: HashMap::new(),
+            }),
         };
         metrics.register();
         metrics
@@ -151,7 +160,7 @@ impl Metrics {
             self.resyncs.clone(),
         );
         r.register("points", "Recovery points stored, by consistency", self.points.clone());
-        r.register("errors", "Errors by code", self.errors.clone());
+        r.register("errors", "Warnings and errors logged, by code", self.errors.clone());
         r.register("disconnects", "Ended sessions and failed attempts, by code", self.disconnects.clone());
         r.register("tracking_faults", "Findings that made a disk suspect, by kind", self.faults.clone());
         r.register_with_unit(
@@ -256,11 +265,9 @@ impl Metrics {
         self.points.get_or_create(&vec![("consistency", consistency)]).inc();
         self.stored_after.observe(stored_after.as_secs_f64());
     }
-    pub(crate) fn error(&self, code: &str) {
+    /// Something with this code was logged.
+    fn error(&self, code: &str) {
         self.errors.get_or_create(&vec![("code", code.to_owned())]).inc();
-    }
-    pub(crate) fn refused(&self, code: u16) {
-        self.error(&format!("HW-{code}"));
     }
     pub(crate) fn down(&self, code: u16) {
         self.disconnects.get_or_create(&vec![("code", format!("HW-{code}"))]).inc();
@@ -310,12 +317,9 @@ impl Metrics {
         self.connected.set(i64::from(connected));
         self.point_age.set(age.map_or(-1.0, |a| a.as_secs_f64()));
         self.buffers.set(buffers as i64);
+        self.forget_others(rows.iter().map(|(disk, ..)| (disk.id, disk.name.clone())).collect());
         for (disk, spent, figures) in rows {
-            let label = |more: &[(&'static str, &str)]| {
-                let mut labels: Labels = vec![("disk", disk.id.to_string()), ("name", disk.name.clone())];
-                labels.extend(more.iter().map(|(k, v)| (*k, (*v).to_owned())));
-                labels
-            };
+            let label = |more: &[(&'static str, &str)]| labels(disk.id, &disk.name, more);
             let set = |family: &Family<Labels, Gauge>, labels: &Labels, value: u64| {
                 family.get_or_create(labels).set(i64::try_from(value).unwrap_or(i64::MAX));
             };
@@ -327,17 +331,58 @@ impl Metrics {
             set(&self.failed, &plain, figures.counters.failed);
             set(&self.compared, &plain, u64::from(figures.compared));
             set(&self.churn, &plain, self.note_churn(disk.id, figures.counters.sectors[class::WRITE]));
-            for (name, class) in [("write", class::WRITE), ("discard", class::DISCARD)] {
+            for (name, class) in CLASSES {
                 let labels = label(&[("class", name)]);
                 set(&self.tracker_writes, &labels, figures.counters.events[class]);
                 set(&self.tracker_sectors, &labels, figures.counters.sectors[class]);
             }
-            set(&self.kernel_sectors, &label(&[("class", "write")]), disk.tracker.kernel_sectors_written);
-            set(&self.kernel_sectors, &label(&[("class", "discard")]), disk.tracker.kernel_sectors_discarded);
+            for (name, sectors) in [
+                ("write", disk.tracker.kernel_sectors_written),
+                ("discard", disk.tracker.kernel_sectors_discarded),
+            ] {
+                if let Some(sectors) = sectors {
+                    set(&self.kernel_sectors, &label(&[("class", name)]), sectors);
+                }
+            }
             for (kind, spent) in Kind::ALL.iter().zip(spent) {
                 let labels = label(&[("state", kind.as_str())]);
                 set(&self.state, &labels, u64::from(disk.state == *kind));
                 self.state_seconds.get_or_create(&labels).set(spent.as_secs_f64());
+            }
+        }
+    }
+
+    /// Removes the series of disks that are protected no longer, or an alarm about one would never end.
+    fn forget_others(&self, now: HashMap<DiskId, String>) {
+        let gone: Vec<(DiskId, String)> = {
+            let mut inner = self.lock();
+            inner.churn.retain(|disk, _| now.contains_key(disk));
+            let before = std::mem::replace(&mut inner.shown, now);
+            before.into_iter().filter(|(disk, name)| inner.shown.get(disk) != Some(name)).collect()
+        };
+        for (disk, name) in gone {
+            let plain = labels(disk, &name, &[]);
+            for family in [
+                &self.dirty,
+                &self.pending,
+                &self.size,
+                &self.misses,
+                &self.failed,
+                &self.compared,
+                &self.churn,
+            ] {
+                family.remove(&plain);
+            }
+            for (class, _) in CLASSES {
+                let labels = labels(disk, &name, &[("class", class)]);
+                for family in [&self.tracker_writes, &self.tracker_sectors, &self.kernel_sectors] {
+                    family.remove(&labels);
+                }
+            }
+            for kind in Kind::ALL {
+                let labels = labels(disk, &name, &[("state", kind.as_str())]);
+                self.state.remove(&labels);
+                self.state_seconds.remove(&labels);
             }
         }
     }
@@ -357,5 +402,97 @@ impl Metrics {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counts what is logged with a code, so that no error is missed.
+pub struct CountErrors(pub Arc<Metrics>);
+
+impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for CountErrors {
+    fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+        if *event.metadata().level() <= tracing::Level::WARN {
+            event.record(&mut Code(&self.0));
+        }
+    }
+}
+
+struct Code<'a>(&'a Metrics);
+
+impl tracing::field::Visit for Code<'_> {
+    fn record_str(&mut self, field: &tracing::field::Field, value: &str) {
+        if field.name() == "code" {
+            self.0.error(value);
+        }
+    }
+    fn record_debug(&mut self, _: &tracing::field::Field, _: &dyn std::fmt::Debug) {}
+}
+
+/// Of one disk's series.
+fn labels(disk: DiskId, name: &str, more: &[(&'static str, &str)]) -> Labels {
+    let mut labels: Labels = vec![("disk", disk.to_string()), ("name", name.to_owned())];
+    labels.extend(more.iter().map(|(k, v)| (*k, (*v).to_owned())));
+    labels
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::status::TrackerStatus;
+
+    fn row(name: &str) -> (DiskStatus, [Duration; Kind::ALL.len()], DeviceFigures) {
+        let disk = DiskStatus {
+            id: DiskId::new(),
+            name: name.into(),
+            path: None,
+            identity: String::new(),
+            size_bytes: 1,
+            state: Kind::Error,
+            reason: None,
+            since_ms: 0,
+            dirty_bytes: 0,
+            pending_bytes: 0,
+            progress: None,
+            churn_bytes_per_s: 0,
+            tracker: TrackerStatus {
+                kernel_sectors_written: Some(1),
+                kernel_sectors_discarded: Some(1),
+                ..TrackerStatus::default()
+            },
+            swap_bytes: 0,
+            has_filesystem: false,
+        };
+        (disk, Default::default(), DeviceFigures::default())
+    }
+
+    #[test]
+    fn what_is_logged_with_a_code_is_counted() {
+        use tracing_subscriber::layer::SubscriberExt;
+        let metrics = Arc::new(Metrics::new());
+        let subscriber = tracing_subscriber::registry().with(CountErrors(metrics.clone()));
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::warn!(code = format!("HW-{}", 1101), "no connection to the collector");
+            tracing::error!(code = "HW-1468", "the device is not there");
+            tracing::error!(code = "HW-1468", "the device is not there");
+            tracing::info!(code = "HW-1104", "no error");
+            tracing::warn!(reason = "HW-1460", "no code");
+        });
+        let text = metrics.text();
+        for line in ["errors_total{code=\"HW-1101\"} 1", "errors_total{code=\"HW-1468\"} 2"] {
+            assert!(text.contains(line), "{text}");
+        }
+        assert!(!text.contains("HW-1104") && !text.contains("HW-1460"), "{text}");
+    }
+
+    #[test]
+    fn an_unprotected_disk_leaves_no_series() {
+        let metrics = Metrics::new();
+        let (gone, stays) = (row("gone"), row("stays"));
+        metrics.publish(&[gone, stays.clone()], false, None, 0);
+        assert!(metrics.text().contains("name=\"gone\""));
+        metrics.publish(&[stays], false, None, 0);
+        let text = metrics.text();
+        assert!(!text.contains("name=\"gone\"") && text.contains("name=\"stays\""), "{text}");
+        metrics.publish(&[], false, None, 0);
+        assert!(!metrics.text().contains("disk=\""), "{}", metrics.text());
     }
 }

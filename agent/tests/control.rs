@@ -27,7 +27,7 @@ fn start(run_dir: &Path) -> tokio::task::JoinHandle<()> {
                 }
                 // The engine forgets to answer.
                 Request::ResyncNow { .. } => continue,
-                other => Response::Done { message: format!("{other:?}") },
+                other => Response::Done { message: format!("{other:?}"), point: None },
             };
             let _ = answer.send(response);
         }
@@ -59,7 +59,7 @@ async fn asks_and_answers() {
     let mode = std::fs::metadata(run_dir.join(SOCKET_NAME)).expect("there").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let request = Request::Protect { path: "/dev/x".into(), name: Some("data".into()) };
-    let expected = Response::Done { message: format!("{request:?}") };
+    let expected = Response::Done { message: format!("{request:?}"), point: None };
     assert_eq!(ask(&run_dir, request).expect("answers"), expected);
     let refused = ask(&run_dir, Request::Unprotect { disk: "x".into() }).expect("answers");
     assert!(matches!(refused, Response::Error(OperatorError { code: 1450, .. })));

@@ -1,6 +1,10 @@
 //! `collector.toml`. Unknown keys are refused; what is not given has a default that is shown by
 //! `config show --effective`.
 
+mod problems;
+
+pub use problems::check_name;
+
 use crate::{CollectorError, units};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -9,6 +13,11 @@ use std::time::Duration;
 
 /// Least window: some chunks must be able to be under way.
 pub const WINDOW_BYTES_MIN: u64 = 512 * 1024;
+/// Least validity of a machine's certificate. So short ones are for trials; a machine that is off for longer must be
+/// enrolled again.
+pub const CERTIFICATE_VALIDITY_MIN: Duration = Duration::from_secs(10);
+/// Least memory of all sessions.
+pub const MEMORY_MIN: u64 = 32 << 20;
 /// Largest window.
 pub const WINDOW_BYTES_MAX: u64 = 1 << 30;
 
@@ -23,13 +32,13 @@ pub struct Config {
     /// The vault's key.
     pub key_file: PathBuf,
     /// Where agents connect.
-    #[serde(default = "default_listen")]
+    #[serde(default = "default_listen", deserialize_with = "units::address::deserialize")]
     pub listen: SocketAddr,
     /// Where machines enrol.
-    #[serde(default = "default_management_listen")]
+    #[serde(default = "default_management_listen", deserialize_with = "units::address::deserialize")]
     pub management_listen: SocketAddr,
     /// Where metrics are read, without TLS.
-    #[serde(default = "default_metrics_listen")]
+    #[serde(default = "default_metrics_listen", deserialize_with = "units::address::deserialize")]
     pub metrics_listen: SocketAddr,
     /// `host:port` told to enrolled machines, if another than the first name and the port listened on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -37,9 +46,13 @@ pub struct Config {
     /// Bytes that a machine may have under way.
     #[serde(default = "default_window", with = "units")]
     pub window: u64,
-    /// Bytes that all machines together may have under way; when it runs short, windows get smaller.
+    /// Bytes that all sessions together may use: see [`crate::memory`]. When it runs short, windows get smaller and
+    /// sessions wait.
     #[serde(default = "default_memory", with = "units")]
     pub memory: u64,
+    /// Commits of one machine a minute, averaged; five minutes' worth may come at once, further ones wait.
+    #[serde(default = "default_commits_per_minute")]
+    pub commits_per_minute: u32,
     /// Sessions at once.
     #[serde(default = "default_sessions_max")]
     pub sessions_max: usize,
@@ -47,11 +60,14 @@ pub struct Config {
     #[serde(default = "default_handshakes_max")]
     pub handshakes_max: usize,
     /// A handshake and a hello, each, must be done within this time.
-    #[serde(default = "default_handshake_timeout", with = "humantime_serde")]
+    #[serde(default = "default_handshake_timeout", with = "units::time")]
     pub handshake_timeout: Duration,
     /// A machine may be silent for so long.
-    #[serde(default = "default_idle_timeout", with = "humantime_serde")]
+    #[serde(default = "default_idle_timeout", with = "units::time")]
     pub idle_timeout: Duration,
+    /// How long a machine's certificate is valid; machines renew it by themselves when a third is left.
+    #[serde(default = "default_certificate_validity", with = "units::time")]
+    pub certificate_validity: Duration,
     /// Enrolment requests a second, averaged.
     #[serde(default = "default_enrolments_per_second")]
     pub enrolments_per_second: u32,
@@ -89,6 +105,9 @@ const fn default_window() -> u64 {
 const fn default_memory() -> u64 {
     1 << 30
 }
+const fn default_commits_per_minute() -> u32 {
+    300
+}
 const fn default_sessions_max() -> usize {
     1024
 }
@@ -100,6 +119,9 @@ const fn default_handshake_timeout() -> Duration {
 }
 const fn default_idle_timeout() -> Duration {
     Duration::from_secs(90)
+}
+const fn default_certificate_validity() -> Duration {
+    highwater_wire::identity::CLIENT_VALIDITY
 }
 const fn default_enrolments_per_second() -> u32 {
     5
@@ -122,10 +144,12 @@ impl Config {
             endpoint: None,
             window: default_window(),
             memory: default_memory(),
+            commits_per_minute: default_commits_per_minute(),
             sessions_max: default_sessions_max(),
             handshakes_max: default_handshakes_max(),
             handshake_timeout: default_handshake_timeout(),
             idle_timeout: default_idle_timeout(),
+            certificate_validity: default_certificate_validity(),
             enrolments_per_second: default_enrolments_per_second(),
             log_format: LogFormat::Text,
             log_level: default_log_level(),
@@ -134,24 +158,29 @@ impl Config {
 
     /// Reads and checks a file.
     pub fn load(path: &Path) -> Result<Self, CollectorError> {
-        let bad = |cause: String| CollectorError::Config { path: path.to_owned(), cause };
-        let text = std::fs::read_to_string(path).map_err(|e| bad(e.to_string()))?;
-        let config: Self = toml::from_str(&text).map_err(|e| bad(e.to_string()))?;
-        config.check().map_err(|cause| bad(cause.to_owned()))?;
-        Ok(config)
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| CollectorError::ConfigUnreadable { path: path.to_owned(), source })?;
+        problems::read(&text).map_err(|problems| CollectorError::config(path, &problems))
     }
 
-    fn check(&self) -> Result<(), &'static str> {
+    /// Reads and checks a file, and whether key and vault that it names can be used. Tells everything that is wrong.
+    pub fn check(path: &Path) -> Result<Self, CollectorError> {
+        let config = Self::load(path)?;
+        let problems = problems::of_what_is_named(&config);
+        if problems.is_empty() { Ok(config) } else { Err(CollectorError::config(path, &problems)) }
+    }
+
+    /// What is wrong with its values, each with its key.
+    fn problems(&self) -> Vec<(&'static str, String)> {
         let wrong = [
-            (
-                self.names.is_empty() || self.names.iter().any(String::is_empty),
-                "`names` wants at least one name",
-            ),
+            (self.names.is_empty(), "`names` wants at least one name"),
             (
                 !(WINDOW_BYTES_MIN..=WINDOW_BYTES_MAX).contains(&self.window),
                 "`window` must be 512KiB to 1GiB",
             ),
-            (self.memory < self.window, "`memory` must be at least `window`"),
+            (self.memory < MEMORY_MIN, "`memory` must be at least 32MiB"),
+            (self.memory / 2 < self.window, "`memory` must be at least twice `window`"),
+            (self.commits_per_minute == 0, "`commits-per-minute` must be at least 1"),
             (self.memory > 1 << 40, "`memory` must be at most 1024GiB"),
             (self.sessions_max == 0 || self.sessions_max > 1 << 20, "`sessions-max` must be 1 to 1048576"),
             (
@@ -163,13 +192,24 @@ impl Config {
                 "`handshake-timeout` must be at least 100ms",
             ),
             (self.idle_timeout < Duration::from_secs(1), "`idle-timeout` must be at least 1s"),
+            (
+                !(CERTIFICATE_VALIDITY_MIN..=highwater_wire::identity::CA_VALIDITY)
+                    .contains(&self.certificate_validity),
+                "`certificate-validity` must be 10s to 3652days",
+            ),
             (self.enrolments_per_second == 0, "`enrolments-per-second` must be at least 1"),
             (
                 self.endpoint.as_ref().is_some_and(|e| highwater_wire::enroll::split_endpoint(e).is_err()),
-                "`endpoint` must be host:port",
+                "`endpoint` must be host:port, like \"dr.example.com:9443\"",
             ),
         ];
-        wrong.into_iter().find(|(is, _)| *is).map_or(Ok(()), |(_, why)| Err(why))
+        // Each text begins with its key.
+        let values = wrong.into_iter().filter(|(is, _)| *is).map(|(_, why)| {
+            let key = why.split('`').nth(1).unwrap_or_default();
+            (key, why.to_owned())
+        });
+        let names = self.names.iter().filter_map(|name| check_name(name).err());
+        values.chain(names.map(|why| ("names", format!("`names`: {why}")))).collect()
     }
 
     /// `host:port` that enrolled machines are told; `asked` is the host that the request came for.
@@ -221,8 +261,12 @@ mod tests {
             "windows = \"4MiB\"",
             "window = \"1KiB\"",
             "window = 4",
-            "memory = \"1MiB\"",
+            "memory = \"31MiB\"",
+            "memory = \"1GiB\"\nwindow = \"513MiB\"",
+            "commits-per-minute = 0",
             "idle-timeout = \"x\"",
+            "certificate-validity = \"1s\"",
+            "certificate-validity = \"20years\"",
         ] {
             assert_eq!(load(&format!("{least}{bad}\n")).unwrap_err().code(), 1313, "{bad}");
         }

@@ -1,9 +1,11 @@
 //! What can go wrong in a collector, each with a stable code, a cause and what to do.
 
+use crate::access;
 use highwater_delta::{DeltaId, DiskId, MachineId};
 use highwater_vault::VaultError;
 use highwater_wire::{WireError, message::Refusal};
-use std::path::PathBuf;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 
 /// Why a collector refused or failed.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +72,20 @@ pub enum CollectorError {
         /// What is wrong.
         cause: String,
     },
+    /// There is no configuration, or it cannot be read.
+    #[error("cannot read {path}: {source}")]
+    ConfigUnreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Under which nobody can be reached.
+    #[error("{0}")]
+    Name(String),
+    /// Something is where a vault should be made.
+    #[error("{0} is not empty")]
+    NotEmpty(PathBuf),
     /// A port cannot be had.
     #[error("cannot listen on {address}: {source}")]
     Listen {
@@ -93,12 +109,46 @@ pub enum CollectorError {
     /// The enrolment request is malformed.
     #[error("the enrolment request is malformed: {0}")]
     BadRequest(String),
+    /// A new certificate was asked for too early.
+    #[error("more than half of the certificate's validity is left")]
+    RenewalNotDue,
+    /// A new certificate could not be valid for longer.
+    #[error("the vault's authority expires with the certificate")]
+    AuthorityExpires,
+    /// The session's certificate is not valid any more.
+    #[error("the machine's certificate has expired")]
+    CertificateExpired,
+    /// What an operator called a machine.
+    #[error("{0:?} is no machine: {1}")]
+    NoSuchMachine(String, &'static str),
+    /// More than a machine may do.
+    #[error("the machine exceeds what it may do: {0}")]
+    Quota(&'static str),
+    /// Who is revoked has not been readable for too long.
+    #[error("which machines are revoked cannot be read from the vault")]
+    RevocationsUnknown,
+    /// A comparison needs more memory than one machine may take.
+    #[error("comparing the disk takes {bytes} bytes of memory; one machine may take {bytes_max}")]
+    MapTooLarge {
+        /// What it takes.
+        bytes: u64,
+        /// What it may take.
+        bytes_max: u64,
+    },
+    /// An open delta that nothing was added to.
+    #[error("delta {0} was open for too long without progress")]
+    DeltaIdle(DeltaId),
     /// A control document of the vault is unusable.
     #[error("the vault's document {0} is missing or unusable")]
     Document(String),
 }
 
 impl CollectorError {
+    /// All that is wrong with a configuration.
+    pub(crate) fn config(path: &Path, problems: &[String]) -> Self {
+        Self::Config { path: path.to_owned(), cause: problems.join("\n  ") }
+    }
+
     /// Stable number, shown as `HW-1234`.
     #[must_use]
     pub const fn code(&self) -> u16 {
@@ -125,6 +175,17 @@ impl CollectorError {
             Self::TokenExpired => 1322,
             Self::BadRequest(_) => 1323,
             Self::Document(_) => 1324,
+            Self::RenewalNotDue => 1325,
+            Self::AuthorityExpires => 1326,
+            Self::CertificateExpired => 1327,
+            Self::NoSuchMachine(..) => 1328,
+            Self::Quota(_) => 1329,
+            Self::RevocationsUnknown => 1330,
+            Self::Name(_) => 1331,
+            Self::NotEmpty(_) => 1332,
+            Self::ConfigUnreadable { .. } => 1333,
+            Self::MapTooLarge { .. } => 1334,
+            Self::DeltaIdle(_) => 1335,
         }
     }
 
@@ -133,7 +194,21 @@ impl CollectorError {
     pub fn action(&self) -> String {
         match self {
             Self::Wire(error) => return error.action(),
+            Self::Vault(VaultError::Io { path, source }) if source.kind() == ErrorKind::PermissionDenied => {
+                return access::advice(path);
+            }
+            Self::Vault(VaultError::KeyFile { path, .. }) | Self::ConfigUnreadable { path, .. }
+                if access::is_denied(path) =>
+            {
+                return access::advice(path);
+            }
             Self::Vault(error) => return error.action().to_owned(),
+            Self::ConfigUnreadable { source, .. } if source.kind() == ErrorKind::NotFound => {
+                "make one with `highwater-collector init`, or say with --config where it is"
+            }
+            Self::ConfigUnreadable { .. } => "say with --config where the configuration is",
+            Self::Name(_) => "give the name or address under which agents reach this collector, with --name",
+            Self::NotEmpty(_) => "choose an empty directory for the vault, or one that does not exist yet",
             Self::OtherMachine { .. } => "enrol the machine again; do not copy identities between machines",
             Self::OtherMachinesDisk(_) => {
                 "if the agent's state was copied from another machine, unprotect the disk here and protect it anew"
@@ -141,17 +216,31 @@ impl CollectorError {
             Self::Window(_) | Self::NotOpen(_) | Self::StillOpen(_) | Self::Unexpected(_) | Self::Disks(_) => {
                 "check that agent and collector are releases that belong together"
             }
-            Self::Count { .. } => "the delta is sent anew by itself",
+            Self::Count { .. } | Self::DeltaIdle(_) => "the delta is sent anew by itself",
+            Self::MapTooLarge { .. } => "raise `memory` in collector.toml; the disk is compared by itself then",
             Self::Replaced => "nothing, if the agent was restarted; otherwise look for a second agent with this identity",
             Self::Busy | Self::ShuttingDown => "the connection is tried again by itself",
             Self::Full(_) => "raise the limits in collector.toml, or spread the machines over more collectors",
-            Self::Config { .. } => "correct the file; `highwater-collector config check` tells whether it is right",
+            Self::Config { .. } => "correct the file; `highwater-collector config check` tells all that is wrong with it",
             Self::Listen { .. } => "see what else uses the port, or choose another one in collector.toml",
             Self::Exists(_) => "nothing was changed; remove it yourself if it is really to be replaced",
             Self::TokenInvalid | Self::TokenUsed | Self::TokenExpired => {
                 "create a new token with `highwater-collector token create`"
             }
             Self::BadRequest(_) => "check that agent and collector are releases that belong together",
+            Self::RenewalNotDue => "check the clock of the machine; it is asked again by itself",
+            Self::AuthorityExpires => "see docs/OPERATIONS.md, \"Certificates\"",
+            Self::CertificateExpired => {
+                "nothing, if the machine has a newer certificate; otherwise enrol it again with a token made by \
+                 `highwater-collector token create --machine MACHINE`"
+            }
+            Self::NoSuchMachine(..) => "`highwater-collector machine list` shows all machines and their ids",
+            Self::Quota(_) => {
+                "look at what this machine does; if it is right, raise the limits in collector.toml"
+            }
+            Self::RevocationsUnknown => {
+                "look into the collector's log: it names what it cannot read; agents come back by themselves"
+            }
             Self::Document(_) => "bring the vault back from a copy, or create it anew with `highwater-collector init`",
         }
         .to_owned()
@@ -163,7 +252,16 @@ impl CollectorError {
         match self {
             Self::Wire(error) => error.retry(),
             Self::Vault(error) => error.is_retryable() || matches!(error, VaultError::Fenced(_)),
-            Self::Count { .. } | Self::Busy | Self::Full(_) | Self::ShuttingDown => true,
+            Self::Count { .. }
+            | Self::Busy
+            | Self::Full(_)
+            | Self::ShuttingDown
+            | Self::RenewalNotDue
+            | Self::CertificateExpired
+            | Self::RevocationsUnknown
+            | Self::MapTooLarge { .. }
+            | Self::DeltaIdle(_)
+            | Self::Quota(_) => true,
             _ => false,
         }
     }

@@ -1,9 +1,11 @@
 //! `highwater-collector init`: vault, key, authority and a configuration with comments.
 
+use crate::config::check_name;
 use crate::{CollectorError, Config, authority};
 use highwater_delta::VaultId;
-use highwater_vault::{Vault, VaultKey, local_store};
+use highwater_vault::{Vault, VaultError, VaultKey, local_store};
 use highwater_wire::files::write_secret;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// Name of the configuration within its directory.
@@ -23,13 +25,23 @@ pub struct Made {
 }
 
 /// Makes everything a collector needs. What exists is never overwritten; the configuration comes last, so that an
-/// interrupted init leaves none.
+/// interrupted init leaves none. What it makes has the same modes under every umask: directories can be entered, but the vault by its
+/// owner only; so with the key, and the configuration can be read by its group too.
 pub async fn init(dir: &Path, vault_dir: &Path, names: Vec<String>) -> Result<Made, CollectorError> {
     let (config_file, key_file) = (dir.join(CONFIG_FILE), dir.join(KEY_FILE));
     for path in [&config_file, &key_file, &vault_dir.join("vault.json")] {
         if path.exists() {
             return Err(CollectorError::Exists(path.clone()));
         }
+    }
+    for name in &names {
+        check_name(name).map_err(CollectorError::Name)?;
+    }
+    if std::fs::read_dir(vault_dir).is_ok_and(|mut found| {
+        // Of an own file system.
+        found.any(|entry| entry.is_ok_and(|entry| entry.file_name() != "lost+found"))
+    }) {
+        return Err(CollectorError::NotEmpty(vault_dir.to_owned()));
     }
     let absolute = |path: &Path| {
         std::path::absolute(path)
@@ -38,8 +50,8 @@ pub async fn init(dir: &Path, vault_dir: &Path, names: Vec<String>) -> Result<Ma
     let text = config_text(&names, &absolute(vault_dir)?, &absolute(&key_file)?);
     let bad = |cause: String| CollectorError::Config { path: config_file.clone(), cause };
     toml::from_str::<Config>(&text).map_err(|e| bad(e.to_string()))?;
-    for dir in [dir, vault_dir] {
-        std::fs::create_dir_all(dir).map_err(|e| bad(format!("{}: {e}", dir.display())))?;
+    for (dir, mode) in [(dir, 0o755), (vault_dir, 0o700)] {
+        make_dir(dir, mode).map_err(|(dir, e)| VaultError::Io { path: dir, source: e })?;
     }
     let key = VaultKey::generate()?;
     key.save(&key_file)?;
@@ -47,7 +59,25 @@ pub async fn init(dir: &Path, vault_dir: &Path, names: Vec<String>) -> Result<Ma
     let authority = authority::create(&vault).await?;
     authority.issue_server(&names)?;
     write_secret(&config_file, text.as_bytes())?;
+    set_mode(&config_file, 0o640).map_err(|source| VaultError::Io { path: config_file.clone(), source })?;
     Ok(Made { config: config_file, key_file, vault: vault.id() })
+}
+
+/// Makes a directory with this mode, and those above it so that they can be entered, under every umask. One that is there stays as
+/// it is.
+fn make_dir(dir: &Path, mode: u32) -> Result<(), (PathBuf, std::io::Error)> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    if let Some(above) = dir.parent().filter(|above| !above.as_os_str().is_empty()) {
+        make_dir(above, 0o755)?;
+    }
+    let made = std::fs::create_dir(dir).and_then(|()| set_mode(dir, mode));
+    made.map_err(|e| (dir.to_owned(), e))
+}
+
+fn set_mode(path: &Path, mode: u32) -> std::io::Result<()> {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
 }
 
 fn config_text(names: &[String], vault: &Path, key_file: &Path) -> String {
@@ -72,9 +102,12 @@ key-file = {key_file}
 # What enrolled machines are told to connect to, if it is not one of the names and the port above.
 #endpoint = "dr.example.com:9443"
 
-# Bytes that one machine, and all machines together, may have under way.
+# Bytes that one machine may have under way; and bytes of memory for all sessions: half for windows, the rest for states of
+# machines, open deltas and comparisons. When it runs short, windows get smaller and sessions wait.
 #window = "4MiB"
 #memory = "1GiB"
+# Commits of one machine, averaged. One that makes more is slowed down.
+#commits-per-minute = 300
 # Sessions, and handshakes on each port, at once.
 #sessions-max = 1024
 #handshakes-max = 64
@@ -82,6 +115,9 @@ key-file = {key_file}
 # A machine that is silent for so long is disconnected; agents say something every 30 s.
 #idle-timeout = "90s"
 #enrolments-per-second = 5
+# How long a machine's certificate is valid. Machines renew it by themselves when a third is left; one that is off for longer
+# must be enrolled again.
+#certificate-validity = "365days"
 
 # "text" or "json"; and as in RUST_LOG.
 #log-format = "text"

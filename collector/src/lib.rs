@@ -6,14 +6,19 @@
 //! port 9464  metrics
 //! ```
 //!
-//! The collector has no state of its own: authority, tokens and claims of disks are sealed documents in the vault, so
+//! The collector has no state of its own: authority, tokens, certificates, revocations and claims of disks are sealed documents in the vault, so
 //! that it may be killed at any time and replaced by another one with the same key.
 
+pub mod access;
 pub mod authority;
+pub mod bucket;
+pub mod certificates;
 pub mod config;
 pub mod error;
 pub mod init;
+mod log_limit;
 pub mod management;
+pub mod memory;
 pub mod metrics;
 pub mod server;
 pub mod session;

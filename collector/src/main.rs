@@ -1,11 +1,14 @@
 //! `highwater-collector`: the command.
 
+mod machines;
+
 use anyhow::Context;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use highwater_collector::config::LogFormat;
 use highwater_collector::init::{CONFIG_FILE, init};
 use highwater_collector::shared::now_ms;
-use highwater_collector::{Collector, CollectorError, Config, authority, tokens};
+use highwater_collector::tokens::{self, Returning};
+use highwater_collector::{Collector, CollectorError, Config, authority, certificates};
 use highwater_vault::{Vault, VaultKey, local_store};
 use highwater_wire::identity::{fingerprint, hex};
 use sd_notify::NotifyState;
@@ -48,11 +51,23 @@ enum Command {
         #[command(subcommand)]
         command: TokenCommand,
     },
+    /// Enrolled machines.
+    Machine {
+        #[command(subcommand)]
+        command: MachineCommand,
+    },
     /// The configuration.
     Config {
         #[command(subcommand)]
         command: ConfigCommand,
     },
+    /// Write a completion script.
+    Completions {
+        /// For which shell.
+        shell: highwater_manual::Shell,
+    },
+    /// Write the man page.
+    Man,
 }
 
 #[derive(Args)]
@@ -68,12 +83,32 @@ enum TokenCommand {
     Create {
         #[command(flatten)]
         file: ConfigFile,
-        /// How long it is valid.
-        #[arg(long, default_value = "1h", value_parser = parse_duration)]
+        /// How long it is valid: 1min to 30days.
+        #[arg(long, default_value = "1h", value_parser = parse_ttl)]
         ttl: Duration,
         /// The machine it is for; a note for people.
         #[arg(long, value_name = "HOST")]
         name: Option<String>,
+        /// A machine of the vault that is to return as itself: one that was revoked, or whose certificate has expired.
+        #[arg(long, value_name = "MACHINE")]
+        machine: Option<String>,
+    },
+}
+
+#[derive(Subcommand)]
+enum MachineCommand {
+    /// Show all machines of the vault, until when their certificates are valid, and which are revoked.
+    List(ConfigFile),
+    /// Lock a machine out: its certificates and unused tokens are refused from now on, and its session ends within seconds.
+    /// Its recovery points stay. Works while the collector runs.
+    Revoke {
+        #[command(flatten)]
+        file: ConfigFile,
+        /// Its id, an unambiguous beginning of it, or its host's name.
+        machine: String,
+        /// Why; a note for people.
+        #[arg(long)]
+        reason: Option<String>,
     },
 }
 
@@ -91,10 +126,15 @@ enum ConfigCommand {
     },
 }
 
-fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrapped: serde_json::Value = text.into();
-    humantime_serde::deserialize(wrapped)
-        .map_err(|_| format!("{text:?} is no duration; write it like 1h or 30m"))
+/// Whoever finds a token that nobody used can enrol with it: it must not be valid for ever.
+const TTL_MAX: Duration = Duration::from_secs(30 * 86_400);
+/// Somebody has to carry it to the machine.
+const TTL_MIN: Duration = Duration::from_secs(60);
+
+fn parse_ttl(text: &str) -> Result<Duration, String> {
+    let ttl = humantime_serde::re::humantime::parse_duration(text)
+        .map_err(|_| "no duration; write it like 1h or 30m".to_owned())?;
+    if (TTL_MIN..=TTL_MAX).contains(&ttl) { Ok(ttl) } else { Err("must be 1min to 30days".to_owned()) }
 }
 
 fn main() -> ExitCode {
@@ -120,27 +160,43 @@ fn report(error: &anyhow::Error, json: bool) {
     let known = error.downcast_ref::<CollectorError>();
     let code = known.map(|error| format!("HW-{:04}", error.code()));
     let action = known.map(CollectorError::action);
+    // The text of a known error has its causes in it already.
+    let cause = known.map_or_else(|| format!("{error:#}"), ToString::to_string);
     if json {
-        println!("{}", json!({ "error": { "code": code, "cause": format!("{error:#}"), "action": action } }));
+        let mut error = json!({ "code": code, "cause": cause, "action": action });
+        if let Some(CollectorError::Config { cause, .. }) = known {
+            error["problems"] = cause.lines().map(str::trim_start).collect();
+        }
+        println!("{}", json!({ "error": error }));
         return;
     }
     match (code, action) {
         (Some(code), Some(action)) => {
-            eprintln!("highwater-collector: {code}: {error:#}\n  what to do: {action}")
+            eprintln!("highwater-collector: {code}: {cause}\n  what to do: {action}")
         }
-        _ => eprintln!("highwater-collector: {error:#}"),
+        _ => eprintln!("highwater-collector: {cause}"),
     }
 }
 
 async fn execute(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Init { dir, vault, names } => make(&dir, &vault, names, cli.json).await,
+        Command::Completions { shell } => {
+            Ok(highwater_manual::completions(Cli::command(), shell, &mut std::io::stdout())?)
+        }
+        Command::Man => Ok(highwater_manual::man(Cli::command(), &mut std::io::stdout())?),
         Command::Run(file) => run(&file.config).await,
-        Command::Token { command: TokenCommand::Create { file, ttl, name } } => {
-            create_token(&file.config, ttl, name, cli.json).await
+        Command::Token { command: TokenCommand::Create { file, ttl, name, machine } } => {
+            create_token(&file.config, ttl, name, machine, cli.json).await
+        }
+        Command::Machine { command: MachineCommand::List(file) } => {
+            machines::list(&file.config, cli.json).await
+        }
+        Command::Machine { command: MachineCommand::Revoke { file, machine, reason } } => {
+            machines::revoke(&file.config, &machine, reason, cli.json).await
         }
         Command::Config { command: ConfigCommand::Check(file) } => {
-            Config::load(&file.config)?;
+            Config::check(&file.config)?;
             if cli.json {
                 println!("{}", json!({ "ok": true, "config": file.config }));
             } else {
@@ -177,7 +233,9 @@ async fn make(dir: &Path, vault: &Path, mut names: Vec<String>, json: bool) -> a
     }
     println!("created vault {} in {}", made.vault, vault.display());
     println!("created its key {key}: keep a copy elsewhere, without it nothing can be recovered");
-    println!("created {config}\n\nnow:\n  highwater-collector run --config {config}");
+    println!("created {config}\n\nnow, if the collector is to run as a user of its own:");
+    println!("  chown -R highwater: {config} {key} {}", vault.display());
+    println!("and:\n  highwater-collector run --config {config}");
     println!("  highwater-collector token create --config {config}");
     Ok(())
 }
@@ -187,25 +245,48 @@ fn host_name() -> anyhow::Result<String> {
     Ok(name.trim().to_owned())
 }
 
-async fn create_token(path: &Path, ttl: Duration, name: Option<String>, json: bool) -> anyhow::Result<()> {
+/// The configuration and its vault, for commands that work beside the running collector.
+async fn open(path: &Path) -> anyhow::Result<(Config, Vault)> {
     let config = Config::load(path)?;
     let key = VaultKey::load(&config.key_file).map_err(CollectorError::from)?;
     let store = local_store(&config.vault).map_err(CollectorError::from)?;
     let vault = Vault::open(store, &key).await.map_err(CollectorError::from)?;
+    Ok((config, vault))
+}
+
+async fn create_token(
+    path: &Path,
+    ttl: Duration,
+    name: Option<String>,
+    machine: Option<String>,
+    json: bool,
+) -> anyhow::Result<()> {
+    let (config, vault) = open(path).await?;
+    let returning = match machine {
+        None => None,
+        Some(text) => {
+            let machine = certificates::find(&vault, &text).await?;
+            let generation = certificates::next_generation(&vault, machine).await?;
+            Some(Returning { machine, generation })
+        }
+    };
     let authority = authority::load(&vault).await?;
-    let token = tokens::create(&vault, fingerprint(authority.cert()), now_ms(), ttl, name).await?;
+    let token = tokens::create(&vault, fingerprint(authority.cert()), now_ms(), ttl, name, returning).await?;
     let url = config.enrol_url();
-    let command = format!("highwater-agent enroll {url} {token}");
+    let machine = returning.map(|returning| returning.machine);
+    let again = if machine.is_some() { "--again " } else { "" };
+    // Everybody on the machine can read its command lines, so the token is not in it.
+    let command = format!("highwater-agent enroll {again}{url} -");
     if json {
         let id = hex(&token.id);
         println!(
             "{}",
-            json!({ "id": id, "token": token.to_string(), "url": url, "command": command, "ttl-seconds": ttl.as_secs() })
+            json!({ "id": id, "token": token.to_string(), "url": url, "command": command, "ttl-seconds": ttl.as_secs(), "machine": machine })
         );
     } else {
         println!(
-            "{token}\n\nvalid once, for {} minutes; on the machine to be protected:\n\n  {command}",
-            ttl.as_secs() / 60
+            "On the machine to be protected, run\n\n  {command}\n\nand paste this token, which is valid once, for {}:\n\n{token}",
+            humantime_serde::re::humantime::format_duration(ttl)
         );
     }
     Ok(())

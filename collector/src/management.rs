@@ -1,29 +1,28 @@
-//! The management port (enrolment, health) and the metrics port. HTTP/1.1, one request at a time, every connection
-//! bounded in time and every body in size.
+//! The management port (enrolment, health). HTTP/1.1, one request at a time, every connection bounded in time and every
+//! body in size.
 
+use crate::bucket::Bucket;
+use crate::certificates::{self, Origin};
+use crate::log_limit::LogLimit;
 use crate::shared::{Shared, locked, now_ms};
-use crate::{CollectorError, server::Place, tokens};
-use bytes::Bytes;
+use crate::tokens::Returning;
+use crate::{CollectorError, tokens};
 use highwater_delta::MachineId;
+use highwater_serve::{Limits, Place, Reply, http, reply};
 use highwater_vault::NAME_BYTES_MAX;
+use highwater_wire::WireError;
 use highwater_wire::enroll::{ENROL_PATH, EnrolRefusal, EnrolRequest, EnrolResponse, REQUEST_BYTES_MAX};
-use http_body_util::{BodyExt, Full, Limited};
+use highwater_wire::identity::Grant;
+use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
-use hyper::header::{CONTENT_TYPE, HOST};
-use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use std::convert::Infallible;
+use hyper::header::HOST;
+use hyper::{Method, Request, StatusCode};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
-use tokio::io::{AsyncRead, AsyncWrite};
+use std::time::Instant;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
-/// A connection lasts no longer.
-const CONNECTION_MAX: Duration = Duration::from_secs(30);
-const HEADER_MAX: Duration = Duration::from_secs(10);
 /// Seconds of the rate that may come at once.
 const BURST_SECONDS: f64 = 4.0;
 
@@ -31,42 +30,44 @@ const BURST_SECONDS: f64 = 4.0;
 pub struct Api {
     shared: Arc<Shared>,
     ingest_port: u16,
-    rate: Mutex<Rate>,
-}
-
-/// A token bucket.
-struct Rate {
-    tokens: f64,
-    at: Instant,
+    rate: Mutex<Bucket>,
+    log: Mutex<LogLimit>,
 }
 
 impl Api {
     /// `ingest_port` is told to machines that enrol.
     #[must_use]
     pub fn new(shared: Arc<Shared>, ingest_port: u16) -> Self {
-        let tokens = f64::from(shared.config.enrolments_per_second) * BURST_SECONDS;
-        Self { shared, ingest_port, rate: Mutex::new(Rate { tokens, at: Instant::now() }) }
+        let per_second = f64::from(shared.config.enrolments_per_second);
+        let rate = Mutex::new(Bucket::new(per_second * BURST_SECONDS, per_second, Instant::now()));
+        let log = Mutex::new(LogLimit::new(Instant::now()));
+        Self { shared, ingest_port, rate, log }
     }
 
-    async fn handle(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn handle(&self, request: Request<Incoming>) -> Reply {
         match (request.method(), request.uri().path()) {
-            (&Method::GET, "/healthz") => respond(StatusCode::OK, "text/plain", "ok\n"),
+            (&Method::GET, "/healthz") => reply(StatusCode::OK, "text/plain", "ok\n"),
             (&Method::POST, ENROL_PATH) => {
                 let host = request.headers().get(HOST).and_then(|host| host.to_str().ok()).map(host_only);
                 match self.enrol(host, request.into_body()).await {
                     Ok(response) => json(StatusCode::OK, &response),
-                    Err(error) => refusal(&error),
+                    Err(error) => {
+                        if let Some(left_out) = locked(&self.log).say(Instant::now()) {
+                            tracing::warn!(code = error.code(), %error, left_out, "an enrolment was refused");
+                        }
+                        refusal(&error)
+                    }
                 }
             }
             (_, "/healthz" | ENROL_PATH) => {
-                respond(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "wrong method\n")
+                reply(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "wrong method\n")
             }
-            _ => respond(StatusCode::NOT_FOUND, "text/plain", "not found\n"),
+            _ => reply(StatusCode::NOT_FOUND, "text/plain", "not found\n"),
         }
     }
 
     async fn enrol(&self, host: Option<String>, body: Incoming) -> Result<EnrolResponse, CollectorError> {
-        if !locked(&self.rate).take(f64::from(self.shared.config.enrolments_per_second)) {
+        if locked(&self.rate).take(Instant::now()).is_err() {
             return Err(CollectorError::Full("too many enrolments at once"));
         }
         let bad = |cause: &str| CollectorError::BadRequest(cause.to_owned());
@@ -86,40 +87,35 @@ impl Api {
         if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
             return Err(bad("the host name must have 1 to 255 printable bytes"));
         }
+        let returning = token.returning;
+        let Returning { machine, generation } =
+            returning.unwrap_or_else(|| Returning { machine: MachineId::new(), generation: 0 });
+        // A token that was made before a revocation must not undo it.
+        if certificates::revoked_upto(vault, machine).await?.is_some_and(|upto| generation <= upto) {
+            return Err(WireError::Revoked(machine).into());
+        }
         // Everything that may fail for the asker's fault comes before the token is used up.
-        let machine = MachineId::new();
-        let cert_pem =
-            self.shared.authority.sign_csr(&request.csr_pem, machine).map_err(|e| bad(&e.to_string()))?;
-        let (vault, host_name) = (vault.clone(), request.host_name.clone());
+        let validity = self.shared.config.certificate_validity;
+        let grant = Grant { machine, generation, validity };
+        self.shared.authority.certify(&request.csr_pem, grant).map_err(|e| bad(&e.to_string()))?;
+        let shared = self.shared.clone();
+        let (host_name, csr_pem) = (request.host_name.clone(), request.csr_pem.clone());
         // A task of its own: a client that goes away, or is cut off, cannot leave a used token without its machine.
         let register = tokio::spawn(async move {
-            tokens::use_up(&vault, &token, machine, now).await?;
-            vault.register_machine(machine, &host_name).await?;
-            Ok::<_, CollectorError>(())
+            tokens::use_up(&shared.vault, &token.id, machine, now).await?;
+            // Does nothing for a machine that returns.
+            shared.vault.register_machine(machine, &host_name).await?;
+            certificates::issue(&shared, &csr_pem, grant, Origin::Enrolment).await
         });
-        register.await.map_err(|_| CollectorError::ShuttingDown)??;
+        let cert_pem = register.await.map_err(|_| CollectorError::ShuttingDown)??;
         self.shared.metrics.enrolled();
-        tracing::info!(%machine, host = request.host_name, "enrolled");
+        tracing::info!(%machine, host = request.host_name, returning = returning.is_some(), "enrolled");
         Ok(EnrolResponse {
             machine,
             cert_pem,
             ca_pem: self.shared.authority.cert_pem().to_owned(),
             endpoint: self.shared.config.endpoint_for(host.as_deref(), self.ingest_port),
         })
-    }
-}
-
-impl Rate {
-    fn take(&mut self, per_second: f64) -> bool {
-        let now = Instant::now();
-        let earned = now.duration_since(self.at).as_secs_f64() * per_second;
-        self.tokens = (self.tokens + earned).min(per_second * BURST_SECONDS);
-        self.at = now;
-        let ok = self.tokens >= 1.0;
-        if ok {
-            self.tokens -= 1.0;
-        }
-        ok
     }
 }
 
@@ -131,15 +127,16 @@ fn host_only(host: &str) -> String {
     host.trim_start_matches('[').trim_end_matches(']').to_owned()
 }
 
-fn refusal(error: &CollectorError) -> Response<Full<Bytes>> {
+fn refusal(error: &CollectorError) -> Reply {
     let status = match error {
-        CollectorError::TokenInvalid | CollectorError::TokenExpired => StatusCode::FORBIDDEN,
+        CollectorError::TokenInvalid
+        | CollectorError::TokenExpired
+        | CollectorError::Wire(WireError::Revoked(_)) => StatusCode::FORBIDDEN,
         CollectorError::TokenUsed => StatusCode::CONFLICT,
         CollectorError::BadRequest(_) => StatusCode::BAD_REQUEST,
         CollectorError::Full(_) => StatusCode::TOO_MANY_REQUESTS,
         _ => StatusCode::SERVICE_UNAVAILABLE,
     };
-    tracing::warn!(code = error.code(), %error, "an enrolment was refused");
     let told = error.refusal();
     json(
         status,
@@ -147,18 +144,11 @@ fn refusal(error: &CollectorError) -> Response<Full<Bytes>> {
     )
 }
 
-fn json(status: StatusCode, value: &impl serde::Serialize) -> Response<Full<Bytes>> {
+fn json(status: StatusCode, value: &impl serde::Serialize) -> Reply {
     match serde_json::to_vec(value) {
-        Ok(body) => respond(status, "application/json", body),
-        Err(_) => respond(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", "the answer cannot be encoded\n"),
+        Ok(body) => reply(status, "application/json", body),
+        Err(_) => reply(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", "the answer cannot be encoded\n"),
     }
-}
-
-fn respond(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body.into()));
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
-    response
 }
 
 /// A connection to the management port.
@@ -168,44 +158,15 @@ pub async fn connection(api: Arc<Api>, acceptor: TlsAcceptor, stream: TcpStream,
     let shutdown = api.shared.shutdown.clone();
     let serve = async {
         let Ok(Ok(stream)) = timeout(limit, acceptor.accept(stream)).await else { return };
-        http(stream, async move |request| api.handle(request).await).await;
+        let handle = move |request| {
+            let api = api.clone();
+            async move { api.handle(request).await }
+        };
+        http(stream, Limits::default(), handle).await;
     };
     tokio::select! {
         () = serve => {}
         () = place.evicted.cancelled() => {}
         () = shutdown.cancelled() => {}
     }
-}
-
-/// A connection to the metrics port.
-pub async fn metrics_connection(shared: Arc<Shared>, stream: TcpStream, place: Arc<Place>) {
-    let shutdown = shared.shutdown.clone();
-    let serve = http(stream, async move |request: Request<Incoming>| {
-        match (request.method(), request.uri().path()) {
-            (&Method::GET, "/metrics") => {
-                respond(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", shared.metrics.render())
-            }
-            _ => respond(StatusCode::NOT_FOUND, "text/plain", "GET /metrics\n"),
-        }
-    });
-    tokio::select! {
-        () = serve => {}
-        () = place.evicted.cancelled() => {}
-        () = shutdown.cancelled() => {}
-    }
-}
-
-async fn http<S>(stream: S, handle: impl AsyncFn(Request<Incoming>) -> Response<Full<Bytes>>)
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    let handle = &handle;
-    let service = service_fn(move |request| async move { Ok::<_, Infallible>(handle(request).await) });
-    let connection = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_MAX)
-        .max_buf_size(64 * 1024)
-        .serve_connection(TokioIo::new(stream), service);
-    // Broken and slow clients are their own problem.
-    let _ = timeout(CONNECTION_MAX, connection).await;
 }

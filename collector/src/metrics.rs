@@ -57,9 +57,57 @@ struct MachineLabel {
     machine: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct UseLabel {
+    r#use: &'static str,
+}
+
+/// How the memory of [`crate::memory`] stands.
+#[derive(Clone, Default)]
+pub struct MemoryMetrics {
+    budget: Family<UseLabel, Gauge>,
+    used: Family<UseLabel, Gauge>,
+    waits: Counter,
+    resident: Gauge,
+}
+
+impl MemoryMetrics {
+    /// So much there is.
+    pub fn budget(&self, r#use: &'static str, bytes: u64) {
+        self.budget.get_or_create(&UseLabel { r#use }).set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+    /// So much of it is taken.
+    #[must_use]
+    pub fn used(&self, r#use: &'static str) -> Gauge {
+        self.used.get_or_create(&UseLabel { r#use }).clone()
+    }
+    /// A session had to wait.
+    pub fn waited(&self) {
+        self.waits.inc();
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        registry.register("memory_budget_bytes", "Bytes that sessions may use", self.budget.clone());
+        registry.register("memory_used_bytes", "Bytes that sessions have taken", self.used.clone());
+        registry.register("memory_waits", "Times that a session waited for memory", self.waits.clone());
+        registry.register("resident_bytes", "Memory of the process", self.resident.clone());
+    }
+}
+
+/// Resident bytes of this process; 0 where the system does not tell.
+#[must_use]
+pub fn resident_bytes() -> i64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<i64>().ok());
+    kib.unwrap_or(0).saturating_mul(1024)
+}
+
 /// All metrics of a collector.
 pub struct Metrics {
     registry: Registry,
+    /// Of the memory.
+    pub memory: MemoryMetrics,
     sessions: Gauge,
     deltas_open: Gauge,
     window: Gauge,
@@ -71,6 +119,8 @@ pub struct Metrics {
     refusals: Family<CodeLabel, Counter>,
     vault_errors: Counter,
     enrolments: Counter,
+    renewals: Counter,
+    revocations_unread: Counter,
     rpo_age: Family<MachineLabel, Gauge<f64, AtomicU64>>,
     last_points_ms: Mutex<HashMap<MachineId, u64>>,
 }
@@ -90,6 +140,7 @@ impl Default for Metrics {
         let buckets = prometheus_client::metrics::histogram::exponential_buckets(0.005, 2.0, 15);
         let mut metrics = Self {
             registry: Registry::with_prefix("highwater_collector"),
+            memory: MemoryMetrics::default(),
             sessions: Gauge::default(),
             deltas_open: Gauge::default(),
             window: Gauge::default(),
@@ -101,10 +152,13 @@ impl Default for Metrics {
             refusals: Family::default(),
             vault_errors: Counter::default(),
             enrolments: Counter::default(),
+            renewals: Counter::default(),
+            revocations_unread: Counter::default(),
             rpo_age: Family::default(),
             last_points_ms: Mutex::default(),
         };
         let registry = &mut metrics.registry;
+        metrics.memory.register(registry);
         registry.register("sessions", "Machines connected now", metrics.sessions.clone());
         registry.register("deltas_open", "Deltas begun and not yet closed", metrics.deltas_open.clone());
         registry.register(
@@ -140,6 +194,12 @@ impl Default for Metrics {
             metrics.vault_errors.clone(),
         );
         registry.register("enrolments", "Machines enrolled", metrics.enrolments.clone());
+        registry.register("certificate_renewals", "Machines' certificates renewed", metrics.renewals.clone());
+        registry.register(
+            "revocation_read_failures",
+            "Times that it could not be read who is revoked; after 30 s of it all sessions are refused",
+            metrics.revocations_unread.clone(),
+        );
         registry.register(
             "rpo_age_seconds",
             "Age of a machine's latest recovery point, by its marker",
@@ -187,6 +247,14 @@ impl Metrics {
     pub fn enrolled(&self) {
         self.enrolments.inc();
     }
+    /// A machine's certificate was renewed.
+    pub fn renewed(&self) {
+        self.renewals.inc();
+    }
+    /// It could not be read who is revoked.
+    pub fn revocations_unread(&self) {
+        self.revocations_unread.inc();
+    }
     /// A commit is durable.
     pub fn committed(
         &self,
@@ -217,6 +285,7 @@ impl Metrics {
             // A machine's clock may be ahead of ours.
             self.rpo_age.get_or_create(&label).set(now.saturating_sub(*taken_at_ms) as f64 / 1000.0);
         }
+        self.memory.resident.set(resident_bytes());
         let mut text = String::new();
         // Writing to a String cannot fail.
         let _ = text::encode(&mut text, &self.registry);

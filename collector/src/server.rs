@@ -5,27 +5,34 @@
 //! means it has shaken hands long before, so those who only hold places cannot keep it out. Shutdown lets pushes and commits that have begun finish, tells every agent to come back, and takes
 //! [`SHUTDOWN_MAX`] at most; what it then interrupts is as safe as after a kill.
 
-use crate::shared::{Shared, now_ms};
-use crate::{CollectorError, Config, authority, authority::OwnCert, management, metrics::Metrics, session};
+use crate::shared::{REVOCATIONS_UNKNOWN_MAX, Shared, now_ms};
+use crate::{
+    CollectorError, Config, authority, authority::OwnCert, management, memory, metrics::Metrics, session,
+};
+use highwater_serve::{Limits, Place, accept, serve_metrics};
 use highwater_vault::{Vault, VaultKey, local_store};
 use highwater_wire::{WireError, identity, tls};
-use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
+use tokio::io::BufReader;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
-use tokio_util::sync::CancellationToken;
 
 /// How long a shutdown waits for what has begun.
 pub const SHUTDOWN_MAX: Duration = Duration::from_secs(15);
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-const REVOKED_EVERY: Duration = Duration::from_secs(30);
-/// Connections at once to the metrics port.
-const SCRAPES_MAX: usize = 8;
+/// How often revocations are read: a revoked machine is cut off within this time.
+const REVOKED_EVERY: Duration = Duration::from_secs(2);
+/// Failures of that in a row between two lines in the log.
+const FAILURES_A_LINE: u32 = 5;
+/// Before the authority expires, this is said once a day.
+const AUTHORITY_WARNING: Duration = Duration::from_secs(730 * 86_400);
+const DAY_MS: u64 = 86_400_000;
+/// What is taken from a machine's connection at once: some records of TLS.
+const READ_AHEAD_BYTES: usize = 64 << 10;
 
 /// Starts collectors.
 pub struct Collector;
@@ -48,6 +55,8 @@ impl Collector {
     pub async fn start(config: Config) -> Result<Running, CollectorError> {
         let key = VaultKey::load(&config.key_file)?;
         let vault = Vault::open(local_store(&config.vault)?, &key).await?;
+        let pages = usize::try_from(memory::page_cache_bytes(config.memory)).unwrap_or(usize::MAX);
+        let vault = vault.with_page_cache(pages);
         Self::start_with(config, vault).await
     }
 
@@ -56,13 +65,13 @@ impl Collector {
         let authority = authority::load(&vault).await?;
         let metrics = Metrics::default();
         for machine in vault.machines().await? {
-            match vault.machine(machine).await {
+            match vault.machine_within(machine, memory::Memory::machine_bytes_max_of(config.memory)).await {
                 Ok(state) => {
                     if let Some(point) = state.points.last() {
                         metrics.last_point(machine, point.info.taken_at_ms);
                     }
                 }
-                // One damaged machine must not keep the others from being protected.
+                // One at a time, and none larger than a session's. One damaged machine must not keep the others from being protected.
                 Err(error) => {
                     tracing::error!(%machine, code = error.code(), %error, "cannot read a machine's state")
                 }
@@ -78,23 +87,38 @@ impl Collector {
         let (metrics_at, metrics) = listen(shared.config.metrics_listen).await?;
         let handshakes = shared.config.handshakes_max;
         let sessions = Arc::new(Semaphore::new(shared.config.sessions_max));
+        let shutdown = shared.shutdown.clone();
+        let told = {
+            let shared = shared.clone();
+            highwater_serve::Metrics {
+                content_type: "text/plain; version=0.0.4; charset=utf-8",
+                render: Arc::new(move || {
+                    let pages = i64::try_from(shared.vault.page_cache_bytes()).unwrap_or(i64::MAX);
+                    shared.metrics.memory.used("pages").set(pages);
+                    shared.metrics.render()
+                }),
+            }
+        };
         let api = Arc::new(management::Api::new(shared.clone(), ingest_at.port()));
         let acceptor = TlsAcceptor::from(Arc::new(ingest_tls));
         let api_acceptor = TlsAcceptor::from(Arc::new(management_tls));
         let tasks = vec![
-            tokio::spawn(accept(shared.clone(), ingest, handshakes, {
+            tokio::spawn(accept(ingest, handshakes, shutdown.clone(), SHUTDOWN_MAX, {
                 let shared = shared.clone();
                 move |stream, peer, place| {
                     connection(shared.clone(), acceptor.clone(), sessions.clone(), stream, peer, place)
                 }
             })),
-            tokio::spawn(accept(shared.clone(), management, handshakes, move |stream, _, place| {
-                management::connection(api.clone(), api_acceptor.clone(), stream, place)
-            })),
-            tokio::spawn(accept(shared.clone(), metrics, SCRAPES_MAX, {
-                let shared = shared.clone();
-                move |stream, _, place| management::metrics_connection(shared.clone(), stream, place)
-            })),
+            tokio::spawn(accept(
+                management,
+                handshakes,
+                shutdown.clone(),
+                SHUTDOWN_MAX,
+                move |stream, _, place| {
+                    management::connection(api.clone(), api_acceptor.clone(), stream, place)
+                },
+            )),
+            tokio::spawn(serve_metrics(metrics, told, Limits::default(), shutdown)),
             tokio::spawn(upkeep(shared.clone(), cert)),
         ];
         tracing::info!(ingest = %ingest_at, management = %management_at, metrics = %metrics_at, "ready");
@@ -128,82 +152,6 @@ async fn listen(address: SocketAddr) -> Result<(SocketAddr, TcpListener), Collec
     Ok((listener.local_addr().map_err(failed)?, listener))
 }
 
-/// Accepts until shutdown, with at most `places` connections that hold their place; a newcomer beyond that takes the place
-/// of the oldest.
-async fn accept<F, Fut>(shared: Arc<Shared>, listener: TcpListener, places: usize, handle: F)
-where
-    F: Fn(TcpStream, SocketAddr, Arc<Place>) -> Fut,
-    Fut: Future<Output = ()> + Send + 'static,
-{
-    let mut held = Held { places: Arc::new(Semaphore::new(places)), holders: VecDeque::new() };
-    let mut running = JoinSet::new();
-    loop {
-        tokio::select! {
-            () = shared.shutdown.cancelled() => break,
-            Some(ended) = running.join_next(), if !running.is_empty() => report(ended),
-            accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => {
-                    // Small messages wait for answers.
-                    let _ = stream.set_nodelay(true);
-                    let place = held.take().await;
-                    running.spawn(handle(stream, peer, place));
-                }
-                Err(error) => {
-                    // Out of descriptors, mostly: wait for some to be closed.
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
-    }
-    drop(listener);
-    let ended = timeout(SHUTDOWN_MAX, async {
-        while let Some(ended) = running.join_next().await {
-            report(ended);
-        }
-    });
-    if ended.await.is_err() {
-        tracing::warn!(connections = running.len(), "connections do not end; they are cut");
-        running.shutdown().await;
-    }
-}
-
-/// A place among those who have not shown who they are. Given back when dropped.
-pub struct Place {
-    /// Cancelled when a newcomer is to have it.
-    pub evicted: CancellationToken,
-    _permit: OwnedSemaphorePermit,
-}
-
-/// The places of a port, and who holds them, oldest first.
-struct Held {
-    places: Arc<Semaphore>,
-    holders: VecDeque<Weak<Place>>,
-}
-
-impl Held {
-    async fn take(&mut self) -> Arc<Place> {
-        self.holders.retain(|place| place.strong_count() > 0);
-        if self.places.available_permits() == 0
-            && let Some(oldest) = self.holders.pop_front().and_then(|place| place.upgrade())
-        {
-            oldest.evicted.cancel();
-        }
-        let permit = self.places.clone().acquire_owned().await.expect("the semaphore is never closed");
-        let place = Arc::new(Place { evicted: CancellationToken::new(), _permit: permit });
-        self.holders.push_back(Arc::downgrade(&place));
-        place
-    }
-}
-
-fn report(ended: Result<(), tokio::task::JoinError>) {
-    if let Err(error) = ended
-        && error.is_panic()
-    {
-        tracing::error!(%error, "a connection failed by a defect of the collector");
-    }
-}
-
 async fn connection(
     shared: Arc<Shared>,
     acceptor: TlsAcceptor,
@@ -214,38 +162,57 @@ async fn connection(
 ) {
     let limit = shared.config.handshake_timeout;
     let handshake = async {
+        // TLS reads 4 KiB at a time.
+        let stream = BufReader::with_capacity(READ_AHEAD_BYTES, stream);
         let stream = timeout(limit, acceptor.accept(stream))
             .await
             .map_err(|_| WireError::TimedOut { what: "shaking hands", after: limit })?
             .map_err(tls::io_error)?;
-        let revoked = shared.revoked.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let machine = tls::authenticate(stream.get_ref().1, &revoked)?;
-        Ok::<_, WireError>((machine, stream))
+        let revoked = shared.revoked.read().unwrap_or_else(PoisonError::into_inner);
+        let credential = tls::authenticate(stream.get_ref().1, &revoked);
+        drop(revoked);
+        Ok::<_, WireError>((credential, stream))
     };
-    let (machine, stream) = tokio::select! {
+    let admitted = async {
+        let error = match handshake.await {
+            Ok((Ok(credential), stream)) => return Some((credential, stream)),
+            Ok((Err(error @ WireError::Revoked(_)), stream)) => {
+                tracing::info!(%peer, code = error.code(), %error, "a revoked machine was turned away");
+                // It is the machine that it says, and is told why; its place is still that of a stranger.
+                session::refuse(&shared, stream, &error.into()).await;
+                return None;
+            }
+            Ok((Err(error), _)) | Err(error) => error,
+        };
+        shared.metrics.refused(error.code());
+        tracing::info!(%peer, code = error.code(), %error, "a client was turned away");
+        None
+    };
+    let (credential, stream) = tokio::select! {
         () = shared.shutdown.cancelled() => return,
         () = place.evicted.cancelled() => {
             let error = CollectorError::Full("too many clients shake hands at once");
             shared.metrics.refused(error.code());
             return;
         }
-        done = handshake => match done {
-            Ok(done) => done,
-            Err(error) => {
-                shared.metrics.refused(error.code());
-                tracing::info!(%peer, code = error.code(), %error, "a client was turned away");
-                return;
-            }
+        admitted = admitted => match admitted {
+            Some(admitted) => admitted,
+            None => return,
         }
     };
+    let machine = credential.machine;
     drop(place);
     let Ok(_session) = sessions.try_acquire_owned() else {
         session::refuse(&shared, stream, &CollectorError::Full("no more sessions")).await;
         return;
     };
-    match session::run(&shared, machine, stream).await {
+    match session::run(&shared, &credential, stream).await {
         Ok(()) => tracing::info!(%machine, %peer, "session ended"),
         // Machines come and go: the RPO's age tells whether one stays away for too long.
+        // It comes back with a newer certificate, or is turned away then.
+        Err(error @ CollectorError::CertificateExpired) => {
+            tracing::info!(%machine, %peer, code = error.code(), %error, "session ended");
+        }
         Err(error) if matches!(error.code(), 1101..=1104) => {
             tracing::info!(%machine, %peer, code = error.code(), %error, "session broken off");
         }
@@ -259,13 +226,30 @@ async fn connection(
 async fn upkeep(shared: Arc<Shared>, cert: Arc<OwnCert>) {
     let third = identity::SERVER_VALIDITY / 3;
     let mut issued_ms = now_ms();
+    let mut warned_ms = 0;
+    let mut failures = 0;
     loop {
+        if now_ms().saturating_sub(warned_ms) >= DAY_MS {
+            warned_ms = now_ms();
+            warn_of_authority(&shared);
+        }
         tokio::select! {
             () = shared.shutdown.cancelled() => return,
             () = tokio::time::sleep(REVOKED_EVERY) => {}
         }
-        if let Err(error) = shared.refresh_revoked().await {
-            tracing::error!(code = error.code(), %error, "cannot read revocations; the last known ones hold");
+        match shared.refresh_revoked().await {
+            Ok(()) => failures = 0,
+            Err(error) => {
+                shared.metrics.revocations_unread();
+                if failures % FAILURES_A_LINE == 0 {
+                    tracing::error!(
+                        code = error.code(), %error, action = error.action(),
+                        "cannot read revocations; without them, all sessions are refused after {} s",
+                        REVOCATIONS_UNKNOWN_MAX.as_secs()
+                    );
+                }
+                failures += 1;
+            }
         }
         if now_ms().saturating_sub(issued_ms) >= u64::try_from(third.as_millis()).unwrap_or(u64::MAX) {
             match cert.renew(&shared.authority, &shared.config.names) {
@@ -275,5 +259,19 @@ async fn upkeep(shared: Arc<Shared>, cert: Arc<OwnCert>) {
                 }
             }
         }
+    }
+}
+
+/// Certificates that machines get now are shortened by the authority's end: somebody has to know long before.
+fn warn_of_authority(shared: &Shared) {
+    let left = Duration::from_millis(shared.authority.expires_ms().saturating_sub(now_ms()));
+    if left < AUTHORITY_WARNING {
+        let error = CollectorError::AuthorityExpires;
+        tracing::warn!(
+            code = error.code(),
+            days_left = left.as_secs() / 86_400,
+            action = error.action(),
+            "the vault's certificate authority expires"
+        );
     }
 }

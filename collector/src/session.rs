@@ -15,34 +15,39 @@
 pub mod reader;
 pub mod state;
 
-use crate::shared::{Shared, Window};
-use crate::{CollectorError, metrics::Kind};
+use crate::memory::{Kept, Share, WAIT_MAX, WELCOME_WAIT_MAX};
+use crate::shared::{Ended, Shared};
+use crate::{CollectorError, certificates, metrics::Kind};
 use highwater_delta::{BlockRange, CommitId, CommitKind, DeltaId, DiskId, MachineId, StoredBlock};
 use highwater_vault::{BlockMap, DiskRecord, MachineWriter, Vault};
-use highwater_wire::message::{AgentMessage, CollectorMessage, DiskInfo, Hello, Welcome};
-use highwater_wire::{Frame, FrameReader, FrameWriter, Timeouts, Version, WireError, codec};
+use highwater_wire::message::{AgentMessage, CollectorMessage, DiskInfo, Hello, Refusal, Welcome};
+use highwater_wire::{Credential, Frame, FrameReader, FrameWriter, Timeouts, Version, WireError, codec};
 use reader::Incoming;
 use state::{Action, State};
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-/// How often a long push or commit shows that the collector lives.
-const KEEPALIVE: Duration = Duration::from_secs(10);
+/// After how long a silence work for a machine shows that the collector lives. An agent waits for 15 s.
+const KEEPALIVE: Duration = Duration::from_secs(5);
+/// How long chunks taken over may wait for their acknowledgement when no others follow.
+const ACKNOWLEDGE_AFTER: Duration = Duration::from_millis(20);
 /// How long and how much of a refused peer's bytes are drained.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
 const DRAIN_BYTES_MAX: u64 = 64 << 20;
 /// How long cleaning up after an open delta may take.
 const ABORT_MAX: Duration = Duration::from_secs(10);
 /// Disks that one session may claim.
-const CLAIMS_MAX: usize = 1024;
+const CLAIMS_MAX: usize = 512;
+/// How many times the longest silence a delta may be open without progress: its memory is that of others too.
+const DELTA_IDLE: u32 = 4;
 
 /// Runs a session over an authenticated stream until its end. Answers why it ended, if not by a goodbye.
-pub async fn run<S>(shared: &Arc<Shared>, machine: MachineId, stream: S) -> Result<(), CollectorError>
+pub async fn run<S>(shared: &Arc<Shared>, credential: &Credential, stream: S) -> Result<(), CollectorError>
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
@@ -51,17 +56,17 @@ where
     let timeouts = Timeouts { idle: config.idle_timeout, ..Timeouts::default() };
     let greeting = Timeouts { idle: config.handshake_timeout, frame: config.handshake_timeout, ..timeouts };
     let mut frames = FrameReader::new(input, greeting);
-    let mut out = Out { frames: FrameWriter::new(output, timeouts) };
+    let mut out = Out { frames: FrameWriter::new(output, timeouts), said: Instant::now() };
     let stop = CancellationToken::new();
     let greeted = tokio::select! {
-        greeted = hello(&mut frames, machine) => greeted,
+        greeted = hello(&mut frames, credential.machine) => greeted,
         () = shared.shutdown.cancelled() => Err(CollectorError::ShuttingDown),
     };
     let (ended, rest) = match greeted {
         Err(error) => (Err(error), frames.into_inner()),
         Ok((hello, version)) => {
             frames.set_timeouts(timeouts);
-            serve(shared, machine, &hello, version, frames, &mut out, stop).await
+            serve(shared, credential, &hello, version, frames, &mut out, stop).await
         }
     };
     match &ended {
@@ -80,7 +85,7 @@ where
 pub async fn refuse<S: AsyncRead + AsyncWrite>(shared: &Shared, stream: S, error: &CollectorError) {
     let (rest, output) = tokio::io::split(stream);
     shared.metrics.refused(error.code());
-    let mut out = Out { frames: FrameWriter::new(output, Timeouts::default()) };
+    let mut out = Out { frames: FrameWriter::new(output, Timeouts::default()), said: Instant::now() };
     turn_away(&mut out, rest, error).await;
 }
 
@@ -123,7 +128,7 @@ async fn hello<R: AsyncRead + Unpin>(
 /// Seat, writer, welcome, and the loop. The seat is given back last.
 async fn serve<R, W>(
     shared: &Arc<Shared>,
-    machine: MachineId,
+    credential: &Credential,
     hello: &Hello,
     version: Version,
     frames: FrameReader<R>,
@@ -134,28 +139,35 @@ where
     R: AsyncRead + Unpin + Send + 'static,
     W: AsyncWrite + Unpin,
 {
+    let machine = credential.machine;
     let opened = async {
-        shared.vault.machine(machine).await?;
-        let seat = shared.take_seat(machine).await?;
+        // Whoever is not in the vault gets no entry in any table.
+        shared.vault.host_name(machine).await?;
+        let seat = shared.take_seat(credential).await?;
         // Only now has an older session of the machine given its own back.
         let window = shared.take_window()?;
-        let writer = open_writer(shared.vault.clone(), machine).await?;
-        Ok::<_, CollectorError>((window, seat, writer))
+        let state_max = shared.memory.machine_bytes_max();
+        // Before anything is loaded.
+        let bytes = shared.vault.load_bytes(machine, state_max).await?;
+        let mut state = shared.memory.keep(bytes, WELCOME_WAIT_MAX).await?;
+        let writer = open_writer(shared.vault.clone(), machine, state_max).await?;
+        state.shrink(writer.state().memory_bytes());
+        Ok::<_, CollectorError>((window, seat, writer, state))
     };
-    let (window, seat, writer) = match opened.await {
+    let (window, seat, writer, state) = match opened.await {
         Ok(opened) => opened,
         Err(error) => return (Err(error), frames.into_inner()),
     };
     tracing::info!(%machine, host = hello.host_name, agent = hello.agent_version, kernel = hello.kernel, "session begun");
     let _gauge = shared.metrics.session();
-    let mut owner = Owner::new(shared, machine, writer, &window, out);
-    if let Err(error) = owner.welcome(version).await {
+    let mut owner = Owner::new(shared, credential, version, &seat.ended, (writer, state), &window, out);
+    if let Err(error) = owner.welcome().await {
         return (Err(error), frames.into_inner());
     }
     let (sender, queue) = mpsc::channel(reader::QUEUE_FRAMES);
     let reading =
-        tokio::spawn(reader::read(frames, owner.window.clone(), window.bytes, sender, stop.clone()));
-    let ended = owner.work(queue, &seat.replaced).await;
+        tokio::spawn(reader::read(frames, owner.window.clone(), window.bytes(), sender, stop.clone()));
+    let ended = owner.work(queue).await;
     owner.close().await;
     // Before the seat, so that the next session of the machine finds its window free.
     drop(window);
@@ -168,9 +180,14 @@ where
 }
 
 /// Opens a writer on a thread of its own: the vault's future for it cannot move between threads.
-async fn open_writer(vault: Vault, machine: MachineId) -> Result<MachineWriter, CollectorError> {
+async fn open_writer(
+    vault: Vault,
+    machine: MachineId,
+    state_max: u64,
+) -> Result<MachineWriter, CollectorError> {
     let handle = tokio::runtime::Handle::current();
-    match tokio::task::spawn_blocking(move || handle.block_on(vault.writer(machine))).await {
+    match tokio::task::spawn_blocking(move || handle.block_on(vault.writer_within(machine, state_max))).await
+    {
         Ok(opened) => Ok(opened?),
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }
@@ -178,18 +195,24 @@ async fn open_writer(vault: Vault, machine: MachineId) -> Result<MachineWriter, 
 
 struct Out<W> {
     frames: FrameWriter<W>,
+    /// When something was sent last.
+    said: Instant,
 }
 
 impl<W: AsyncWrite + Unpin> Out<W> {
     async fn send(&mut self, message: &CollectorMessage) -> Result<(), CollectorError> {
         self.frames.control(&codec::encode(message)?).await?;
-        Ok(self.frames.flush().await?)
+        self.frames.flush().await?;
+        self.said = Instant::now();
+        Ok(())
     }
 }
 
 struct Owner<'a, W> {
     shared: &'a Arc<Shared>,
     machine: MachineId,
+    credential: &'a Credential,
+    version: Version,
     writer: MachineWriter,
     state: State,
     out: &'a mut Out<W>,
@@ -203,38 +226,56 @@ struct Owner<'a, W> {
     claims: usize,
     /// Of the disk last asked for: a comparison asks for all of it, piece by piece. Dropped with the next delta, since
     /// it holds a cache.
-    map: Option<(DiskId, CommitId, BlockMap)>,
+    map: Option<(DiskId, CommitId, BlockMap, Kept)>,
+    /// When the map was asked for last.
+    map_used: Instant,
+    /// Memory of what is stored of the machine, grown with each commit.
+    kept: Vec<Kept>,
+    /// Memory of the open delta.
+    delta: Option<Share>,
+    /// When the open delta was begun, or added to last.
+    progress: Instant,
+    ended: &'a Ended,
 }
 
 impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
     fn new(
         shared: &'a Arc<Shared>,
-        machine: MachineId,
-        writer: MachineWriter,
-        window: &Window,
+        credential: &'a Credential,
+        version: Version,
+        ended: &'a Ended,
+        (writer, kept): (MachineWriter, Kept),
+        window: &Share,
         out: &'a mut Out<W>,
     ) -> Self {
-        let permits = usize::try_from(window.bytes).unwrap_or(Semaphore::MAX_PERMITS);
+        let permits = usize::try_from(window.bytes()).unwrap_or(Semaphore::MAX_PERMITS);
         Self {
             shared,
-            machine,
+            machine: credential.machine,
+            credential,
+            version,
             writer,
-            state: State::default(),
+            state: State::new(version),
             out,
             window: Arc::new(Semaphore::new(permits)),
-            window_bytes: window.bytes,
+            window_bytes: window.bytes(),
             unacknowledged: 0,
             told: None,
             claims: 0,
             map: None,
+            map_used: Instant::now(),
+            kept: vec![kept],
+            delta: None,
+            progress: Instant::now(),
+            ended,
         }
     }
 
-    async fn welcome(&mut self, version: Version) -> Result<(), CollectorError> {
+    async fn welcome(&mut self) -> Result<(), CollectorError> {
         let hash_key = self.shared.vault.hash_key(self.machine).await?;
         let state = self.writer.state();
         let welcome = Welcome {
-            version: version.number(),
+            version: self.version.number(),
             vault: self.shared.vault.id(),
             hash_key,
             window_bytes: self.window_bytes,
@@ -244,18 +285,26 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
         self.out.send(&CollectorMessage::Welcome(welcome)).await
     }
 
-    async fn work(
-        &mut self,
-        mut queue: mpsc::Receiver<Incoming>,
-        replaced: &CancellationToken,
-    ) -> Result<(), CollectorError> {
-        let shared = self.shared;
+    async fn work(&mut self, mut queue: mpsc::Receiver<Incoming>) -> Result<(), CollectorError> {
+        let (shared, ended) = (self.shared, self.ended);
+        let idle = shared.config.idle_timeout;
         loop {
             let incoming = tokio::select! {
                 biased;
-                () = replaced.cancelled() => return Err(CollectorError::Replaced),
+                why = ended.wait() => return Err(why),
                 () = shared.shutdown.cancelled() => return Err(CollectorError::ShuttingDown),
+                () = sleep_until(self.progress + idle * DELTA_IDLE), if self.state.open().is_some() => {
+                    return Err(self.state.open().map_or(CollectorError::Busy, CollectorError::DeltaIdle));
+                }
+                () = sleep_until(self.map_used + idle), if self.map.is_some() => {
+                    self.map = None;
+                    continue;
+                }
                 incoming = queue.recv() => incoming.unwrap_or(Incoming::End),
+                () = sleep(ACKNOWLEDGE_AFTER), if self.unacknowledged > 0 => {
+                    self.acknowledge().await?;
+                    continue;
+                }
             };
             let action = match incoming {
                 Incoming::Message(message) => self.state.message(message)?,
@@ -271,7 +320,9 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
             }
             let push = matches!(action, Action::Push(_));
             self.apply(action).await?;
-            if !push || queue.is_empty() || self.unacknowledged as u64 >= self.window_bytes / 8 {
+            // Not for each chunk: that would cost both sides a message and a wake-up. A peer that waits for its window has more
+            // than this part of it under way.
+            if !push || self.unacknowledged as u64 >= self.window_bytes / 8 {
                 self.acknowledge().await?;
             }
         }
@@ -284,11 +335,15 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
             Action::Begin(delta) => {
                 self.shared.metrics.delta_opened();
                 self.map = None;
+                let memory = self.shared.memory.work.take(MachineWriter::DELTA_BYTES_MAX, WAIT_MAX);
+                self.delta = Some(self.turn(memory).await??);
+                self.progress = Instant::now();
                 Ok(self.writer.begin(delta).await?)
             }
             Action::Push(chunk) => {
                 let bytes = chunk.len();
                 alive(self.out, last, self.writer.push(chunk)).await??;
+                self.progress = Instant::now();
                 self.unacknowledged += bytes;
                 self.shared.metrics.window(bytes);
                 Ok(())
@@ -296,12 +351,42 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
             Action::Commit(delta, kind) => self.commit(delta, kind).await,
             Action::Abort => {
                 self.shared.metrics.delta_closed();
-                Ok(self.writer.abort().await?)
+                self.writer.abort().await?;
+                self.delta = None;
+                Ok(())
             }
             Action::Hashes(disk, range) => self.hashes(disk, range).await,
             Action::Pong(number) => self.out.send(&CollectorMessage::Pong(number)).await,
+            Action::Renew(csr_pem) => self.renew(&csr_pem).await,
             Action::End => Ok(()),
         }
+    }
+
+    /// Waits for something that may take long, and shows that it lives meanwhile; unless the session is to end.
+    async fn turn<T>(&mut self, turn: impl Future<Output = T>) -> Result<T, CollectorError> {
+        let (shared, ended, last) = (self.shared, self.ended, self.told);
+        let turn = async {
+            tokio::select! {
+                biased;
+                why = ended.wait() => Err(why),
+                () = shared.shutdown.cancelled() => Err(CollectorError::ShuttingDown),
+                done = turn => Ok(done),
+            }
+        };
+        alive(self.out, last, turn).await?
+    }
+
+    /// What is stored of a machine grows with each commit, and so does the memory that it takes.
+    async fn grow(&mut self) -> Result<(), CollectorError> {
+        let have: u64 = self.kept.iter().map(Kept::bytes).sum();
+        let need = self.writer.state().memory_bytes();
+        if need > have {
+            // Some more than that, or there would be a share for each commit.
+            let more = self.shared.memory.keep(need - have + need / 16, WAIT_MAX);
+            let more = self.turn(more).await??;
+            self.kept.push(more);
+        }
+        Ok(())
     }
 
     /// Gives bytes back to the window, then says so: in this order, or a fast peer would find the window still full.
@@ -335,6 +420,9 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
         self.acknowledge().await?;
         let metrics = &self.shared.metrics;
         metrics.delta_closed();
+        while let Err(wait) = self.shared.allow_commit(self.machine) {
+            self.turn(tokio::time::sleep(wait)).await?;
+        }
         let begun = Instant::now();
         let (label, taken_at_ms) = match &kind {
             CommitKind::Partial => (Kind::Partial, None),
@@ -343,11 +431,13 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
         let stored_before = self.writer.state().segments.last().map_or(CommitId::NONE, |s| s.commit);
         let last = self.told;
         let commit = alive(self.out, last, self.writer.commit(kind)).await??;
+        self.delta = None;
         let stored: u64 =
             self.writer.state().segments.iter().filter(|s| s.commit > stored_before).map(|s| s.bytes).sum();
         metrics.committed(self.machine, label, taken_at_ms, begun.elapsed(), stored);
         tracing::debug!(machine = %self.machine, %delta, %commit, bytes = stored, "stored");
-        self.out.send(&CollectorMessage::Stored { delta, commit }).await
+        self.out.send(&CollectorMessage::Stored { delta, commit }).await?;
+        self.grow().await
     }
 
     async fn hashes(&mut self, disk: DiskId, range: BlockRange) -> Result<(), CollectorError> {
@@ -359,21 +449,54 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
         } else {
             let at = state.last_commit;
             let last = self.told;
-            let map = match self.map.take() {
-                Some((of, when, map)) if (of, when) == (disk, at) => map,
-                _ => alive(self.out, last, self.shared.vault.block_map_of(state, disk, at)).await??,
+            let (map, share) = match self.map.take() {
+                Some((of, when, map, share)) if (of, when) == (disk, at) => (map, share),
+                before => {
+                    drop(before);
+                    let bytes = self.shared.vault.block_map_bytes(state, disk, at);
+                    let bytes_max = self.shared.memory.machine_bytes_max();
+                    if bytes > bytes_max {
+                        return Err(CollectorError::MapTooLarge { bytes, bytes_max });
+                    }
+                    let share = self.turn(self.shared.memory.keep(bytes, WAIT_MAX)).await??;
+                    let state = self.writer.state();
+                    (alive(self.out, last, self.shared.vault.block_map_of(state, disk, at)).await??, share)
+                }
             };
             let blocks = alive(self.out, last, map.hashes(range)).await??;
-            self.map = Some((disk, at, map));
+            self.map = Some((disk, at, map, share));
+            self.map_used = Instant::now();
             blocks
         };
         self.out.send(&CollectorMessage::Hashes { disk, range, blocks }).await
     }
 
+    /// A refusal does not end the session: the present certificate is still valid. One who asks too often is sent away.
+    async fn renew(&mut self, csr_pem: &str) -> Result<(), CollectorError> {
+        let last = self.told;
+        let renewed = certificates::renew(self.shared, self.credential, csr_pem);
+        let answer = match alive(self.out, last, renewed).await? {
+            Ok(cert_pem) => {
+                tracing::info!(machine = %self.machine, "certificate renewed");
+                self.shared.metrics.renewed();
+                CollectorMessage::Renewed { cert_pem }
+            }
+            Err(error @ (CollectorError::Wire(WireError::Revoked(_)) | CollectorError::Quota(_))) => {
+                return Err(error);
+            }
+            Err(error) => {
+                tracing::warn!(machine = %self.machine, code = error.code(), %error, "a certificate is not renewed");
+                self.shared.metrics.refused(error.code());
+                CollectorMessage::NotRenewed(Refusal { fatal: false, ..error.refusal() })
+            }
+        };
+        self.out.send(&answer).await
+    }
+
     /// Discards an open delta and lets the writer go.
     async fn close(mut self) {
         self.shared.metrics.window_returned(self.unacknowledged);
-        if self.state.is_open() {
+        if self.state.open().is_some() {
             self.shared.metrics.delta_closed();
         }
         // Also after a failed commit; without an open delta it does nothing. What cannot be cleaned up now is cleaned
@@ -398,16 +521,18 @@ async fn alive<T, W: AsyncWrite + Unpin>(
     let mut work = pin!(work);
     let mut peer = Ok(());
     loop {
-        match timeout(KEEPALIVE, &mut work).await {
+        // Since the last word, not since this work began: many short ones make a long silence too.
+        match timeout_at(out.said + KEEPALIVE, &mut work).await {
             Ok(done) => return peer.map(|()| done),
             Err(_) if peer.is_ok() => {
+                out.said = Instant::now();
                 let message = match last {
                     Some((delta, chunks)) => CollectorMessage::Received { delta, chunks },
                     None => CollectorMessage::Pong(0),
                 };
                 peer = out.send(&message).await;
             }
-            Err(_) => {}
+            Err(_) => out.said = Instant::now(),
         }
     }
 }

@@ -1,20 +1,27 @@
 //! What the sessions of a collector share.
 
-use crate::{CollectorError, Config, config::WINDOW_BYTES_MIN, metrics::Metrics};
+use crate::bucket::Bucket;
+use crate::memory::{Memory, Share};
+use crate::{CollectorError, Config, certificates, config::WINDOW_BYTES_MIN, metrics::Metrics};
 use highwater_delta::{DiskId, MachineId};
 use highwater_vault::Vault;
 use highwater_wire::identity::Authority;
 use highwater_wire::tls::Revoked;
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
+use highwater_wire::{Credential, WireError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::OwnedMutexGuard;
 use tokio_util::sync::CancellationToken;
 
 /// How long a newer session waits for the older one to let go.
 const SEAT_WAIT_MAX: Duration = Duration::from_secs(30);
-/// Bytes that one permit of the memory budget stands for.
-const MEMORY_UNIT: u64 = 64 * 1024;
+/// When it has not been possible for so long to read who is revoked, nobody is served: whoever was revoked meanwhile would be.
+pub const REVOCATIONS_UNKNOWN_MAX: Duration = Duration::from_secs(30);
+/// Disks that a machine may claim at once, and again within a day. They are claimed for ever.
+pub const CLAIMS_A_DAY: u32 = 512;
+/// Minutes' worth of commits that may come at once.
+const COMMITS_BURST_MINUTES: f64 = 5.0;
 
 /// Everything shared. Locks here are held for moments only, never across an await.
 pub struct Shared {
@@ -28,79 +35,164 @@ pub struct Shared {
     pub metrics: Metrics,
     /// Certificates no longer accepted.
     pub revoked: RwLock<Revoked>,
+    /// When they were read last.
+    revoked_read: Mutex<Instant>,
     /// Asks everybody to end.
     pub shutdown: CancellationToken,
     seats: Mutex<HashMap<MachineId, Seats>>,
     claims: Mutex<HashMap<DiskId, MachineId>>,
-    memory: Arc<Semaphore>,
+    /// The memory of all sessions.
+    pub memory: Memory,
 }
 
 struct Seats {
-    newest: CancellationToken,
+    newest: Ended,
+    /// Of the newest session.
+    credential: Credential,
     lock: Arc<tokio::sync::Mutex<()>>,
+    allowance: Allowance,
+}
+
+/// What a machine may do, over all its sessions.
+struct Allowance {
+    renewals: Bucket,
+    commits: Bucket,
+    claims: Bucket,
 }
 
 /// The right to write for a machine. Dropped only after the writer.
 pub struct Seat {
-    /// Cancelled when a newer session has come.
-    pub replaced: CancellationToken,
+    /// When it is to be given back.
+    pub ended: Ended,
     _guard: OwnedMutexGuard<()>,
 }
 
-/// A window, taken out of the budget of all.
-pub struct Window {
-    /// Its size.
-    pub bytes: u64,
-    _permit: OwnedSemaphorePermit,
+/// Tells a session to end, and why.
+#[derive(Clone, Default)]
+pub struct Ended {
+    token: CancellationToken,
+    why: Arc<OnceLock<Why>>,
+}
+
+#[derive(Clone, Copy)]
+enum Why {
+    Replaced,
+    Revoked(MachineId),
+    Expired,
+    Unknown,
+}
+
+impl Ended {
+    fn end(&self, why: Why) {
+        // The first reason counts.
+        let _ = self.why.set(why);
+        self.token.cancel();
+    }
+
+    /// Waits for it; answers why. Cancellation-safe.
+    pub async fn wait(&self) -> CollectorError {
+        self.token.cancelled().await;
+        match self.why.get() {
+            Some(Why::Revoked(machine)) => WireError::Revoked(*machine).into(),
+            Some(Why::Expired) => CollectorError::CertificateExpired,
+            Some(Why::Unknown) => CollectorError::RevocationsUnknown,
+            Some(Why::Replaced) | None => CollectorError::Replaced,
+        }
+    }
 }
 
 impl Shared {
     /// For a collector that starts.
     #[must_use]
     pub fn new(config: Config, vault: Vault, authority: Authority, metrics: Metrics) -> Self {
-        let permits = usize::try_from(config.memory / MEMORY_UNIT).unwrap_or(usize::MAX);
+        let memory = Memory::new(config.memory, &metrics.memory);
         Self {
             config,
             vault,
             authority,
             metrics,
             revoked: RwLock::default(),
+            revoked_read: Mutex::new(Instant::now()),
             shutdown: CancellationToken::new(),
             seats: Mutex::default(),
             claims: Mutex::default(),
-            memory: Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS))),
+            memory,
         }
     }
 
     /// Tells the older session of a machine to end, and waits until it has. The table holds an entry for each
     /// machine that ever came; only machines of the vault get here, so it is bounded by their number.
-    pub async fn take_seat(&self, machine: MachineId) -> Result<Seat, CollectorError> {
-        let replaced = CancellationToken::new();
+    pub async fn take_seat(&self, credential: &Credential) -> Result<Seat, CollectorError> {
+        let ended = Ended::default();
         let lock = {
             let mut seats = locked(&self.seats);
-            let entry = seats
-                .entry(machine)
-                .or_insert_with(|| Seats { newest: CancellationToken::new(), lock: Arc::default() });
-            std::mem::replace(&mut entry.newest, replaced.clone()).cancel();
+            let entry = seats.entry(credential.machine).or_insert_with(|| Seats {
+                newest: Ended::default(),
+                credential: credential.clone(),
+                lock: Arc::default(),
+                allowance: Allowance::new(&self.config, Instant::now()),
+            });
+            entry.credential = credential.clone();
+            std::mem::replace(&mut entry.newest, ended.clone()).end(Why::Replaced);
             Arc::clone(&entry.lock)
         };
+        // Whoever was revoked between its handshake and here has not been told to end.
+        if self.is_revoked(credential) {
+            ended.end(Why::Revoked(credential.machine));
+        }
+        if !self.revocations_are_known() {
+            ended.end(Why::Unknown);
+        }
         tokio::select! {
             biased;
             () = self.shutdown.cancelled() => Err(CollectorError::ShuttingDown),
-            () = replaced.cancelled() => Err(CollectorError::Replaced),
+            why = ended.wait() => Err(why),
             guard = tokio::time::timeout(SEAT_WAIT_MAX, lock.lock_owned()) => {
-                Ok(Seat { _guard: guard.map_err(|_| CollectorError::Busy)?, replaced })
+                Ok(Seat { _guard: guard.map_err(|_| CollectorError::Busy)?, ended })
             }
         }
     }
 
+    /// Whether a certificate is among those that are known to be revoked.
+    #[must_use]
+    pub fn is_revoked(&self, credential: &Credential) -> bool {
+        self.revoked.read().unwrap_or_else(PoisonError::into_inner).covers(credential)
+    }
+
+    fn revocations_are_known(&self) -> bool {
+        locked(&self.revoked_read).elapsed() < REVOCATIONS_UNKNOWN_MAX
+    }
+
+    /// Takes one renewal out of a machine's allowance.
+    pub fn allow_renewal(&self, machine: MachineId) -> Result<(), CollectorError> {
+        self.allow(machine, |allowance| &mut allowance.renewals)
+            .map_err(|_| CollectorError::Quota("it asks for too many certificates"))
+    }
+
+    /// Takes one commit out of a machine's allowance, or tells how long until there is one.
+    pub fn allow_commit(&self, machine: MachineId) -> Result<(), Duration> {
+        self.allow(machine, |allowance| &mut allowance.commits)
+    }
+
+    /// Takes one out of a machine's bucket, or tells how long until there is one.
+    fn allow(
+        &self,
+        machine: MachineId,
+        bucket: impl FnOnce(&mut Allowance) -> &mut Bucket,
+    ) -> Result<(), Duration> {
+        match locked(&self.seats).get_mut(&machine) {
+            Some(seats) => bucket(&mut seats.allowance).take(Instant::now()),
+            // Only sessions ask, and they have a seat.
+            None => Ok(()),
+        }
+    }
+
     /// A window of the configured size, or a smaller one when the budget runs short.
-    pub fn take_window(&self) -> Result<Window, CollectorError> {
+    pub fn take_window(&self) -> Result<Share, CollectorError> {
         let mut bytes = self.config.window;
         while bytes >= WINDOW_BYTES_MIN {
-            let units = u32::try_from(bytes.div_ceil(MEMORY_UNIT)).unwrap_or(u32::MAX);
-            if let Ok(permit) = Arc::clone(&self.memory).try_acquire_many_owned(units) {
-                return Ok(Window { bytes, _permit: permit });
+            if let Some(share) = self.memory.windows.try_take(bytes) {
+                return Ok(share);
             }
             bytes /= 2;
         }
@@ -114,12 +206,20 @@ impl Shared {
             Some(owner) => owner,
             None => {
                 let name = format!("disks/{disk}");
-                if self.vault.control_create(&name, machine.as_bytes()).await? {
-                    machine
-                } else {
-                    let text = self.vault.control_get(&name).await?;
-                    let bytes = text.as_ref().and_then(|text| <[u8; 16]>::try_from(text.as_slice()).ok());
-                    MachineId::from_bytes(bytes.ok_or(CollectorError::Document(name))?)
+                let mut text = self.vault.control_get(&name).await?;
+                if text.is_none() {
+                    self.allow(machine, |allowance| &mut allowance.claims)
+                        .map_err(|_| CollectorError::Quota("it names too many new disks"))?;
+                    if !self.vault.control_create(&name, machine.as_bytes()).await? {
+                        text = self.vault.control_get(&name).await?;
+                    }
+                }
+                match text {
+                    None => machine,
+                    Some(text) => {
+                        let bytes = <[u8; 16]>::try_from(text.as_slice()).ok();
+                        MachineId::from_bytes(bytes.ok_or(CollectorError::Document(name))?)
+                    }
                 }
             }
         };
@@ -131,17 +231,48 @@ impl Shared {
         Ok(())
     }
 
-    /// Reads again who has been revoked: control documents `revoked/<machine>`. Their sessions end.
+    /// Reads again who has been revoked. Their sessions end, and those whose certificate has expired: a session that lasts would
+    /// outlive both by any time. When it cannot be read for [`REVOCATIONS_UNKNOWN_MAX`], all sessions end, and new ones are
+    /// refused until it can be.
     pub async fn refresh_revoked(&self) -> Result<(), CollectorError> {
-        let names = self.vault.control_list("revoked/").await?;
-        let machines: HashSet<MachineId> =
-            names.iter().filter_map(|name| name.rsplit('/').next()?.parse().ok()).collect();
-        // A session that lasts would outlive its certificate's revocation by any time.
-        for (_, seats) in locked(&self.seats).iter().filter(|(machine, _)| machines.contains(machine)) {
-            seats.newest.cancel();
+        let begun = Instant::now();
+        let read =
+            tokio::time::timeout(REVOCATIONS_UNKNOWN_MAX, certificates::all_revoked(&self.vault)).await;
+        let machines = match read.unwrap_or(Err(CollectorError::RevocationsUnknown)) {
+            Ok(machines) => machines,
+            Err(error) => {
+                if !self.revocations_are_known() {
+                    locked(&self.seats).values().for_each(|seats| seats.newest.end(Why::Unknown));
+                }
+                return Err(error);
+            }
+        };
+        *locked(&self.revoked_read) = begun;
+        // In this order: a session takes its seat first, and looks here afterwards.
+        *self.revoked.write().unwrap_or_else(PoisonError::into_inner) = Revoked { machines };
+        let now_ms = now_ms();
+        for (machine, seats) in locked(&self.seats).iter() {
+            if self.is_revoked(&seats.credential) {
+                seats.newest.end(Why::Revoked(*machine));
+            } else if seats.credential.expires_ms <= now_ms {
+                seats.newest.end(Why::Expired);
+            }
         }
-        self.revoked.write().unwrap_or_else(PoisonError::into_inner).machines = machines;
         Ok(())
+    }
+}
+
+impl Allowance {
+    fn new(config: &Config, now: Instant) -> Self {
+        // An agent tries thirty times in a certificate's validity at most.
+        let renewals_per_second = 60.0 / config.certificate_validity.as_secs_f64().max(1.0);
+        let commits = f64::from(config.commits_per_minute);
+        let claims = f64::from(CLAIMS_A_DAY);
+        Self {
+            renewals: Bucket::new(4.0, renewals_per_second, now),
+            commits: Bucket::new(commits * COMMITS_BURST_MINUTES, commits / 60.0, now),
+            claims: Bucket::new(claims, claims / 86_400.0, now),
+        }
     }
 }
 

@@ -19,12 +19,33 @@ struct Document {
     expires_at_ms: u64,
     /// For people: the host it was made for.
     host_name: Option<String>,
+    /// The machine that is to return with it; none: a new one.
+    #[serde(default)]
+    returning: Option<Returning>,
 }
 
 #[derive(Serialize)]
 struct Used {
     machine: MachineId,
     used_at_ms: u64,
+}
+
+/// A machine that is enrolled again, as the generation that was next when its token was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Returning {
+    /// The machine.
+    pub machine: MachineId,
+    /// See [`highwater_wire::credential`].
+    pub generation: u32,
+}
+
+/// A token that was checked.
+#[derive(Clone, Copy, Debug)]
+pub struct Checked {
+    /// Its id.
+    pub id: [u8; 16],
+    /// The machine it was made for.
+    pub returning: Option<Returning>,
 }
 
 /// Makes a token that is valid from `now_ms` for `ttl`.
@@ -34,6 +55,7 @@ pub async fn create(
     now_ms: u64,
     ttl: Duration,
     host_name: Option<String>,
+    returning: Option<Returning>,
 ) -> Result<Token, CollectorError> {
     let token = Token { id: random()?, secret: Zeroizing::new(random()?), ca_fingerprint };
     let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
@@ -41,6 +63,7 @@ pub async fn create(
         secret_sha256: hex(&sha256(token.secret.as_ref())),
         expires_at_ms: now_ms.saturating_add(ttl_ms),
         host_name,
+        returning,
     };
     let name = name(&token.id);
     let text = serde_json::to_vec(&document).map_err(|_| CollectorError::Document(name.clone()))?;
@@ -54,7 +77,7 @@ pub async fn check(
     id_hex: &str,
     secret_hex: &str,
     now_ms: u64,
-) -> Result<[u8; 16], CollectorError> {
+) -> Result<Checked, CollectorError> {
     let id: [u8; 16] = unhex(id_hex).map_err(|_| CollectorError::TokenInvalid)?;
     let secret = Zeroizing::new(unhex::<32>(secret_hex).map_err(|_| CollectorError::TokenInvalid)?);
     let text = vault.control_get(&name(&id)).await?.ok_or(CollectorError::TokenInvalid)?;
@@ -66,7 +89,7 @@ pub async fn check(
     if now_ms >= document.expires_at_ms {
         return Err(CollectorError::TokenExpired);
     }
-    Ok(id)
+    Ok(Checked { id, returning: document.returning })
 }
 
 /// Uses a checked token for a machine: succeeds once.

@@ -17,7 +17,8 @@ use nix::unistd::Pid;
 
 use crate::census::ENVIRONMENT;
 
-const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+/// Longer than the daemons give themselves.
+const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(10);
 
 /// A program of this project, built beside the tests.

@@ -96,6 +96,10 @@ impl Mounted {
             (_, more) => more.to_owned(),
         };
         let options = if device.is_file() { format!("loop,{options}") } else { options };
+        if kind == FileSystem::Btrfs {
+            // It remembers what lay on devices whose numbers come back, and then refuses ("File exists") what lies there now.
+            command::run("btrfs", &["device", "scan", "--forget"])?;
+        }
         let (device_name, dir_name) = (device.to_string_lossy(), dir.path().to_string_lossy());
         command::run("mount", &["-t", kind.name(), "-o", &options, &device_name, &dir_name])?;
         Ok(Mounted { device: device.to_path_buf(), dir })

@@ -11,6 +11,7 @@ use crate::{
     daemon::{Daemon, free_port, program},
 };
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
@@ -28,6 +29,9 @@ mod watch;
 
 pub use watch::write_all_within;
 
+/// For what takes no time worth speaking of, on any machine: it only keeps a test that fails from hanging.
+const GUARD: Duration = Duration::from_secs(300);
+
 /// What a test may choose.
 #[derive(Debug, Clone)]
 pub struct SiteOptions {
@@ -35,8 +39,12 @@ pub struct SiteOptions {
     pub point_interval: String,
     /// Lines for the agent's `[replication]`.
     pub replication: Vec<String>,
+    /// Lines for `collector.toml`.
+    pub collector: Vec<String>,
     /// Lines for the agent's `[tracking]`.
     pub tracking: Vec<String>,
+    /// Lines for the agent's `[limits]`.
+    pub limits: Vec<String>,
     /// Whether devices are copied while frozen.
     pub copy_frozen: bool,
     /// Where the agent connects, if not straight to the collector.
@@ -54,7 +62,9 @@ impl Default for SiteOptions {
         Self {
             point_interval: "1h".into(),
             replication: vec![],
+            collector: vec![],
             tracking: vec![],
+            limits: vec![],
             copy_frozen: true,
             through: None,
             ingest_port: None,
@@ -71,8 +81,11 @@ pub struct Site {
     key: PathBuf,
     agent_config: PathBuf,
     agent_program: PathBuf,
+    agent_variables: Vec<(&'static str, PathBuf)>,
     ingest: SocketAddr,
+    management: u16,
     agent_metrics: u16,
+    collector_metrics: u16,
     copies: CopiesDir,
     /// The agent, while it runs.
     pub agent: Option<Daemon>,
@@ -126,6 +139,7 @@ impl Site {
         lines.push(format!("listen = \"127.0.0.1:{ingest}\""));
         lines.push(format!("management-listen = \"127.0.0.1:{management}\""));
         lines.push(format!("metrics-listen = \"127.0.0.1:{collector_metrics}\""));
+        lines.extend(options.collector.iter().cloned());
         fs::write(&config, lines.join("\n"))?;
 
         let copies = CopiesDir(PathBuf::from(format!("/dev/shm/hwtest-copies-{}", std::process::id())));
@@ -136,26 +150,51 @@ impl Site {
             key: etc.join("vault.key"),
             agent_config: dir.join("agent.toml"),
             agent_program: program("highwater-agent")?,
+            agent_variables: vec![],
             ingest,
+            management,
             agent_metrics,
+            collector_metrics,
             copies,
             agent: None,
             collector: None,
             devices: BTreeMap::new(),
-            // How a killed agent looks from the other side.
-            allowed: vec!["peer closed connection".into()],
+            // How a killed agent looks from the other side, and a collector that is away.
+            allowed: [
+                "peer closed connection",
+                "disconnected from the collector",
+                "no connection to the collector",
+            ]
+            .map(String::from)
+            .to_vec(),
             dir,
         };
         site.write_agent_config(arena, options, agent_metrics)?;
         site.start_collector()?;
-        let token = command::run(
-            &collector.to_string_lossy(),
-            &["token", "create", "--config", &text(&config), "--json"],
-        )?;
-        let token: Value = serde_json::from_str(&token)?;
-        let token = token["token"].as_str().context("no token")?;
-        site.agent_command(&["enroll", &format!("https://127.0.0.1:{management}"), token])?;
+        let (token, url) = (site.dir.join("token"), site.management_url());
+        fs::write(&token, site.new_token()?)?;
+        site.agent_command(&["enroll", &url, "--token-file", &text(&token)])?;
         Ok(site)
+    }
+
+    /// An enrolment token of this site's collector.
+    pub fn new_token(&self) -> Result<String> {
+        let config = text(&self.dir.join("collector/collector.toml"));
+        let collector = program("highwater-collector")?;
+        let said =
+            command::run(&collector.to_string_lossy(), &["token", "create", "--config", &config, "--json"])?;
+        let said: Value = serde_json::from_str(&said)?;
+        Ok(said["token"].as_str().context("no token")?.to_owned())
+    }
+
+    /// Where machines enrol.
+    pub fn management_url(&self) -> String {
+        format!("https://127.0.0.1:{}", self.management)
+    }
+
+    /// The agent's configuration.
+    pub fn agent_config(&self) -> &Path {
+        &self.agent_config
     }
 
     fn write_agent_config(&self, arena: &Arena, options: &SiteOptions, metrics: u16) -> Result<()> {
@@ -176,6 +215,10 @@ impl Site {
         }
         writeln!(toml, "[tracking]")?;
         for line in &options.tracking {
+            writeln!(toml, "{line}")?;
+        }
+        writeln!(toml, "[limits]")?;
+        for line in &options.limits {
             writeln!(toml, "{line}")?;
         }
         if options.copy_frozen {
@@ -221,7 +264,7 @@ impl Site {
         for text in &self.allowed {
             daemon.allow(text);
         }
-        let until = Instant::now() + Duration::from_secs(20);
+        let until = Instant::now() + GUARD;
         while std::net::TcpStream::connect(self.ingest).is_err() {
             ensure!(
                 Instant::now() < until && daemon.is_running()?,
@@ -239,10 +282,15 @@ impl Site {
         self.agent_program = path.to_path_buf();
     }
 
+    /// Gives the agent an environment variable from its next start on.
+    pub fn agent_variable(&mut self, name: &'static str, value: &Path) {
+        self.agent_variables.push((name, value.to_path_buf()));
+    }
+
     /// Starts the agent; its control socket answers on return.
     pub fn start_agent(&mut self) -> Result<()> {
         self.spawn_agent()?;
-        let until = Instant::now() + Duration::from_secs(60);
+        let until = Instant::now() + GUARD;
         while self.status().is_err() {
             let agent = self.agent.as_mut().context("no agent")?;
             ensure!(
@@ -259,6 +307,7 @@ impl Site {
     pub fn spawn_agent(&mut self) -> Result<()> {
         let mut command = Command::new(&self.agent_program);
         command.arg("--config").arg(&self.agent_config).arg("run");
+        command.envs(self.agent_variables.iter().map(|(name, value)| (name, value)));
         let mut daemon = Daemon::spawn("agent", &self.dir, command)?;
         for text in &self.allowed {
             daemon.allow(text);
@@ -275,6 +324,10 @@ impl Site {
     pub fn kill_collector(&mut self) -> Result<()> {
         self.collector.take().map_or(Ok(()), |mut c| c.kill_9())
     }
+    /// Stops the collector for a while, or lets it go on.
+    pub fn signal_collector(&self, signal: Signal) -> Result<()> {
+        self.collector.as_ref().map_or(Ok(()), |collector| collector.signal(signal))
+    }
     /// Asks the agent to stop, and judges its log.
     pub fn stop_agent(&mut self) -> Result<()> {
         self.agent.take().map_or(Ok(()), Daemon::stop)
@@ -283,6 +336,14 @@ impl Site {
     /// Where agents connect.
     pub fn ingest(&self) -> SocketAddr {
         self.ingest
+    }
+    /// Where the agent tells its metrics.
+    pub fn agent_metrics(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.agent_metrics))
+    }
+    /// Where the collector tells its metrics.
+    pub fn collector_metrics(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.collector_metrics))
     }
     /// The agent's run directory.
     pub fn run_dir(&self) -> PathBuf {
@@ -347,12 +408,12 @@ impl Site {
     }
     /// Waits until the first copy of all disks is complete.
     pub fn wait_replicated(&self) -> Result<()> {
-        self.devices.keys().try_for_each(|name| self.wait_state(name, "bitmap", Duration::from_secs(120)))
+        self.devices.keys().try_for_each(|name| self.wait_state(name, "bitmap", GUARD))
     }
 
     /// Makes a point and waits until it is stored; answers its number. Retries while the connection comes and goes.
     pub fn point(&self) -> Result<u64> {
-        self.point_within(Duration::from_secs(60))
+        self.point_within(GUARD)
     }
     /// The same, with a limit of one's own.
     pub fn point_within(&self, limit: Duration) -> Result<u64> {

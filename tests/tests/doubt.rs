@@ -6,6 +6,7 @@ use highwater_tests::{
     Arena, Backing, FileSystem, LoopDisk, Mounted, Random, Site, SiteOptions,
     buffer::{Aligned, open_direct},
 };
+use nix::sys::signal::Signal;
 use std::{
     fs::{self, File},
     io::Write,
@@ -165,5 +166,62 @@ fn pins_removed_while_no_agent_runs() -> Result<()> {
     site.assert_exact(before)?;
     let different = site.metric(DIFFERENT)?;
     ensure!(different < 4096.0, "{different} blocks were sent as different");
+    site.stop_agent()
+}
+
+/// While a disk is compared, its machine's other disks can be unprotected; what is stored of it stays its own.
+#[test]
+fn a_disk_that_leaves_during_a_comparison_changes_no_other() -> Result<()> {
+    let arena = Arena::enter("leaves")?;
+    let disks: Vec<LoopDisk> =
+        (0..3).map(|_| LoopDisk::new(Backing::Tmpfs, 32 * MIB)).collect::<Result<_>>()?;
+    let mut site = Site::new(&arena, &SiteOptions::default())?;
+    site.start_agent()?;
+    for (at, disk) in disks.iter().enumerate() {
+        write_blocks(disk.path(), 0, 4096, 0x11 * (at as u8 + 1))?;
+        site.protect(disk.path(), &format!("disk{at}"))?;
+    }
+    site.wait_replicated()?;
+    site.point()?;
+    // The comparison is asked for while the collector cannot answer; the operators' requests come in between.
+    site.signal_collector(Signal::SIGSTOP)?;
+    site.agent_command(&["resync", "disk1"])?;
+    std::thread::sleep(Duration::from_millis(500));
+    let left = site.agent_command(&["unprotect", "disk0"]);
+    site.signal_collector(Signal::SIGCONT)?;
+    left?;
+    for name in ["disk1", "disk2"] {
+        site.wait_state(name, "bitmap", Duration::from_secs(60))?;
+    }
+    let point = site.point()?;
+    let recovered = site.recover(point)?;
+    for (name, byte) in [("disk1", 0x22), ("disk2", 0x33)] {
+        let mut block = vec![0; 4096];
+        let image = File::open(recovered.image(name))?;
+        for at in 0..4096 {
+            image.read_exact_at(&mut block, at * 4096)?;
+            ensure!(block.iter().all(|b| *b == byte), "{name}, block {at}: {:#x}", block[0]);
+        }
+    }
+    site.verify()?;
+    site.stop_agent()
+}
+
+/// With the kernel's accounting switched off it cannot be seen whether the disk is at rest: no points, and the reason.
+#[test]
+fn without_the_kernels_counts_there_are_no_points() -> Result<()> {
+    let arena = Arena::enter("iostats")?;
+    let (disk, mut site) = replicated(&arena, &[])?;
+    site.allow("no recovery point this time");
+    let name = disk.path().file_name().context("a device's name")?.to_string_lossy().into_owned();
+    let switch = Path::new("/sys/block").join(name).join("queue/iostats");
+    fs::write(&switch, "0")?;
+    write_blocks(disk.path(), 50, 3, 0x77)?;
+    let refused = site.point_within(Duration::ZERO);
+    fs::write(&switch, "1")?;
+    ensure!(format!("{refused:?}").contains("HW-1488"), "{refused:?}");
+    write_blocks(disk.path(), 60, 3, 0x78)?;
+    let point = site.point()?;
+    site.assert_exact(point)?;
     site.stop_agent()
 }

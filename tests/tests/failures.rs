@@ -10,7 +10,7 @@ use std::{
     io::Write,
     path::Path,
     thread,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 const MIB: u64 = 1 << 20;
@@ -18,6 +18,9 @@ const AGENT_KILLS: u64 = 50;
 const COLLECTOR_KILLS: u64 = 15;
 /// Writers may wait so long for a filesystem whose agent was killed (invariant I1).
 const THAW_MAX: Duration = Duration::from_secs(1);
+
+/// A point is due every second; a slow machine may take longer to come to one after a start.
+const FREEZE_WITHIN: Duration = Duration::from_secs(20);
 
 /// `HIGHWATER_TEST_SEED` repeats a run, as far as the machine does.
 fn seeded() -> Result<Random> {
@@ -74,9 +77,12 @@ fn the_agent_is_killed_at_any_moment() -> Result<()> {
     let loads = [Load::start(data.path(), 1)?, Load::start(log.path(), 2)?];
     let (mut slowest, mut copying) = (Duration::ZERO, 0);
     for kill in 0..AGENT_KILLS {
-        // Every other one within a freeze, where one comes soon enough; the others wherever they fall, the start included.
+        // Every other one within a freeze, once there are any; the others wherever they fall, the start included.
         if kill % 2 == 1 {
-            for _ in 0..random.below(900).max(500) {
+            let frozen_before = site.agent_log().contains("recovery point stored");
+            let patience = if frozen_before { FREEZE_WITHIN } else { Duration::from_millis(900) };
+            let until = Instant::now() + patience;
+            while Instant::now() < until {
                 if site.is_copying() {
                     thread::sleep(Duration::from_millis(random.below(80)));
                     break;
@@ -99,7 +105,7 @@ fn the_agent_is_killed_at_any_moment() -> Result<()> {
     );
     ensure!(copying >= 3, "only {copying} kills fell into the first copy");
     ensure!(frozen >= 5, "only {frozen} kills fell into a freeze:\n{}", site.guardian_log());
-    site.wait_until("the agent answers", Duration::from_secs(20), |s| Ok(s.status().is_ok()))?;
+    site.wait_until("the agent answers", Duration::from_secs(120), |s| Ok(s.status().is_ok()))?;
     site.wait_replicated()?;
     site.point()?;
     for load in loads {
@@ -226,5 +232,36 @@ fn the_vaults_disk_is_full() -> Result<()> {
     site.assert_exact(before)?;
     site.verify()?;
     ensure!(site.metric("highwater_agent_resynchronizations_total")? == 0.0);
+    site.stop_agent()
+}
+
+/// The alarm about the last point's age must go on while the collector is away, whatever happens to the agent.
+#[test]
+fn the_last_point_is_remembered_while_the_collector_is_away() -> Result<()> {
+    let arena = Arena::enter("remembered")?;
+    let disk = LoopDisk::new(Backing::Tmpfs, 96 * MIB)?;
+    let _data = Mounted::make(FileSystem::Ext4, disk.path())?;
+    let mut site = Site::new(&arena, &SiteOptions { point_interval: "1h".into(), ..SiteOptions::default() })?;
+    site.start_agent()?;
+    site.protect(disk.path(), "data")?;
+    site.wait_replicated()?;
+    let point = site.point()?;
+    site.kill_collector()?;
+    site.kill_agent()?;
+    site.start_agent()?;
+    ensure!(site.status()?["last-point"]["id"] == point, "{:#}", site.status()?);
+    site.wait_until("the age is told", Duration::from_secs(10), |s| {
+        Ok(s.metric("highwater_agent_rpo_age_seconds")? > 0.0)
+    })?;
+    let refused = site.agent_command(&["point"]).err().context("a point without a collector")?.to_string();
+    ensure!(refused.contains("HW-1101"), "{refused}");
+    site.wait_until("the error is counted", Duration::from_secs(10), |s| {
+        Ok(s.metric("highwater_agent_errors_total{code=\"HW-1101\"}")? > 0.0)
+    })?;
+    site.start_collector()?;
+    ensure!(site.point()? > point, "no new point");
+    site.agent_command(&["unprotect", "data"])?;
+    let refused = site.agent_command(&["point"]).err().context("a point of nothing")?.to_string();
+    ensure!(refused.contains("HW-1474") && refused.contains("no disk is protected"), "{refused}");
     site.stop_agent()
 }

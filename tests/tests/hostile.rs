@@ -329,7 +329,7 @@ async fn hostile_collector(
     }
 }
 
-const SCENARIOS: usize = 7;
+const SCENARIOS: usize = 8;
 
 async fn misbehave<S>(stream: S, number: usize, vault: &Vault) -> Result<()>
 where
@@ -340,7 +340,7 @@ where
     let mut out = FrameWriter::new(output, Timeouts::default());
     let Some(Frame::Control(body)) = frames.next().await? else { bail!("no hello") };
     let AgentMessage::Hello(hello) = codec::decode(&body)? else { bail!("no hello") };
-    let window_bytes = [0, u64::MAX, 4096, 4 << 20, 4 << 20, 4 << 20, 4 << 20][number];
+    let window_bytes = [0, u64::MAX, 4096, 4 << 20, 4 << 20, 4 << 20, 4 << 20, 4 << 20][number];
     let welcome = Welcome {
         version: 1,
         vault: vault.id(),
@@ -369,6 +369,7 @@ where
         }
         _ => {}
     }
+    let (acknowledge, mut due) = tokio::sync::mpsc::unbounded_channel();
     let talk = async {
         out.control(&codec::encode(&CollectorMessage::Welcome(welcome))?).await?;
         for message in &say {
@@ -379,12 +380,26 @@ where
         }
         loop {
             out.control(&codec::encode(&CollectorMessage::Pong(0))?).await?;
+            while let Ok(message) = due.try_recv() {
+                if number == 7 {
+                    out.control(&codec::encode(&message)?).await?;
+                }
+            }
             out.flush().await?;
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     };
-    // Acknowledged by nobody: what the agent sends is taken and thrown away.
-    let take = async { while let Ok(Some(_)) = frames.next().await {} };
+    // What the agent sends is taken and thrown away: acknowledged by nobody, or taken over and never stored.
+    let take = async {
+        let (mut open, mut chunks) = (None, 0);
+        while let Ok(Some(frame)) = frames.next().await {
+            if let Frame::Chunk { delta, .. } = frame {
+                chunks = if open == Some(delta) { chunks + 1 } else { 1 };
+                open = Some(delta);
+                let _ = acknowledge.send(CollectorMessage::Received { delta, chunks });
+            }
+        }
+    };
     tokio::select! {
         ended = talk => ended,
         () = take => Ok(()),
@@ -397,7 +412,11 @@ fn a_hostile_collector() -> Result<()> {
     let disk = LoopDisk::new(Backing::Tmpfs, 48 * MIB)?;
     let runtime = runtime()?;
     let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0"))?;
-    let options = SiteOptions { through: Some(listener.local_addr()?), ..SiteOptions::default() };
+    let options = SiteOptions {
+        through: Some(listener.local_addr()?),
+        limits: vec!["stored = \"2s\"".into()],
+        ..SiteOptions::default()
+    };
     let met = Arc::new(AtomicUsize::new(0));
     let mounted = Mounted::make(FileSystem::Ext4, disk.path())?;
     let mut site = Site::new(&arena, &options)?;
@@ -408,6 +427,7 @@ fn a_hostile_collector() -> Result<()> {
         "sending stopped",
         "sending is tried again",
         "compared with the vault",
+        "HW-1483",
         "no recovery point this time",
     ] {
         site.allow(text);
@@ -436,6 +456,7 @@ fn a_hostile_collector() -> Result<()> {
     let point = site.point()?;
     site.assert_exact(point)?;
     let after = resident(site.agent.as_ref())?;
+    ensure!(site.agent_log().contains("HW-1483"), "a commit was waited for for ever");
     println!("agent: {} MiB before, {} MiB at most", before / MIB, after / MIB);
     ensure!(after < before + GROWTH_MAX, "the agent grew from {before} to {after} bytes");
     drop(mounted);

@@ -23,9 +23,19 @@ fn variants(example: &str) -> anyhow::Result<[String; 2]> {
 }
 
 fn check(daemon: &str, example: &str) -> Test {
-    let dir = tempfile::tempdir()?;
+    check_in(&tempfile::tempdir()?, daemon, example)
+}
+
+/// With vault and key of this directory, if the example names any.
+fn check_in(dir: &tempfile::TempDir, daemon: &str, example: &str) -> Test {
     let path = dir.path().join("config.toml");
     for text in variants(example)? {
+        let (vault, key) = (dir.path().join("vault"), dir.path().join("vault.key"));
+        let text = text
+            .replace("\"/var/lib/highwater/vault\"", &format!("{vault:?}"))
+            .replace("\"/etc/highwater/vault.key\"", &format!("{key:?}"))
+            // The operator's own program: any that is there will do.
+            .replace("\"/etc/highwater/freeze-hook\"", "\"/bin/true\"");
         fs::write(&path, &text)?;
         let output = std::process::Command::new(program(daemon)?)
             .args(["config", "check", "--config"])
@@ -44,7 +54,15 @@ fn the_agents_example_is_accepted_with_every_setting() -> Test {
 
 #[test]
 fn the_collectors_example_is_accepted_with_every_setting() -> Test {
-    check("highwater-collector", "examples/collector.toml")
+    let dir = tempfile::tempdir()?;
+    let made = std::process::Command::new(program("highwater-collector")?)
+        .args(["init", "--name", "localhost", "--dir"])
+        .arg(dir.path())
+        .arg("--vault")
+        .arg(dir.path().join("vault"))
+        .output()?;
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    check_in(&dir, "highwater-collector", "examples/collector.toml")
 }
 
 #[test]

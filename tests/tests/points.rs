@@ -162,11 +162,15 @@ fn a_raw_disk_gets_points_only_at_rest() -> Result<()> {
     site.start_agent()?;
     site.protect(disk.path(), "raw")?;
     site.wait_replicated()?;
-    let fio = Fio::new(disk.path(), FioKind::Direct, 64 * MIB).runtime_s(4).start()?;
+    let fio = Fio::new(disk.path(), FioKind::Direct, 64 * MIB).runtime_s(6).start()?;
     thread::sleep(Duration::from_millis(500));
-    let refused = site.point_within(Duration::ZERO);
-    let told = format!("{:?}", refused.as_ref().err());
-    ensure!(told.contains("HW-1466") || told.contains("HW-1464"), "a point of a disk in motion: {refused:?}");
+    // On a machine with other work the writer can be at rest for a moment, and a point is right then: but not always.
+    let mut told = vec![];
+    let refused = (0..8).any(|_| {
+        told.push(format!("{:?}", site.point_within(Duration::ZERO)));
+        told.last().is_some_and(|t| t.contains("HW-1466") || t.contains("HW-1464"))
+    });
+    ensure!(refused, "points of a disk in motion: {told:?}");
     fio.wait()?;
     for round in 0..3u64 {
         Fio::new(disk.path(), FioKind::Direct, 64 * MIB).runtime_s(1).seed(round).run()?;

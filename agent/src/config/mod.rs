@@ -13,6 +13,7 @@ use serde::Serialize;
 use std::{
     fmt, fs, io,
     net::{Ipv4Addr, SocketAddr},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -45,6 +46,33 @@ pub struct Config {
     pub tracking: Tracking,
     /// What to run around a freeze.
     pub freeze_hook: FreezeHook,
+    /// How long others may take.
+    pub limits: Limits,
+}
+
+/// How long others may take before something is done about it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Limits {
+    /// A collector that says nothing for so long is gone; it is asked three times as often.
+    pub silence: Interval,
+    /// A collector that lives and takes no chunk over for so long is given up.
+    pub stall: Interval,
+    /// A collector that lives and does not store what it took for so long is given up.
+    pub stored: Interval,
+    /// An engine that is not heard of for so long, without a reason that it gave, hangs: systemd's watchdog is fed no more.
+    pub hang: Interval,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            silence: Interval(Duration::from_secs(15)),
+            stall: Interval(Duration::from_secs(180)),
+            stored: Interval(Duration::from_secs(600)),
+            hang: Interval(Duration::from_secs(30)),
+        }
+    }
 }
 
 /// Logging.
@@ -102,7 +130,8 @@ pub struct Replication {
     pub bandwidth: Bandwidth,
     /// A long round is stored in parts of this size, so that an interruption loses little.
     pub partial_commit: ByteSize,
-    /// Scales the back-off: 1, 2, 4, 8, 10, then 30 of these.
+    /// The longest wait between attempts to reach a collector that does not answer; one that refuses is asked after five of
+    /// these.
     pub retry_unit: Interval,
     /// What happens to a disk whose tracking is in doubt.
     pub resync: Resync,
@@ -161,6 +190,7 @@ impl Default for Config {
             replication: Replication::default(),
             tracking: Tracking::default(),
             freeze_hook: FreezeHook::default(),
+            limits: Limits::default(),
         }
     }
 }
@@ -223,13 +253,17 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// It has problems.
-    #[error("{} has {} problem(s):{}", path.display(), problems.len(), list(problems))]
+    #[error("{} has {}:{}", path.display(), count(problems), list(problems))]
     Invalid {
         /// The file.
         path: PathBuf,
         /// All of them, by line.
         problems: Vec<Problem>,
     },
+}
+
+fn count(problems: &[Problem]) -> String {
+    if problems.len() == 1 { "a problem".to_owned() } else { format!("{} problems", problems.len()) }
 }
 
 fn list(problems: &[Problem]) -> String {
@@ -264,6 +298,28 @@ impl Config {
         };
         let text = read().map_err(|source| ConfigError::Read { path: path.into(), source })?;
         Self::parse(&text).map_err(|problems| ConfigError::Invalid { path: path.into(), problems })
+    }
+
+    /// [`Config::load`], and whether what the configuration names is there. The agent itself starts without: it may come yet.
+    ///
+    /// # Errors
+    /// All problems.
+    pub fn check(path: &Path) -> Result<Self, ConfigError> {
+        let config = Self::load(path)?;
+        let Some(program) = config.freeze_hook.command.as_ref().and_then(|c| c.first()) else {
+            return Ok(config);
+        };
+        let message = match fs::metadata(program) {
+            Err(error) => format!("the program {program} cannot be used: {error}"),
+            Ok(found) if !found.is_file() || found.permissions().mode() & 0o111 == 0 => {
+                format!("{program} is no program that may be executed")
+            }
+            Ok(_) => return Ok(config),
+        };
+        let text = fs::read_to_string(path).unwrap_or_default();
+        let line = text.lines().position(|line| line.contains(program.as_str())).map_or(1, |at| at + 1);
+        let problem = Problem { line, key: "freeze-hook.command".into(), message };
+        Err(ConfigError::Invalid { path: path.into(), problems: vec![problem] })
     }
 
     /// Reads and checks a text.
@@ -316,19 +372,47 @@ mod tests {
             compression-level = -3
             [freeze-hook]
             command = ["/usr/bin/hook", "x"]
+            [limits]
+            stall = "5m"
         "#;
         let config = Config::parse(text).expect("valid");
         assert_eq!(config.replication.bandwidth, Bandwidth(Some(50 << 20)));
         assert_eq!(config.replication.retry_unit.0, Duration::from_millis(100));
         assert_eq!(config.replication.compression_level, -3);
         assert_eq!(config.log.format, LogFormat::Json);
+        assert_eq!(config.limits.stall.0, Duration::from_secs(300));
         assert_eq!(Config::parse(&config.effective()), Ok(config));
+    }
+
+    #[test]
+    fn a_hook_that_is_not_there_is_told_by_the_check() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, hook) = (dir.path().join("agent.toml"), dir.path().join("hook"));
+        fs::write(&path, format!("[freeze-hook]\ncommand = [{hook:?}]\n")).unwrap();
+        Config::load(&path).expect("it may come yet");
+        let told = |path: &Path| match Config::check(path) {
+            Err(ConfigError::Invalid { problems, .. }) => problems,
+            other => panic!("{other:?}"),
+        };
+        let missing = told(&path);
+        assert_eq!((missing[0].line, missing[0].key.as_str()), (2, "freeze-hook.command"));
+        fs::write(&hook, "").unwrap();
+        assert!(told(&path)[0].message.contains("executed"));
+        fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).unwrap();
+        Config::check(&path).expect("valid");
+    }
+
+    #[test]
+    fn an_address_that_is_none_is_told_with_an_example() {
+        let problems = Config::parse("metrics-listen = \"localhost\"").expect_err("no port");
+        assert!(problems[0].message.contains("127.0.0.1:9465"), "{problems:?}");
     }
 
     #[test]
     fn tells_all_problems_with_their_lines() {
         let text = "run-dir = \"here\"\nstat-dir = \"/x\"\n[log]\nlevel = \"loud\"\n[replication]\nreaders = 0\nmemory = 5\n\
-                    freeze-budget = \"1TiB\"\npoint-interval = \"soon\"\n[collector]\nendpoint = \"nowhere\"\n[extra]\n";
+                    freeze-budget = \"1TiB\"\npoint-interval = \"soon\"\n[collector]\nendpoint = \"nowhere\"\n[extra]\n\
+                    [limits]\nsilence = \"1ms\"\nstalled = \"1m\"\n";
         let problems = Config::parse(text).expect_err("wrong throughout");
         let lines: Vec<(usize, &str)> = problems.iter().map(|p| (p.line, p.key.as_str())).collect();
         let expected = [
@@ -341,6 +425,8 @@ mod tests {
             (9, "replication.point-interval"),
             (11, "collector.endpoint"),
             (12, "extra"),
+            (14, "limits.silence"),
+            (15, "limits.stalled"),
         ];
         assert_eq!(lines, expected, "{problems:#?}");
         let broken = Config::parse("a = \nb = \"x\n").expect_err("no TOML");

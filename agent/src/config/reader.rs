@@ -1,7 +1,7 @@
 //! From TOML with positions to a configuration and its problems.
 
 use super::{Config, LogFormat, Problem, Resync};
-use std::{fmt::Display, ops::Range, path::PathBuf, str::FromStr, time::Duration};
+use std::{fmt::Display, net::SocketAddr, ops::Range, path::PathBuf, str::FromStr, time::Duration};
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
@@ -35,7 +35,13 @@ impl<'a> Reader<'a> {
         if self.path(&mut root, "", "guardian-path", &mut guardian) {
             config.guardian_path = Some(guardian);
         }
-        self.parsed(&mut root, "", "metrics-listen", &mut config.metrics_listen, |_| None);
+        let mut listen = config.metrics_listen.to_string();
+        let form = |text: &String| {
+            let wrong = text.parse::<SocketAddr>().is_err();
+            wrong.then(|| "write an address and a port, like 127.0.0.1:9465 or [::1]:9465".to_owned())
+        };
+        self.parsed(&mut root, "", "metrics-listen", &mut listen, form);
+        config.metrics_listen = listen.parse().unwrap_or(config.metrics_listen);
         self.log(&mut root, &mut config);
         self.collector(&mut root, &mut config);
         self.replication(&mut root, &mut config);
@@ -43,6 +49,7 @@ impl<'a> Reader<'a> {
         let mut hook = self.table(&mut root, "freeze-hook");
         self.command(&mut hook, &mut config);
         self.rest(hook, "freeze-hook.");
+        self.limits(&mut root, &mut config);
         self.rest(root, "");
         config
     }
@@ -133,6 +140,24 @@ impl<'a> Reader<'a> {
         self.parsed(&mut table, IN, "bitmap-memory", &mut config.tracking.bitmap_memory, |v| {
             (v.0 < 64 << 10).then(|| "must be at least 64KiB".to_owned())
         });
+        self.rest(table, IN);
+    }
+
+    fn limits(&mut self, root: &mut Table<'a>, config: &mut Config) {
+        const IN: &str = "limits.";
+        let mut table = self.table(root, "limits");
+        let l = &mut config.limits;
+        for (key, limit) in [
+            ("silence", &mut l.silence),
+            ("stall", &mut l.stall),
+            ("stored", &mut l.stored),
+            ("hang", &mut l.hang),
+        ] {
+            self.parsed(&mut table, IN, key, limit, |v| {
+                let wrong = v.0 < Duration::from_secs(1) || v.0 > Duration::from_secs(86_400);
+                wrong.then(|| "must be between 1s and 1d".to_owned())
+            });
+        }
         self.rest(table, IN);
     }
 

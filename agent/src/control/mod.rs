@@ -18,6 +18,7 @@ use crate::{
     config::{Bandwidth, ByteSize},
     error::{Coded, OperatorError},
 };
+use highwater_delta::CommitId;
 use serde::{Deserialize, Serialize};
 use std::{io, path::PathBuf};
 
@@ -85,6 +86,9 @@ pub enum Response {
     Done {
         /// What, as a sentence.
         message: String,
+        /// The recovery point that was stored, if that was asked for.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        point: Option<CommitId>,
     },
     /// It was not done.
     Error(OperatorError),

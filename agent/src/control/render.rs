@@ -4,6 +4,9 @@ use super::status::{ConnectionState, DiskStatus, StatusReport};
 use crate::config::ByteSize;
 use std::fmt::Write;
 
+/// A copy that has got nowhere yet is no cause for concern for so long.
+const BEGUN_MS: u64 = 10_000;
+
 const HEAD: [&str; 7] = ["NAME", "DEVICE", "SIZE", "STATE", "DIRTY", "PENDING", "CHURN/S"];
 
 /// The status as text; `now_ms` is the present time.
@@ -36,7 +39,11 @@ fn fill(out: &mut String, status: &StatusReport, now_ms: u64) -> std::fmt::Resul
     write!(out, "collector  {endpoint}: {state} for {}", ago(status.collector.since_ms, now_ms))?;
     if let Some(at) = status.collector.retry_at_ms {
         let wait = span(at.saturating_sub(now_ms) / 1000);
-        write!(out, ", {} failures, next try in {wait}", status.collector.failures)?;
+        let failures = match status.collector.failures {
+            1 => "1 failure".to_owned(),
+            more => format!("{more} failures"),
+        };
+        write!(out, ", {failures}, next try in {wait}")?;
     }
     writeln!(out)?;
     if let Some(error) = &status.collector.last_error {
@@ -102,25 +109,30 @@ fn details(out: &mut String, disk: &DiskStatus, now_ms: u64) -> std::fmt::Result
     }
     if let Some(progress) = disk.progress {
         let percent = progress.done_bytes.saturating_mul(100) / progress.total_bytes.max(1);
-        let eta =
-            progress.eta_s.map_or_else(|| "no end in sight".to_owned(), |s| format!("{} left", span(s)));
+        let rate = size(progress.bytes_per_s);
+        let pace = match progress.eta_s {
+            Some(seconds) => format!("{rate}/s, {} left", span(seconds)),
+            None if now_ms.saturating_sub(disk.since_ms) < BEGUN_MS => "just begun".to_owned(),
+            None => format!("{rate}/s, no end in sight"),
+        };
         writeln!(
             out,
-            "  {}: {} of {} ({percent} %), {}/s, {eta}",
+            "  {}: {} of {} ({percent} %), {pace}",
             disk.name,
             size(progress.done_bytes),
-            size(progress.total_bytes),
-            size(progress.bytes_per_s)
+            size(progress.total_bytes)
         )?;
     }
     let t = disk.tracker;
-    if (t.sectors_written, t.sectors_discarded) != (t.kernel_sectors_written, t.kernel_sectors_discarded) {
+    if let (Some(written), Some(discarded)) = (t.kernel_sectors_written, t.kernel_sectors_discarded)
+        && (t.sectors_written, t.sectors_discarded) != (written, discarded)
+    {
         writeln!(
             out,
             "  {}: the tracker saw {} sectors, the kernel counted {}",
             disk.name,
             t.sectors_written + t.sectors_discarded,
-            t.kernel_sectors_written + t.kernel_sectors_discarded
+            written + discarded
         )?;
     }
     Ok(())

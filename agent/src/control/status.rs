@@ -203,10 +203,10 @@ pub struct TrackerStatus {
     pub sectors_written: u64,
     /// Sectors discarded, by the tracker.
     pub sectors_discarded: u64,
-    /// Sectors written, by the kernel.
-    pub kernel_sectors_written: u64,
-    /// Sectors discarded, by the kernel.
-    pub kernel_sectors_discarded: u64,
+    /// Sectors written, by the kernel; nothing if the device cannot be asked now.
+    pub kernel_sectors_written: Option<u64>,
+    /// Sectors discarded, by the kernel; as above.
+    pub kernel_sectors_discarded: Option<u64>,
     /// Events that a copy of the program missed (others saw them).
     pub misses: u64,
     /// Copies of each program attached.

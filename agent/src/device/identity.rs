@@ -149,6 +149,8 @@ fn plausible(identity: &StableIdentity, dir: &Path) -> bool {
         StableIdentity::PartitionPlace { start_sector, .. } => {
             partition && sysfs::read_u64(dir, "start").is_ok_and(|start| start == *start_sector)
         }
+        // Asking a loop device for more would open it.
+        StableIdentity::Loop { path, .. } => backing_file(dir).as_ref() == Some(path),
         _ => !partition,
     }
 }
@@ -208,9 +210,13 @@ fn whole(dev: DevNumber, dir: &Path) -> Option<StableIdentity> {
 
 fn loop_identity(dev: DevNumber, dir: &Path) -> Option<StableIdentity> {
     let info = loop_info(dev)?;
-    let path = sysfs::read_some(dir, "loop/backing_file")?;
-    let path = PathBuf::from(path.strip_suffix(" (deleted)").unwrap_or(&path));
+    let path = backing_file(dir)?;
     Some(StableIdentity::Loop { path, inode: info.inode, offset_bytes: info.offset_bytes })
+}
+
+fn backing_file(dir: &Path) -> Option<PathBuf> {
+    let path = sysfs::read_some(dir, "loop/backing_file")?;
+    Some(path.strip_suffix(" (deleted)").unwrap_or(&path).into())
 }
 
 /// What a loop device says of the file behind it.

@@ -49,11 +49,13 @@ pub fn inflight(whole: DevNumber) -> Result<(u64, u64), DeviceError> {
 }
 
 /// Whether the kernel counts a whole disk's I/O (`queue/iostats`). If it does not, the tracker cannot be checked against it.
+/// Bio-based drivers count for themselves, whatever that says (0 for device-mapper on 6.1).
 ///
 /// # Errors
 /// The device is gone.
 pub fn iostats_on(whole: DevNumber) -> Result<bool, DeviceError> {
-    Ok(attribute(whole, "queue/iostats")? != "0")
+    let dir = sysfs::dir(whole).map_err(|source| failed(whole, "queue/iostats", source))?;
+    Ok(!dir.join("mq").is_dir() || attribute(whole, "queue/iostats")? != "0")
 }
 
 fn attribute(whole: DevNumber, name: &str) -> Result<String, DeviceError> {

@@ -42,6 +42,12 @@ pub fn dir(dev: DevNumber) -> io::Result<PathBuf> {
     fs::canonicalize(format!("/sys/dev/block/{}:{}", dev.0, dev.1))
 }
 
+/// Whether the kernel has a block device of this number now.
+#[must_use]
+pub fn is_there(dev: DevNumber) -> bool {
+    Path::new(&format!("/sys/dev/block/{}:{}", dev.0, dev.1)).exists()
+}
+
 /// The directory of the whole disk of a device.
 #[must_use]
 pub fn whole_dir(dir: &Path) -> PathBuf {

@@ -2,7 +2,7 @@
 
 use highwater_delta::{
     BLOCK_BYTES, Block, BlockRange, ChunkError, DiskId, Extent, Fill, HashKey,
-    chunk::{CHUNK_BLOCKS_MAX, ChunkEncoder, EXTENTS_MAX},
+    chunk::{CHUNK_BLOCKS_MAX, ChunkEncoder, EXTENTS_MAX, is_zero},
 };
 
 /// Packs blocks of one disk into chunks. Runs of zeros cost an extent, however long; scattered blocks share chunks.
@@ -43,26 +43,67 @@ impl<'k> Batcher<'k> {
         if self.extents.last().is_some_and(|last| last.end() > range.start.0) {
             self.flush(emit)?;
         }
-        for (number, block) in (range.start.0..range.end()).zip(content.chunks_exact(BLOCK_BYTES)) {
-            let fill = if is_zero(block) { Fill::Zero } else { Fill::Data };
-            match self.extents.last_mut() {
-                Some(last) if last.fill == fill && last.end() == number && last.count < u32::MAX => {
-                    last.count += 1
-                }
-                _ => {
-                    if self.extents.len() == EXTENTS_MAX {
-                        self.flush(emit)?;
-                    }
-                    self.extents.push(Extent { start: Block(number), count: 1, fill });
-                }
+        let (blocks, _) = content.as_chunks::<BLOCK_BYTES>();
+        let (mut number, mut rest) = (range.start.0, blocks);
+        while let Some(first) = rest.first() {
+            let zero = is_zero(first);
+            let alike = rest.iter().take_while(|block| is_zero(block) == zero).count();
+            let (run, others) = rest.split_at(alike);
+            if zero {
+                self.add(Extent { start: Block(number), count: alike as u32, fill: Fill::Zero }, emit)?;
+            } else {
+                self.push_data(number, run, emit)?;
             }
-            if fill == Fill::Data {
-                self.payload.extend_from_slice(block);
+            (number, rest) = (number + alike as u64, others);
+        }
+        Ok(())
+    }
+
+    fn push_data<E: From<ChunkError>>(
+        &mut self,
+        mut number: u64,
+        mut run: &[[u8; BLOCK_BYTES]],
+        emit: &mut impl FnMut(Vec<u8>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        while !run.is_empty() {
+            let room = CHUNK_BLOCKS_MAX - self.payload.len() / BLOCK_BYTES;
+            let (part, others) = run.split_at(run.len().min(room));
+            let extent = Extent { start: Block(number), count: part.len() as u32, fill: Fill::Data };
+            if self.extents.is_empty() && part.len() == CHUNK_BLOCKS_MAX {
+                // A whole chunk, as in every copy of a disk: made from where it was read to.
+                let mut chunk = Vec::new();
+                self.encoder.encode(self.disk, &[extent], part.as_flattened(), self.key, &mut chunk)?;
+                emit(chunk)?;
+            } else {
+                self.add(extent, emit)?;
+                self.payload.extend_from_slice(part.as_flattened());
                 if self.payload.len() == CHUNK_BLOCKS_MAX * BLOCK_BYTES {
                     self.flush(emit)?;
                 }
             }
+            (number, run) = (number + part.len() as u64, others);
         }
+        Ok(())
+    }
+
+    /// Notes an extent, joined with the last one if it continues it.
+    fn add<E: From<ChunkError>>(
+        &mut self,
+        extent: Extent,
+        emit: &mut impl FnMut(Vec<u8>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if let Some(last) = self.extents.last_mut()
+            && last.fill == extent.fill
+            && last.end() == extent.start.0
+            && let Some(count) = last.count.checked_add(extent.count)
+        {
+            last.count = count;
+            return Ok(());
+        }
+        if self.extents.len() == EXTENTS_MAX {
+            self.flush(emit)?;
+        }
+        self.extents.push(extent);
         Ok(())
     }
 
@@ -83,12 +124,6 @@ impl<'k> Batcher<'k> {
         self.payload.clear();
         emit(chunk)
     }
-}
-
-fn is_zero(block: &[u8]) -> bool {
-    // SAFETY: any bytes are valid integers; the unaligned ends come out as bytes.
-    let (head, words, tail) = unsafe { block.align_to::<u128>() };
-    words.iter().all(|w| *w == 0) && head.iter().chain(tail).all(|b| *b == 0)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Requests of operators.
 
-use super::{Engine, Link, protect::operator};
+use super::{Engine, Link, protect::operator, state::DiskState};
 use crate::{
     config::ByteSize,
     control::{Request, Response},
@@ -28,7 +28,7 @@ impl Engine {
             Request::Unprotect { disk } => match self.unprotect(&disk) {
                 Ok(message) => {
                     self.announce();
-                    Response::Done { message }
+                    Response::Done { message, point: None }
                 }
                 Err(error) => Response::Error(error),
             },
@@ -37,6 +37,7 @@ impl Engine {
                 self.throttle.set_rate(bandwidth.0);
                 Response::Done {
                     message: format!("The bandwidth limit is now {bandwidth}, until the agent restarts."),
+                    point: None,
                 }
             }
             Request::ResyncNow { disk } => match self.find_disk(&disk) {
@@ -46,7 +47,10 @@ impl Engine {
                 Ok(at) => {
                     let (id, name) = (self.disks[at].id(), self.disks[at].protected.name.clone());
                     self.start_resync(id, "asked for by an operator".into());
-                    Response::Done { message: format!("Disk {name} is being compared with the vault.") }
+                    Response::Done {
+                        message: format!("Disk {name} is being compared with the vault."),
+                        point: None,
+                    }
                 }
                 Err(error) => Response::Error(error),
             },
@@ -54,18 +58,24 @@ impl Engine {
         let _ = answer.send(response);
     }
 
-    /// Answered when the point is stored, or has failed.
-    fn want_point(&mut self, answer: oneshot::Sender<Response>) {
-        let why_not = if !matches!(self.link, Link::Up(_)) {
+    /// Answered when the point is stored, or has failed. Without a connection, one is tried first.
+    pub(super) fn want_point(&mut self, answer: oneshot::Sender<Response>) {
+        if self.machine.is_none() {
+            let _ = answer.send(Response::Error(operator(
+                1476,
+                "this machine is not enrolled: there is no collector to store a point".into(),
+                "Run `highwater-agent enroll URL -` with a token, then restart the agent",
+            )));
+            return;
+        }
+        if !matches!(self.link, Link::Up(_)) {
+            self.attempt_wanted.push(answer);
             self.wake.notify_one();
-            Some("there is no connection to the collector (it is being tried now)")
-        } else if !self.points_possible() {
-            Some("no disk is fully replicated, or one is in doubt")
-        } else {
-            None
-        };
-        if let Some(why) = why_not {
-            let _ = answer.send(refused(1474, why));
+            return;
+        }
+        let states = self.disks.iter().map(|d| (d.protected.name.as_str(), d.state.state()));
+        if let Some((cause, action)) = why_no_point(states) {
+            let _ = answer.send(Response::Error(operator(1474, cause, action)));
             return;
         }
         self.point_wanted.push(answer);
@@ -79,4 +89,55 @@ pub(super) fn refused(code: u16, cause: &str) -> Response {
         cause.to_owned(),
         "See `highwater-agent status` for the state of the disks and the connection",
     ))
+}
+
+/// Why disks in these states can have no recovery point, and what to do; none if they can.
+fn why_no_point<'a>(
+    disks: impl Iterator<Item = (&'a str, &'a DiskState)> + Clone,
+) -> Option<(String, &'static str)> {
+    let told = |(name, state): (&str, &DiskState)| match state.reason() {
+        Some(reason) => format!("disk {name} is {}: {reason}", state.kind()),
+        None => format!("disk {name} is {}", state.kind()),
+    };
+    let list = |of: Vec<String>| of.join("; ");
+    if disks.clone().next().is_none() {
+        return Some((
+            "no disk is protected".into(),
+            "Protect one with `highwater-agent protect DEVICE`, and wait for its first copy",
+        ));
+    }
+    let doubtful: Vec<_> = disks.clone().filter(|(_, state)| !state.allows_points()).map(told).collect();
+    if !doubtful.is_empty() {
+        return Some((
+            list(doubtful),
+            "Wait for a comparison that runs; else see to the disk, or begin with `highwater-agent resync DISK`",
+        ));
+    }
+    if disks.clone().any(|(_, state)| *state == DiskState::Bitmap) {
+        return None;
+    }
+    Some((
+        list(disks.map(told).collect()),
+        "Wait for the first copy: `highwater-agent status` tells how far it is",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_point_names_the_disks_and_their_reasons() {
+        let why = |disks: &[(&str, DiskState)]| {
+            why_no_point(disks.iter().map(|(name, state)| (*name, state))).map(|(cause, _)| cause)
+        };
+        assert_eq!(why(&[]).unwrap(), "no disk is protected");
+        let first = ("a", DiskState::InitialReplication);
+        assert_eq!(why(std::slice::from_ref(&first)).unwrap(), "disk a is initial-replication");
+        assert_eq!(why(&[first.clone(), ("b", DiskState::Bitmap)]), None);
+        let lost = ("c", DiskState::Error("its device is not there".into()));
+        let said =
+            why(&[first, ("b", DiskState::Bitmap), lost, ("d", DiskState::Suspect("tampered".into()))]);
+        assert_eq!(said.unwrap(), "disk c is error: its device is not there; disk d is suspect: tampered");
+    }
 }

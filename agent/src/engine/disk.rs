@@ -1,9 +1,12 @@
 //! One protected disk as the engine holds it.
 
-use super::{ledger::Ledger, registry::Protected, state::Since};
-use crate::{device::BlockDevice, source::SourceReader};
+use super::{ledger::Ledger, registry::Protected, state::Since, trouble::Trouble};
+use crate::{
+    device::BlockDevice,
+    source::{BufferPool, SourceError, SourceReader},
+};
 use highwater_delta::{Block, BlockRange, DiskId};
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 /// A disk and everything known about it.
 pub struct Disk {
@@ -11,8 +14,8 @@ pub struct Disk {
     pub protected: Protected,
     /// The device, while it is there.
     pub device: Option<BlockDevice>,
-    /// Opened with the device.
-    pub reader: Option<SourceReader>,
+    /// The last time it could not be read, while that matters.
+    pub trouble: Option<Trouble>,
     /// What it is doing.
     pub state: Since,
     /// What is to be sent, in granules.
@@ -35,6 +38,14 @@ impl Disk {
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
         self.device.as_ref().map_or(self.protected.size_bytes, |d| d.size_bytes)
+    }
+    /// Opens it, for one piece of work: while it is open, nobody can detach it. `None` while its device is away.
+    ///
+    /// # Errors
+    /// It cannot be opened, or is another one now.
+    pub fn open(&self, readers: usize, pool: &Arc<BufferPool>) -> Option<Result<SourceReader, SourceError>> {
+        let device = self.device.as_ref()?;
+        Some(SourceReader::open_with_pool(device, readers, pool.clone()))
     }
     /// Its granules.
     #[must_use]

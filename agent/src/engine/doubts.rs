@@ -25,6 +25,8 @@ pub struct Doubt {
 pub struct Doubts {
     path: PathBuf,
     by_disk: BTreeMap<DiskId, Doubt>,
+    /// The last change could not be written down.
+    unsaved: bool,
 }
 
 impl Doubts {
@@ -42,13 +44,21 @@ impl Doubts {
             tracing::error!(code = "HW-1461", %error, path = %path.display(), "every disk is taken to be in doubt");
             all.map(|disk| (disk, Doubt { reason: reason.clone(), comparing: false })).collect()
         });
-        Self { by_disk, path }
+        Self { by_disk, path, unsaved: false }
     }
 
     /// The doubt about a disk.
     #[must_use]
     pub fn of(&self, disk: DiskId) -> Option<&Doubt> {
         self.by_disk.get(&disk)
+    }
+
+    /// Whether all of them would outlive the process. If not, writing them is tried again.
+    pub fn written(&mut self) -> bool {
+        if self.unsaved {
+            self.save();
+        }
+        !self.unsaved
     }
 
     /// A disk is in doubt, and nothing is done about it yet.
@@ -76,12 +86,13 @@ impl Doubts {
     }
 
     /// By rename. In memory: not synced.
-    fn save(&self) {
+    fn save(&mut self) {
         let next = self.path.with_extension("new");
         let written = serde_json::to_vec(&self.by_disk)
             .map_err(std::io::Error::from)
             .and_then(|bytes| fs::write(&next, bytes))
             .and_then(|()| fs::rename(&next, &self.path));
+        self.unsaved = written.is_err();
         if let Err(error) = written {
             tracing::error!(code = "HW-1461", %error, path = %self.path.display(), "cannot note which disks are in doubt");
         }
@@ -104,6 +115,13 @@ mod tests {
         assert!(load(&dir).of(disk).is_some_and(|d| d.comparing));
         next.settle(disk);
         assert_eq!(load(&dir).of(disk), None);
+        // Where they cannot be written, whoever told of them is to go on telling.
+        let mut lost = load(&dir);
+        fs::create_dir(dir.path().join("doubts.new")).unwrap();
+        lost.raise(disk, "counts".into());
+        assert!(!lost.written());
+        fs::remove_dir(dir.path().join("doubts.new")).unwrap();
+        assert!(lost.written() && load(&dir).of(disk).is_some());
         fs::write(dir.path().join("doubts.json"), "{").unwrap();
         assert!(load(&dir).of(disk).is_some_and(|d| !d.comparing));
     }

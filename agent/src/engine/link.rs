@@ -3,28 +3,31 @@
 //! The engine sends through the [`mpsc::Sender`] that comes with [`LinkEvent::Up`]. When the session ends, that sender is closed:
 //! whatever was queued is dropped, and [`LinkEvent::Down`] follows. So nothing of one session is ever sent in another.
 //! Chunks wait for the window; the queue is bounded, so a slow collector slows the readers down (invariant I7).
+//!
+//! **A silent collector.** The agent pings three times within [`Patience::silence`], whatever else it does or waits for, and
+//! ends a session in which nothing came for that long; so a peer that vanished is found in that time. A collector says
+//! something every 5 s at least while it works for this machine.
 
-use crate::{error::OperatorError, throttle::Throttle};
+use super::renewal::{Renewal, now_ms};
+use crate::{error::OperatorError, pulse::Pulse, throttle::Throttle};
 use highwater_delta::{CHUNK_BYTES_MAX, DeltaId, MachineId};
 use highwater_wire::{
-    Backoff, Identity, SendWindow, SessionReceiver, SessionSender, WireError,
-    client::{PING_INTERVAL, connect},
+    Backoff, Failure, SendWindow, SessionReceiver, SessionSender, Timeouts, Version, WireError,
+    client::connect,
     message::{AgentMessage, CollectorMessage, Hello, Refusal, Welcome},
 };
 use std::{
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 use tokio::{
     sync::{Notify, mpsc},
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 
 /// Chunks and messages that may wait for the network.
 pub const QUEUE_MAX: usize = 32;
-/// A collector that takes nothing over for so long is given up, though it shows that it lives: what waits in the queue
-/// holds up the engine.
-const STALL_MAX: Duration = Duration::from_secs(180);
 /// A session that lasted so long counts as a success for the back-off.
 const STABLE: Duration = Duration::from_secs(10);
 
@@ -35,6 +38,25 @@ pub struct Endpoint {
     pub address: String,
     /// The name in the collector's certificate.
     pub server_name: String,
+}
+
+/// How long a collector may take, and how long it is left alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// One that says nothing for so long is gone.
+    pub silence: Duration,
+    /// One that takes nothing over for so long is given up, though it shows that it lives: what waits in the queue holds up
+    /// the engine.
+    pub stall: Duration,
+    /// The unit of the back-off after a failure.
+    pub retry_unit: Duration,
+}
+
+impl Patience {
+    /// How often it is asked for a sign of life: so that two answers may be late.
+    fn ping(&self) -> Duration {
+        self.silence / 3
+    }
 }
 
 /// What the engine gives to the session.
@@ -66,8 +88,12 @@ pub struct LinkDown {
     pub cause: String,
     /// What to do.
     pub action: String,
-    /// `None`: not by itself; somebody must act.
-    pub retry_in: Option<Duration>,
+    /// When it is tried again.
+    pub retry_in: Duration,
+    /// Trying again, unchanged, cannot succeed: somebody must act first.
+    pub critical: bool,
+    /// It was tried, and there was no session; otherwise one has ended.
+    pub attempt: bool,
     /// Failures in a row.
     pub failures: usize,
     /// The collector itself said so, and goes on saying it until something changes there.
@@ -76,30 +102,40 @@ pub struct LinkDown {
     pub at: std::time::Instant,
 }
 
-/// Runs until the engine is gone. `wake` ends a back-off early.
+/// Runs until the engine is gone. `wake` ends a back-off, and what counts towards the next one: an operator who asks must not
+/// make the waiting longer.
 pub async fn run(
     endpoint: Endpoint,
-    identity: Arc<Identity>,
-    unit: Duration,
+    renewal: Arc<Renewal>,
+    patience: Patience,
     throttle: Arc<Throttle>,
+    pulse: Arc<Pulse>,
     events: mpsc::Sender<LinkEvent>,
     wake: Arc<Notify>,
 ) {
-    let mut backoff = Backoff::new(unit);
+    let mut backoff = Backoff::new(patience.retry_unit);
     while !events.is_closed() {
         let started = Instant::now();
-        let end = session(&endpoint, &identity, &throttle, &events).await;
+        let mut welcomed = false;
+        let end = session(&endpoint, &renewal, patience, &throttle, &pulse, &events, &mut welcomed).await;
         // A session that the collector ended with a refusal was no success, however long it lasted.
         let refused = matches!(end, WireError::Refused(_));
-        if !refused && started.elapsed() >= STABLE.min(unit * 10) {
+        if !refused && started.elapsed() >= STABLE.min(patience.retry_unit * 10) {
             backoff.reset();
         }
-        let retry_in = backoff.next(end.retry(), jitter());
+        let critical = !end.retry();
+        let failure = if critical { Failure::Refused } else { Failure::Network };
+        let retry_in = backoff.next(failure, jitter());
         let down = LinkDown {
             code: end.code(),
-            cause: end.to_string(),
+            cause: match &end {
+                WireError::Closed => "the collector closed the connection".to_owned(),
+                other => other.to_string(),
+            },
             action: end.action(),
             retry_in,
+            critical,
+            attempt: !welcomed,
             failures: backoff.failures(),
             refused,
             at: std::time::Instant::now(),
@@ -107,9 +143,8 @@ pub async fn run(
         if events.send(LinkEvent::Down(down)).await.is_err() {
             return;
         }
-        match retry_in {
-            Some(wait) => drop(timeout(wait, wake.notified()).await),
-            None => wake.notified().await,
+        if timeout(retry_in, wake.notified()).await.is_ok() {
+            backoff.reset();
         }
     }
 }
@@ -117,13 +152,17 @@ pub async fn run(
 /// One session; answers why it ended.
 async fn session(
     endpoint: &Endpoint,
-    identity: &Identity,
+    renewal: &Arc<Renewal>,
+    patience: Patience,
     throttle: &Arc<Throttle>,
+    pulse: &Arc<Pulse>,
     events: &mpsc::Sender<LinkEvent>,
+    welcomed: &mut bool,
 ) -> WireError {
+    let identity = renewal.connecting();
     let hello = hello(identity.machine);
-    let (welcome, sender, receiver) =
-        match connect(&endpoint.address, &endpoint.server_name, identity, hello).await {
+    let (welcome, sender, mut receiver) =
+        match connect(&endpoint.address, &endpoint.server_name, &identity, hello).await {
             Ok(session) => session,
             Err(error) => return error,
         };
@@ -131,16 +170,37 @@ async fn session(
         // Not even one chunk could ever be sent.
         return WireError::Unexpected("a welcome with a window smaller than a chunk");
     }
-    let window = Arc::new(Window {
-        window: Mutex::new(SendWindow::new(welcome.window_bytes)),
-        changed: Notify::new(),
-    });
+    let renewal = (welcome.version >= Version::V2.number()).then(|| renewal.clone());
+    // Only now: the welcome may have to wait for an older session of this machine.
+    receiver.set_timeouts(Timeouts { idle: patience.silence, ..Timeouts::default() });
+    *welcomed = true;
+    let window = Window::of(welcome.window_bytes);
     let (queue, outgoing) = mpsc::channel(QUEUE_MAX);
     if events.send(LinkEvent::Up(Box::new(welcome), queue)).await.is_err() {
         return WireError::Closed;
     }
-    let write = write(sender, outgoing, window.clone(), throttle.clone());
-    let read = read(receiver, events.clone(), window);
+    let writer = Writer {
+        sender,
+        window,
+        throttle: throttle.clone(),
+        patience,
+        pulse: pulse.clone(),
+        pings: 0,
+        pinged: Instant::now(),
+        renewal,
+    };
+    carry(writer, outgoing, receiver, events.clone()).await
+}
+
+/// Moves messages both ways until one of them fails.
+async fn carry(
+    writer: Writer,
+    outgoing: mpsc::Receiver<Outgoing>,
+    receiver: SessionReceiver,
+    events: mpsc::Sender<LinkEvent>,
+) -> WireError {
+    let read = read(receiver, events, writer.window.clone(), writer.renewal.clone());
+    let write = writer.run(outgoing);
     // Whichever direction ends first ends the session; dropping the other closes the queue and the connection.
     tokio::select! {
         error = write => error,
@@ -154,6 +214,9 @@ struct Window {
 }
 
 impl Window {
+    fn of(bytes: u64) -> Arc<Self> {
+        Arc::new(Self { window: Mutex::new(SendWindow::new(bytes)), changed: Notify::new() })
+    }
     fn with<T>(&self, use_it: impl FnOnce(&mut SendWindow) -> T) -> T {
         use_it(&mut self.window.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -168,64 +231,119 @@ impl Window {
     }
 }
 
-async fn write(
-    mut sender: SessionSender,
-    mut outgoing: mpsc::Receiver<Outgoing>,
+/// The sending half of a session.
+struct Writer {
+    sender: SessionSender,
     window: Arc<Window>,
     throttle: Arc<Throttle>,
-) -> WireError {
-    let mut ping = 0;
-    loop {
+    patience: Patience,
+    pulse: Arc<Pulse>,
+    pings: u64,
+    pinged: Instant,
+    renewal: Option<Arc<Renewal>>,
+}
+
+impl Writer {
+    /// Sends what comes until the session fails or the engine lets go of it.
+    async fn run(mut self, mut outgoing: mpsc::Receiver<Outgoing>) -> WireError {
+        loop {
+            match self.next(&mut outgoing).await {
+                Ok(true) => {}
+                Ok(false) => {
+                    let _ = self.sender.close().await;
+                    return WireError::Closed;
+                }
+                Err(error) => return error,
+            }
+        }
+    }
+
+    /// Sends the next thing; false if there will be none.
+    async fn next(&mut self, outgoing: &mut mpsc::Receiver<Outgoing>) -> Result<bool, WireError> {
+        // Also between chunks without a pause: their acknowledgements may be far apart.
+        self.upkeep().await?;
         let next = match outgoing.try_recv() {
             Ok(next) => Some(next),
             Err(_) => {
-                if let Err(error) = sender.flush().await {
-                    return error;
-                }
-                tokio::select! {
-                    next = outgoing.recv() => match next {
-                        Some(next) => Some(next),
-                        None => {
-                            let _ = sender.close().await;
-                            return WireError::Closed;
-                        }
-                    },
-                    () = sleep(PING_INTERVAL) => None,
-                }
+                self.sender.flush().await?;
+                self.meanwhile(Wait::Idle, outgoing.recv()).await?
             }
         };
-        let sent = match next {
-            None => {
-                ping += 1;
-                sender.send(&AgentMessage::Ping(ping)).await
+        match next {
+            None => return Ok(false),
+            Some(Outgoing::Message(message)) => self.sender.send(&message).await?,
+            Some(Outgoing::Chunk(delta, chunk)) => self.chunk(delta, &chunk).await?,
+        }
+        Ok(true)
+    }
+
+    async fn chunk(&mut self, delta: DeltaId, chunk: &[u8]) -> Result<(), WireError> {
+        let window = self.window.clone();
+        if !window.with(|w| w.fits(chunk.len())) {
+            // What waits in the writer's buffer must go out, or its acknowledgement never comes.
+            self.sender.flush().await?;
+            let (what, after) = ("it was to take over chunks", self.patience.stall);
+            let room = timeout(after, window.wait_for(chunk.len()));
+            self.meanwhile(Wait::Engine, room).await?.map_err(|_| WireError::TimedOut { what, after })?;
+        }
+        let throttle = self.throttle.clone();
+        self.meanwhile(Wait::Engine, throttle.acquire(chunk.len() as u64)).await?;
+        window.with(|w| w.sent(delta, chunk.len()));
+        self.sender.send_chunk(delta, chunk).await
+    }
+
+    /// Waits for something, and keeps the session up meanwhile.
+    async fn meanwhile<T>(&mut self, wait: Wait, what: impl Future<Output = T>) -> Result<T, WireError> {
+        let mut what = pin!(what);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut what => return Ok(done),
+                () = sleep_until(self.upkeep_due()) => self.upkeep().await?,
             }
-            Some(Outgoing::Message(message)) => sender.send(&message).await,
-            Some(Outgoing::Chunk(delta, chunk)) => {
-                if !window.with(|w| w.fits(chunk.len())) {
-                    // What waits in the writer's buffer must go out, or its acknowledgement never comes.
-                    if let Err(error) = sender.flush().await {
-                        return error;
-                    }
-                    let what = "it was to take over chunks";
-                    if timeout(STALL_MAX, window.wait_for(chunk.len())).await.is_err() {
-                        return WireError::TimedOut { what, after: STALL_MAX };
-                    }
-                }
-                throttle.acquire(chunk.len() as u64).await;
-                window.with(|w| w.sent(delta, chunk.len()));
-                sender.send_chunk(delta, &chunk).await
+            if wait == Wait::Engine {
+                // The engine may stand at the full queue; this wait has limits of its own.
+                self.pulse.work();
             }
-        };
-        if let Err(error) = sent {
-            return error;
         }
     }
+
+    /// Pings, and asks for a new certificate, where they are due.
+    async fn upkeep(&mut self) -> Result<(), WireError> {
+        if let Some(ask) = self.renewal.as_ref().and_then(|renewal| renewal.ask(now_ms())) {
+            self.sender.send(&ask).await?;
+            self.sender.flush().await?;
+        }
+        if self.pinged.elapsed() >= self.patience.ping() {
+            self.pinged = Instant::now();
+            self.pings += 1;
+            self.sender.send(&AgentMessage::Ping(self.pings)).await?;
+            self.sender.flush().await?;
+        }
+        Ok(())
+    }
+
+    fn upkeep_due(&self) -> Instant {
+        let ping = self.pinged + self.patience.ping();
+        let renewal = self.renewal.as_ref().map_or(Duration::MAX, |renewal| renewal.due_in(now_ms()));
+        ping.min(Instant::now() + renewal.min(self.patience.ping()))
+    }
+}
+
+/// Who waits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wait {
+    /// Nobody: there is nothing to send.
+    Idle,
+    /// The engine, perhaps: there is something to send, and it cannot be sent yet.
+    Engine,
 }
 
 async fn read(
     mut receiver: SessionReceiver,
     events: mpsc::Sender<LinkEvent>,
     window: Arc<Window>,
+    renewal: Option<Arc<Renewal>>,
 ) -> WireError {
     loop {
         match receiver.recv().await {
@@ -237,6 +355,16 @@ async fn read(
                 window.changed.notify_waiters();
             }
             Ok(CollectorMessage::Pong(_)) => {}
+            Ok(CollectorMessage::Renewed { cert_pem }) => {
+                if let Some(renewal) = &renewal {
+                    renewal.renewed(cert_pem);
+                }
+            }
+            Ok(CollectorMessage::NotRenewed(refusal)) => {
+                if let Some(renewal) = &renewal {
+                    renewal.refused(&refusal);
+                }
+            }
             Ok(CollectorMessage::Refused(refusal)) if refusal.fatal => return WireError::Refused(refusal),
             Ok(message) => {
                 if events.send(LinkEvent::Message(Box::new(message))).await.is_err() {
@@ -251,8 +379,8 @@ fn hello(machine: MachineId) -> Hello {
     let text = |path| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     Hello {
         machine,
-        version_min: highwater_wire::Version::MIN.number(),
-        version_max: highwater_wire::Version::MAX.number(),
+        version_min: Version::MIN.number(),
+        version_max: Version::MAX.number(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         host_name: text("/proc/sys/kernel/hostname"),
         kernel: text("/proc/sys/kernel/osrelease"),
@@ -274,7 +402,9 @@ impl LinkDown {
             code: refusal.code,
             cause: refusal.cause.clone(),
             action: refusal.action.clone(),
-            retry_in: None,
+            retry_in: Duration::ZERO,
+            critical: true,
+            attempt: false,
             failures: 0,
             refused: true,
             at: std::time::Instant::now(),
@@ -287,3 +417,6 @@ impl LinkDown {
         OperatorError { code: self.code, cause: self.cause.clone(), action: self.action.clone() }
     }
 }
+
+#[cfg(test)]
+mod tests;

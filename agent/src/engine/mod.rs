@@ -15,16 +15,19 @@ pub mod batch;
 mod control;
 pub mod disk;
 pub mod doubts;
+mod last_point;
 pub mod ledger;
 pub mod link;
 mod point;
 mod protect;
 pub mod registry;
+pub mod renewal;
 mod send;
 mod session;
 mod slice;
 pub mod state;
 mod status;
+pub mod trouble;
 
 use crate::{
     control::{Request, Response},
@@ -32,13 +35,15 @@ use crate::{
     freeze::FreezeOptions,
     guardian::GuardianHandle,
     metrics::Metrics,
+    pulse::Pulse,
     source::BufferPool,
     throttle::Throttle,
     tracker::{Fault, Tracker, TrackerError},
 };
 use disk::Disk;
 use doubts::Doubts;
-use highwater_delta::{CommitId, DeltaId, DiskId, HashKey, MachineId, PointInfo, VaultId};
+use highwater_delta::{DeltaId, DiskId, HashKey, MachineId, PointInfo, VaultId};
+use last_point::{Kept, LastPoint};
 use link::{LinkDown, LinkEvent, Outgoing};
 use registry::{Acknowledged, Registry};
 use state::DiskState;
@@ -46,7 +51,7 @@ use std::{
     collections::VecDeque,
     path::PathBuf,
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -79,6 +84,8 @@ pub struct EngineOptions {
     pub freeze_hook: Option<Vec<String>>,
     /// Collector, for status.
     pub endpoint: Option<String>,
+    /// How long a commit may take. A collector that shows that it lives and never says `Stored` must not stop the points unnoticed.
+    pub stored_max: Duration,
 }
 
 /// Requests with the place for their answer.
@@ -108,6 +115,8 @@ pub struct Parts {
     pub machine: Option<MachineId>,
     /// Set when the process is to end.
     pub stop: Arc<std::sync::atomic::AtomicBool>,
+    /// The engine's sign of life.
+    pub pulse: Arc<Pulse>,
     /// For waiting on channels from this thread.
     pub runtime: tokio::runtime::Handle,
 }
@@ -135,14 +144,6 @@ struct Awaited {
     waiting: Vec<oneshot::Sender<Response>>,
 }
 
-/// The last recovery point that was stored.
-#[derive(Clone, Debug)]
-pub(crate) struct LastPoint {
-    pub(crate) commit: CommitId,
-    pub(crate) info: PointInfo,
-    pub(crate) at: SystemTime,
-}
-
 /// See the module.
 pub struct Engine {
     options: EngineOptions,
@@ -156,6 +157,7 @@ pub struct Engine {
     control: ControlQueue,
     machine: Option<MachineId>,
     stop: Arc<std::sync::atomic::AtomicBool>,
+    pulse: Arc<Pulse>,
     runtime: tokio::runtime::Handle,
     registry: Registry,
     doubts: Doubts,
@@ -164,10 +166,13 @@ pub struct Engine {
     awaited: VecDeque<Awaited>,
     acknowledged: Option<Acknowledged>,
     last_point: Option<LastPoint>,
+    kept: Kept,
     /// What the collector refused last; until something is stored.
     refusal: Option<OperatorError>,
     point_due: Instant,
     point_wanted: Vec<oneshot::Sender<Response>>,
+    /// Operators who want a point, for which a connection is tried first.
+    attempt_wanted: Vec<oneshot::Sender<Response>>,
     point_trouble: Option<String>,
     looked_at_devices: Instant,
     /// The question about hashes that is open, and its answer.
@@ -177,8 +182,6 @@ pub struct Engine {
 
 /// How often devices are looked for and looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// How long a commit may take. A collector that shows that it lives and never says `Stored` must not stop the points unnoticed.
-const STORED_MAX: Duration = Duration::from_secs(600);
 /// Deltas that may wait for `Stored` before another is begun.
 const AWAITED_MAX: usize = 2;
 
@@ -192,6 +195,7 @@ impl Engine {
         let registry = Registry::load(&options.state_dir)
             .with_context(|| format!("cannot read the protected disks in {}", options.state_dir.display()))?;
         let acknowledged = Acknowledged::load(&options.run_dir);
+        let last_point = Kept::load(&options.run_dir, &options.state_dir);
         let doubts = Doubts::load(&options.run_dir, registry.disks.iter().map(|d| d.disk));
         let mut engine = Self {
             options,
@@ -205,6 +209,7 @@ impl Engine {
             control: parts.control,
             machine: parts.machine,
             stop: parts.stop,
+            pulse: parts.pulse,
             runtime: parts.runtime,
             registry,
             doubts,
@@ -212,10 +217,12 @@ impl Engine {
             link: Link::Down(None),
             awaited: VecDeque::new(),
             acknowledged,
-            last_point: None,
+            last_point,
+            kept: Kept::default(),
             refusal: None,
             point_due: Instant::now(),
             point_wanted: vec![],
+            attempt_wanted: vec![],
             point_trouble: None,
             looked_at_devices: Instant::now(),
             asked: None,
@@ -228,6 +235,7 @@ impl Engine {
     /// Runs until told to stop. Tracking goes on afterwards.
     pub fn run(mut self) {
         while !self.stopping() {
+            self.pulse.step();
             self.take_events();
             if self.looked_at_devices.elapsed() >= LOOK_EVERY {
                 self.look_at_devices();
@@ -239,18 +247,22 @@ impl Engine {
                 self.wait(Duration::from_millis(200));
             }
         }
+        if let Some(point) = &self.last_point
+            && let Err(error) = self.kept.keep(point, &self.options.state_dir)
+        {
+            tracing::warn!(%error, "cannot note the last recovery point; after a reboot its age is not known");
+        }
         tracing::info!("stopping; tracking goes on in the kernel");
     }
 
     /// Does one piece of work; false if there is none now.
     fn step(&mut self) -> bool {
-        if self.awaited.front().is_some_and(|a| a.since.elapsed() > STORED_MAX) {
+        if self.awaited.front().is_some_and(|a| a.since.elapsed() > self.options.stored_max) {
             tracing::error!(
                 code = "HW-1483",
-                seconds = STORED_MAX.as_secs(),
+                seconds = self.options.stored_max.as_secs(),
                 "the collector does not store what it was sent; it is sent again in a new session"
             );
-            self.metrics.error("HW-1483");
             self.wait_for_link_down();
             return true;
         }
@@ -281,6 +293,10 @@ impl Engine {
         self.metrics.epoch(started.elapsed());
         for (id, fault) in end.faults {
             self.distrust(id, &fault);
+        }
+        // Until then the tracker tells them again, to the next life of the agent too.
+        if self.doubts.written() {
+            self.tracker.faults_noted()?;
         }
         Ok(end.unsettled)
     }
@@ -330,6 +346,7 @@ impl Engine {
 
     /// Waits for something to happen, at most so long.
     fn wait(&mut self, most: Duration) {
+        self.pulse.step();
         let runtime = self.runtime.clone();
         enum Woken {
             Link(Option<LinkEvent>),

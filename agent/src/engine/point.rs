@@ -14,20 +14,21 @@
 
 use super::{
     Engine, Link, Outgoing,
+    disk::Disk,
     send::{HeldRun, OpenDelta, SendError},
     state::DiskState,
 };
 use crate::{
-    device,
+    device::{self, BlockDevice},
     error::Coded,
     freeze::{FreezeError, FrozenSet},
     mounts::{self, Filesystem, MountsError, Survey},
-    source::SourceReader,
     tracker::TrackerError,
 };
 use highwater_delta::{BlockRange, CommitKind, Consistency, DeltaId, DiskId, PointDisk, PointInfo};
 use highwater_wire::message::AgentMessage;
 use std::{
+    collections::BTreeMap,
     process::{Command, Stdio},
     sync::atomic::{AtomicI64, AtomicU64, Ordering},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -59,6 +60,9 @@ pub(super) enum PointError {
     /// The guardian thawed before all was read.
     #[error("the freeze ended before all was read")]
     Thawed,
+    /// The kernel does not count a disk's I/O: it cannot be seen whether the disk is at rest.
+    #[error("the kernel does not count the I/O of disk {0}: switch it on again in its queue/iostats")]
+    NotCounted(String),
     /// Something that no freeze holds still was written to.
     #[error(
         "disk {0} was written to while it was read: not all of its writers are held still by freezing filesystems"
@@ -82,6 +86,7 @@ impl PointError {
             Self::NotConverging { .. } => 1464,
             Self::Thawed => 1465,
             Self::Written(_) => 1466,
+            Self::NotCounted(_) => 1488,
             Self::Suspect => 1460,
             Self::Hook(_) => 1467,
         }
@@ -90,6 +95,9 @@ impl PointError {
 
 /// What was read of each disk.
 type HeldDisks = Vec<(DiskId, Vec<HeldRun>)>;
+
+/// What the kernel counts as written and discarded, in sectors.
+type Written = BTreeMap<DiskId, Option<(u64, u64)>>;
 
 /// What came of a freeze.
 enum Attempt {
@@ -111,7 +119,7 @@ impl Engine {
     /// Whether a point can be made now: something is replicated, and nothing is in doubt.
     pub(super) fn points_possible(&self) -> bool {
         self.disks.iter().all(|d| d.state.state().allows_points())
-            && self.disks.iter().any(|d| *d.state.state() == DiskState::Bitmap && d.reader.is_some())
+            && self.disks.iter().any(|d| *d.state.state() == DiskState::Bitmap && d.device.is_some())
     }
 
     /// Tries to make a point; whatever comes of it, the next one is due an interval later.
@@ -121,6 +129,11 @@ impl Engine {
         match self.try_point() {
             Ok(()) => self.point_trouble = None,
             Err(PointError::Send(SendError::LinkDown)) => self.wait_for_link_down(),
+            Err(PointError::Send(SendError::Source(id, error))) => {
+                self.unreadable(id, &error);
+                // The others at once, and whoever asked for the point gets it without this disk.
+                self.point_due = started;
+            }
             Err(PointError::Send(error)) => {
                 let id = self.disks.first().map_or_else(DiskId::new, super::disk::Disk::id);
                 self.on_send_error(id, &error);
@@ -128,7 +141,6 @@ impl Engine {
             Err(error) => {
                 let code = format!("HW-{}", error.code());
                 tracing::warn!(code, %error, "no recovery point this time; nothing is lost");
-                self.metrics.error(&code);
                 self.point_trouble = Some(format!("{code}: {error}"));
                 for waiting in self.point_wanted.drain(..) {
                     let _ = waiting.send(super::control::refused(error.code(), &error.to_string()));
@@ -140,16 +152,22 @@ impl Engine {
     }
 
     fn try_point(&mut self) -> Result<(), PointError> {
+        self.pulse.work();
         let (devices, members): (Vec<_>, Vec<DiskId>) = (self.disks.iter())
             .filter(|d| *d.state.state() == DiskState::Bitmap)
             .filter_map(|d| d.device.clone().map(|device| (device, d.id())))
             .unzip();
-        let survey = mounts::survey(&devices)?;
+        for device in &devices {
+            if !device::iostats_on(device.whole).unwrap_or(true) {
+                return Err(PointError::NotCounted(device.path.display().to_string()));
+            }
+        }
+        let mut survey = mounts::survey(&devices)?;
         self.leave_out_swap(&members, &survey);
         let Link::Up(session) = &self.link else { return Err(SendError::LinkDown.into()) };
         let (queue, key) = (session.queue.clone(), session.key.clone());
         let delta = DeltaId::new();
-        let metrics = self.metrics.clone();
+        let (metrics, pulse) = (self.metrics.clone(), self.pulse.clone());
         let open = OpenDelta {
             delta,
             queue,
@@ -159,11 +177,12 @@ impl Engine {
             chunks: AtomicU64::new(0),
             unsent_blocks: AtomicI64::new(0),
             metrics: &metrics,
+            pulse: &pulse,
         };
         open.queue
             .blocking_send(Outgoing::Message(AgentMessage::DeltaBegin(delta)))
             .map_err(|_| SendError::LinkDown)?;
-        let made = self.rounds(&open, &members, &survey);
+        let made = self.rounds(&open, &members, &devices, &mut survey);
         let frozen = match made {
             Ok(frozen) => frozen,
             Err(error) => {
@@ -195,12 +214,14 @@ impl Engine {
         &mut self,
         open: &OpenDelta<'_>,
         members: &[DiskId],
-        survey: &Survey,
+        devices: &[BlockDevice],
+        survey: &mut Survey,
     ) -> Result<Frozen, PointError> {
         let budget = self.options.freeze_budget_bytes;
         let mut rounds = 0;
         let mut quiet_tries = 0;
         loop {
+            self.pulse.work();
             write_out(&survey.filesystems, self.options.freeze.sync_limit);
             self.epoch_of(members)?;
             let left = self.left(members);
@@ -214,6 +235,18 @@ impl Engine {
                     self.send_live(open, *id)?;
                 }
                 self.take_events();
+                continue;
+            }
+            // Rounds take their time: what was mounted meanwhile must be frozen too, and what was swap may be a filesystem now.
+            let now = mounts::survey(devices)?;
+            let same = same_ground(&now, survey);
+            *survey = now;
+            if !same {
+                if rounds >= self.options.rounds_max {
+                    return Err(PointError::NotConverging { left_bytes: left, rounds });
+                }
+                self.leave_out_swap(members, survey);
+                rounds += 1;
                 continue;
             }
             self.metrics.rounds(rounds);
@@ -247,11 +280,13 @@ impl Engine {
     }
 
     fn send_live(&mut self, open: &OpenDelta<'_>, id: DiskId) -> Result<(), PointError> {
+        let (readers, pool) = (self.options.readers, self.pool.clone());
         let Some(disk) = self.disk_mut(id) else { return Ok(()) };
+        let Some(reader) = disk.open(readers, &pool) else { return Err(PointError::Suspect) };
+        let reader = reader.map_err(|e| SendError::Source(id, e))?;
         let taken = disk.ledger.take(open.delta, 0, u64::MAX);
         let ranges = disk.blocks(&taken);
         open.expect(&ranges);
-        let Some(reader) = &disk.reader else { return Err(PointError::Suspect) };
         let job = reader.read_ranges(ranges);
         open.send(id, job, None)?;
         Ok(())
@@ -265,6 +300,7 @@ impl Engine {
         survey: &Survey,
         budget: u64,
     ) -> Result<Attempt, PointError> {
+        self.pulse.work();
         self.hook("freeze")?;
         let set = match FrozenSet::freeze(&survey.filesystems, &self.guardian, &self.options.freeze) {
             Ok(set) => set,
@@ -275,10 +311,10 @@ impl Engine {
         };
         let taken_at_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
         // Whatever happens from here on, the set is thawed: by us, by its drop, or by the guardian.
-        let result = self.read_frozen(open, members, budget).and_then(|(runs, moved)| {
+        let result = self.read_frozen(open, members, budget).and_then(|(runs, moved, written)| {
             let moved = match moved {
                 Some(disk) => Some(disk),
-                None => self.moved(members)?,
+                None => self.moved(members, &written)?,
             };
             if moved.is_none() {
                 self.hook("frozen")?;
@@ -306,50 +342,63 @@ impl Engine {
         open: &OpenDelta<'_>,
         members: &[DiskId],
         budget: u64,
-    ) -> Result<(HeldDisks, Option<String>), PointError> {
+    ) -> Result<(HeldDisks, Option<String>, Written), PointError> {
         let unsettled = self.epoch_of(members)?;
+        let written = self.written(members);
         let moved = (self.disks.iter())
             .find(|d| members.contains(&d.id()) && unsettled.contains(&d.id()))
             .map(|d| d.protected.name.clone());
         if moved.is_some() {
-            return Ok((vec![], moved));
+            return Ok((vec![], moved, written));
         }
         let left = self.left(members);
         if left > budget {
             return Err(PointError::NotConverging { left_bytes: left, rounds: 0 });
         }
         let pool = self.pool.clone();
-        let readers = self.options.readers;
+        let (readers, pulse) = (self.options.readers, self.pulse.clone());
         let mut all = vec![];
         for id in members {
             let Some(disk) = self.disk_mut(*id) else { continue };
             let taken = disk.ledger.take(open.delta, 0, u64::MAX);
             let ranges = disk.blocks(&taken);
             open.expect(&ranges);
-            let Some(device) = &disk.device else { return Err(PointError::Suspect) };
+            let Some(reader) = disk.open(readers, &pool) else { return Err(PointError::Suspect) };
             let source = |e| PointError::Send(SendError::Source(*id, e));
-            let reader = SourceReader::open_with_pool(device, readers, pool.clone()).map_err(source)?;
+            let reader = reader.map_err(source)?;
             let mut job = reader.read_ranges(ranges);
             let mut runs = vec![];
             while let Some(run) = job.next_blocking() {
                 let run = run.map_err(source)?;
+                pulse.work();
                 // Copied out: kept buffers would hold more memory than they have content, and could starve the readers.
                 runs.push(HeldRun { range: run.range, content: run.buffer.to_vec() });
             }
             all.push((*id, runs));
         }
-        Ok((all, None))
+        Ok((all, None, written))
+    }
+
+    /// What the kernel counts as written to each disk so far (of a partition: to it alone); `None`: it cannot be asked.
+    fn written(&self, members: &[DiskId]) -> Written {
+        let count = |disk: &Disk| {
+            let stat = device::stat(disk.device.as_ref()?.dev).ok()?;
+            Some((stat.sectors_written, stat.sectors_discarded))
+        };
+        self.disks.iter().filter(|d| members.contains(&d.id())).map(|d| (d.id(), count(d))).collect()
     }
 
     /// A disk that something wrote to since the last epoch ended. In this order: a write that is over by the first look has been
-    /// marked by the second.
-    fn moved(&self, members: &[DiskId]) -> Result<Option<String>, PointError> {
+    /// marked by the second; one that no program was shown has been counted by the kernel.
+    fn moved(&self, members: &[DiskId], written: &Written) -> Result<Option<String>, PointError> {
+        let counted = self.written(members);
         for disk in self.disks.iter().filter(|d| members.contains(&d.id())) {
             let busy = disk
                 .device
                 .as_ref()
                 .is_none_or(|d| device::inflight(d.dev).map_or(true, |(_, writes)| writes > 0));
-            if busy || self.tracker.dirty_now(disk.id())? > 0 {
+            let id = disk.id();
+            if busy || self.tracker.dirty_now(id)? > 0 || counted.get(&id) != written.get(&id) {
                 return Ok(Some(disk.protected.name.clone()));
             }
         }
@@ -380,7 +429,7 @@ impl Engine {
     }
 
     /// What was taken for a delta that is not sent any further is pending still.
-    fn forget_taken(&mut self) {
+    pub(super) fn forget_taken(&mut self) {
         let keep: Vec<DeltaId> = self.awaited.iter().map(|a| a.delta).collect();
         for disk in &mut self.disks {
             if let Ok(pending) = self.tracker.pending(disk.protected.disk) {
@@ -418,6 +467,13 @@ impl Engine {
             }
         }
     }
+}
+
+/// Whether the same filesystems lie on the same disks, and the same swap areas. Where they are mounted may have changed:
+/// containers come and go.
+fn same_ground(a: &Survey, b: &Survey) -> bool {
+    let ground = |f: &Filesystem| (f.dev, f.devices.clone(), f.read_only);
+    a.disks == b.disks && a.filesystems.iter().map(ground).eq(b.filesystems.iter().map(ground))
 }
 
 /// Granules that lie wholly within swap.

@@ -11,7 +11,6 @@ use crate::{
     device::{self, BlockDevice, Hook, StableIdentity},
     error::{Coded, OperatorError},
     mounts,
-    source::SourceReader,
     tracker::TrackerError,
 };
 use highwater_delta::DiskId;
@@ -30,7 +29,7 @@ impl Engine {
             self.disks.push(Disk {
                 state: Since::new(DiskState::Error("not looked for yet".into())),
                 device: None,
-                reader: None,
+                trouble: None,
                 ledger: Ledger::new(0, &[]),
                 shift: 0,
                 copy_began: None,
@@ -51,7 +50,7 @@ impl Engine {
         }
     }
 
-    fn look_at(&mut self, at: usize, reason: &str) {
+    pub(super) fn look_at(&mut self, at: usize, reason: &str) {
         let disk = &self.disks[at];
         let id = disk.id();
         let found = match device::find(&disk.protected.identity) {
@@ -66,17 +65,23 @@ impl Engine {
                 tracing::error!(code = "HW-1468", disk = disk.protected.name, "the device is not there");
                 let _ = self.tracker.unprotect(id);
                 let disk = &mut self.disks[at];
-                disk.state.set(DiskState::Error("its device is not there".into()));
-                (disk.device, disk.reader) = (None, None);
+                // One that failed before it vanished is no reason to stop the points of the others now.
+                if !failed_by_itself(disk) {
+                    let gone = operator(
+                        1468,
+                        "its device is not there".into(),
+                        "Attach it again, under any path, or unprotect the disk if it is gone for good",
+                    );
+                    disk.state.set(DiskState::Error(gone.to_string()));
+                }
+                disk.device = None;
             }
             return;
         };
         let disk = &self.disks[at];
         match &disk.device {
             Some(known) if same_device(known, &found) && known.size_bytes == found.size_bytes => {
-                // Let go for a moment: what an operator has detached meanwhile goes only when nobody has it open.
-                self.disks[at].reader = None;
-                self.reopen(at);
+                self.try_again(at);
             }
             Some(known) if same_device(known, &found) => {
                 let reason =
@@ -110,26 +115,36 @@ impl Engine {
         disk.shift = shift;
         disk.ledger = Ledger::new(granules(found.size_bytes, shift), &pending);
         disk.device = Some(found);
-        // A first copy or a comparison that was interrupted goes on: its pending bits say what is missing.
-        let doubt = self.doubts.of(id).cloned();
+        self.leave_out_swap_of(at);
+        self.resume(at, "tracking taken over");
+    }
+
+    /// A disk whose bits are whole goes on where it was: a first copy or a comparison that was interrupted too, since its
+    /// pending bits say what is missing.
+    fn resume(&mut self, at: usize, why: &str) {
+        let disk = &mut self.disks[at];
+        let doubt = self.doubts.of(disk.id()).cloned();
         let state = match &doubt {
             _ if !disk.protected.replicated => DiskState::InitialReplication,
             None => DiskState::Bitmap,
             Some(doubt) if doubt.comparing => DiskState::Resynchronizing(doubt.reason.clone()),
             Some(doubt) => DiskState::Suspect(doubt.reason.clone()),
         };
-        tracing::info!(
-            disk = disk.protected.name,
-            state = state.kind().as_str(),
-            pending = disk.ledger.to_send().count(),
-            "tracking taken over"
-        );
-        disk.copy_began = Some((Instant::now(), disk.ledger.to_send().count()));
+        let (name, pending) = (&disk.protected.name, disk.ledger.to_send().count());
+        tracing::info!(disk = name, state = state.kind().as_str(), pending, "{why}");
+        disk.copy_began = Some((Instant::now(), pending));
         disk.state.set(state);
-        self.leave_out_swap_of(at);
-        self.reopen(at);
         if let Some(doubt) = doubt.filter(|d| !d.comparing) {
             self.suspect(at, doubt.reason);
+        }
+    }
+
+    /// Whether a disk that could not be read can be read again.
+    fn try_again(&mut self, at: usize) {
+        let disk = &mut self.disks[at];
+        let (DiskState::Unreadable(_), Some(device)) = (disk.state.state(), &disk.device) else { return };
+        if disk.trouble.as_mut().is_none_or(|trouble| trouble.is_over(device)) {
+            self.resume(at, "the disk can be read again");
         }
     }
 
@@ -158,13 +173,14 @@ impl Engine {
         );
         disk.state.set(DiskState::Error(error.to_string()));
         // Looked for and tracked anew, as one that was away.
-        (disk.device, disk.reader) = (None, None);
+        disk.device = None;
     }
 
     pub(super) fn begin_tracking(&mut self, at: usize, found: BlockDevice) -> Result<(), TrackerError> {
         let id = self.disks[at].id();
         self.tracker.protect(id, &found)?;
         if found.hook == Hook::Bio {
+            self.pulse.work();
             settle(&found);
         }
         let shift = self.tracker.blocks_shift(id)?;
@@ -173,28 +189,7 @@ impl Engine {
         disk.ledger = Ledger::new(granules(found.size_bytes, shift), &[]);
         disk.protected.size_bytes = found.size_bytes;
         disk.device = Some(found);
-        self.reopen(at);
         Ok(())
-    }
-
-    fn reopen(&mut self, at: usize) {
-        let pool = self.pool.clone();
-        let disk = &mut self.disks[at];
-        let Some(device) = &disk.device else { return };
-        match SourceReader::open_with_pool(device, self.options.readers, pool) {
-            Ok(reader) => {
-                disk.reader = Some(reader);
-                if matches!(disk.state.state(), DiskState::Error(_)) {
-                    // Reading failed before; whatever was pending is pending still.
-                    let copying = !disk.protected.replicated;
-                    disk.state.set(if copying { DiskState::InitialReplication } else { DiskState::Bitmap });
-                }
-            }
-            Err(error) => {
-                tracing::error!(disk = disk.protected.name, %error, "the device cannot be opened");
-                disk.state.set(DiskState::Error(error.to_string()));
-            }
-        }
     }
 
     /// Everything is to be sent, whatever the vault holds.
@@ -227,7 +222,9 @@ impl Engine {
                 disk.state.set(state);
             }
             Err(error) => {
-                self.disks[at].state.set(DiskState::Error(error.to_string()));
+                // Its bits cannot be taken for whole: tracked anew, as one that was away.
+                let _ = self.tracker.unprotect(id);
+                return self.untracked(at, &error);
             }
         }
         self.leave_out_swap_of(at);
@@ -303,7 +300,7 @@ impl Engine {
         self.disks.push(Disk {
             state: Since::new(DiskState::InitialReplication),
             device: None,
-            reader: None,
+            trouble: None,
             ledger: Ledger::new(0, &[]),
             shift: 0,
             copy_began: None,
@@ -365,6 +362,11 @@ impl Engine {
 
 pub(super) fn operator(code: u16, cause: String, action: &str) -> OperatorError {
     OperatorError { code, cause, action: action.to_owned() }
+}
+
+/// Whether a disk could not be read, the last time it was known.
+fn failed_by_itself(disk: &Disk) -> bool {
+    matches!(disk.state.state(), DiskState::Unreadable(_))
 }
 
 fn same_device(a: &BlockDevice, b: &BlockDevice) -> bool {

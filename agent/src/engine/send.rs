@@ -3,6 +3,7 @@
 use super::{batch::Batcher, link::Outgoing};
 use crate::{
     metrics::Metrics,
+    pulse::Pulse,
     source::{Buffer, ReadJob, SourceError},
 };
 use highwater_delta::{
@@ -61,6 +62,8 @@ pub struct OpenDelta<'a> {
     pub unsent_blocks: AtomicI64,
     /// Counters.
     pub metrics: &'a Metrics,
+    /// The engine's sign of life.
+    pub pulse: &'a Pulse,
 }
 
 enum Content {
@@ -153,17 +156,20 @@ impl OpenDelta<'_> {
         let mut emit = |chunk: Vec<u8>| -> Result<(), SendError> {
             self.metrics.sent(chunk.len());
             self.chunks.fetch_add(1, Ordering::Relaxed);
-            self.queue.blocking_send(Outgoing::Chunk(self.delta, chunk)).map_err(|_| SendError::LinkDown)
+            let sent = self.queue.blocking_send(Outgoing::Chunk(self.delta, chunk));
+            self.pulse.work();
+            sent.map_err(|_| SendError::LinkDown)
         };
         let mut bad = None;
         while let Some(run) = next() {
             let (range, content) = match run {
                 Ok(run) => run,
                 Err(error) => {
-                    bad = Some(SendError::Source(disk, error));
+                    bad.get_or_insert(SendError::Source(disk, error));
                     continue;
                 }
             };
+            self.pulse.work();
             self.metrics.read(content.len());
             self.unsent_blocks.fetch_sub(range.count as i64, Ordering::AcqRel);
             match known {

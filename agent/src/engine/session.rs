@@ -48,17 +48,24 @@ impl Engine {
                 }
             }
         }
+        if self.last_point.as_ref().is_some_and(|p| !p.is_in(welcome.vault, welcome.last_commit)) {
+            self.last_point = None;
+            self.kept.forget(&self.options.run_dir, &self.options.state_dir);
+        }
         self.link =
             Link::Up(Session { queue, key: welcome.hash_key, vault: welcome.vault, since: Instant::now() });
         self.remember(welcome.vault, welcome.last_commit);
         let unknown: Vec<DiskId> = (self.disks.iter().filter(|d| !welcome.disks.contains(&d.id())))
-            .filter(|d| *d.state.state() == DiskState::Bitmap)
+            .filter(|d| matches!(d.state.state(), DiskState::Bitmap | DiskState::Unreadable(_)))
             .map(super::disk::Disk::id)
             .collect();
         for id in unknown {
             self.start_initial(id);
         }
         self.announce();
+        for waiting in std::mem::take(&mut self.attempt_wanted) {
+            self.want_point(waiting);
+        }
     }
 
     /// Tells the collector what the machine's disks are.
@@ -70,6 +77,8 @@ impl Engine {
     }
 
     pub(super) fn tell(&mut self, message: AgentMessage) -> bool {
+        // The queue may be full.
+        self.pulse.work();
         match &self.link {
             Link::Up(session) => session.queue.blocking_send(Outgoing::Message(message)).is_ok(),
             Link::Down(_) => false,
@@ -90,7 +99,6 @@ impl Engine {
                     action = refusal.action,
                     "the collector refused"
                 );
-                self.metrics.refused(refusal.code);
                 // Which delta it was does not matter: everything not stored is sent again, in a new session.
                 let down = LinkDown::refusal(&refusal);
                 self.refused(&down);
@@ -122,38 +130,49 @@ impl Engine {
             tracing::info!(point = %commit, consistency = ?info.consistency, freeze_us = info.freeze_us,
                 stored_after_ms = age.as_millis() as u64, "recovery point stored");
             self.metrics.point(&info, age);
-            let answer =
-                crate::control::Response::Done { message: format!("Recovery point {commit} is stored.") };
+            let answer = crate::control::Response::Done {
+                message: format!("Recovery point {commit} is stored."),
+                point: Some(commit),
+            };
             for waiting in awaited.waiting {
                 let _ = waiting.send(answer.clone());
             }
-            self.last_point = Some(LastPoint { commit, info, at });
+            // Known since the first welcome.
+            if let Some(Acknowledged { vault, .. }) = self.acknowledged {
+                self.note_point(LastPoint { vault, commit, info });
+            }
         }
         self.refusal = None;
         self.finish_copies();
     }
 
+    fn note_point(&mut self, point: LastPoint) {
+        if let Err(error) = self.kept.note(&point, &self.options.run_dir, &self.options.state_dir) {
+            tracing::warn!(%error, "cannot note the last recovery point; after a restart its age is not known");
+        }
+        self.last_point = Some(point);
+    }
+
     fn on_down(&mut self, down: LinkDown) {
         let was_up = matches!(self.link, Link::Up(_));
-        let retry = down
-            .retry_in
-            .map_or_else(|| "never by itself".to_owned(), |d| format!("{:.1} s", d.as_secs_f64()));
-        if down.retry_in.is_none() {
+        let retry = format!("{:.1} s", down.retry_in.as_secs_f64());
+        if down.critical {
             tracing::error!(
                 code = format!("HW-{}", down.code),
                 cause = down.cause,
                 action = down.action,
+                retry,
                 "the collector cannot be used"
             );
         } else if was_up {
-            tracing::info!(
+            tracing::warn!(
                 code = format!("HW-{}", down.code),
                 cause = down.cause,
                 retry,
                 "disconnected from the collector"
             );
         } else {
-            tracing::info!(
+            tracing::warn!(
                 code = format!("HW-{}", down.code),
                 cause = down.cause,
                 retry,
@@ -165,6 +184,12 @@ impl Engine {
             self.refused(&down);
         } else {
             self.forget_under_way();
+        }
+        // A session that ended is no attempt: the one that was asked for follows at once.
+        if down.attempt || down.critical {
+            for waiting in std::mem::take(&mut self.attempt_wanted) {
+                let _ = waiting.send(crate::control::Response::Error(down.operator()));
+            }
         }
         self.link = Link::Down(Some(down));
     }

@@ -7,7 +7,9 @@ use super::{
     disk::Disk,
     send::{OpenDelta, SendError},
     state::DiskState,
+    trouble::Trouble,
 };
+use crate::{error::Coded, source::SourceError};
 use highwater_delta::{CommitKind, DeltaId, DiskId};
 use highwater_wire::message::{AgentMessage, DeltaCommit};
 use std::{
@@ -21,33 +23,43 @@ impl Engine {
     pub(super) fn copy_slice(&mut self) -> bool {
         let wants = |d: &Disk| {
             matches!(d.state.state(), DiskState::InitialReplication | DiskState::Resynchronizing(_))
-                && d.reader.is_some()
+                && d.device.is_some()
         };
         self.finish_copies();
         let Some(at) = self.disks.iter().position(|d| wants(d) && !d.ledger.to_send().is_empty()) else {
             return false;
         };
         let id = self.disks[at].id();
-        match self.send_slice(at) {
+        match self.send_slice(id) {
             Ok(()) => {}
             Err(SendError::LinkDown) => self.wait_for_link_down(),
+            Err(SendError::Source(id, error)) => self.unreadable(id, &error),
             Err(error) => self.on_send_error(id, &error),
         }
         true
     }
 
-    fn send_slice(&mut self, at: usize) -> Result<(), SendError> {
+    /// A disk is known by its id alone here: while the collector's hashes are awaited, operators are served, and any disk can
+    /// come or go.
+    fn send_slice(&mut self, id: DiskId) -> Result<(), SendError> {
+        self.pulse.work();
         let delta = DeltaId::new();
-        let disk = &mut self.disks[at];
-        let id = disk.id();
+        let slice_bytes = self.options.partial_commit_bytes;
+        let Some(disk) = self.disk_mut(id) else { return Ok(()) };
+        let asked_of = disk.device.clone();
         let compare = matches!(disk.state.state(), DiskState::Resynchronizing(_));
-        let most = (self.options.partial_commit_bytes >> (12 + disk.shift)).max(1);
+        let most = (slice_bytes >> (12 + disk.shift)).max(1);
         let taken = disk.ledger.take(delta, 0, most);
         let ranges = disk.blocks(&taken);
         let known = if compare { Some(self.known(id, &ranges).ok_or(SendError::LinkDown)?) } else { None };
         let Link::Up(session) = &self.link else { return Err(SendError::LinkDown) };
         let (queue, key) = (session.queue.clone(), session.key.clone());
-        let Some(reader) = &self.disks[at].reader else { return Ok(()) };
+        let (readers, pool) = (self.options.readers, self.pool.clone());
+        // What was taken from its ledger is pending still, if it is another disk now, or none.
+        let Some(disk) = self.disk_mut(id).filter(|d| d.device == asked_of) else { return Ok(()) };
+        let Some(reader) = disk.open(readers, &pool) else { return Ok(()) };
+        let reader = reader.map_err(|e| SendError::Source(id, e))?;
+        self.pulse.work();
         let blocks = ranges.clone();
         let job = reader.read_ranges(ranges);
         let open = OpenDelta {
@@ -59,19 +71,27 @@ impl Engine {
             chunks: AtomicU64::new(0),
             unsent_blocks: AtomicI64::new(0),
             metrics: &self.metrics,
+            pulse: &self.pulse,
         };
         open.expect(&blocks);
         if open.queue.blocking_send(Outgoing::Message(AgentMessage::DeltaBegin(delta))).is_err() {
             return Err(SendError::LinkDown);
         }
-        let different = open.send(id, job, known.as_ref())?;
+        let sent = open.send(id, job, known.as_ref());
+        drop(reader);
+        if let Err(SendError::Source(..)) = &sent {
+            // In the order of the queue: after every chunk of it.
+            let abort = Outgoing::Message(AgentMessage::DeltaAbort(delta));
+            open.queue.blocking_send(abort).map_err(|_| SendError::LinkDown)?;
+        }
+        let different = sent?;
         open.check_complete()?;
         self.metrics.compared(known.as_ref().map_or(0, |k| k.len() as u64), different);
         let chunks = open.chunks.load(Ordering::Acquire);
         if chunks == 0 {
             // All of it was in the vault already.
             self.tell(AgentMessage::DeltaAbort(delta));
-            if let Some(words) = self.disks[at].ledger.stored(delta) {
+            if let Some(words) = self.disk_mut(id).and_then(|d| d.ledger.stored(delta)) {
                 let _ = self.tracker.stored(id, &words);
             }
             return Ok(());
@@ -108,7 +128,7 @@ impl Engine {
             if !copying
                 || !disk.ledger.to_send().is_empty()
                 || disk.ledger.under_way() > 0
-                || disk.reader.is_none()
+                || disk.device.is_none()
             {
                 continue;
             }
@@ -138,16 +158,31 @@ impl Engine {
         }
     }
 
+    /// A disk could not be read. The delta that it was read for is aborted already; all that is marked stays so, and the disk is
+    /// left out until it can be read again.
+    pub(super) fn unreadable(&mut self, id: DiskId, error: &SourceError) {
+        self.forget_taken();
+        let code = format!("HW-{}", error.code());
+        let Some(at) = self.disks.iter().position(|d| d.id() == id) else { return };
+        if error.is_fatal() {
+            // Perhaps it is away, or another size: that is told by its own name.
+            let known = self.disks[at].device.clone();
+            self.look_at(at, "its device had vanished");
+            if self.disks[at].device != known {
+                return;
+            }
+        }
+        let disk = &mut self.disks[at];
+        tracing::error!(code, disk = disk.protected.name, cause = %error.operator().cause,
+            "the disk cannot be read; it is left out of recovery points until it can be");
+        disk.trouble = Some(Trouble::new(error, disk.trouble.as_ref()));
+        disk.state.set(DiskState::Unreadable(error.operator().to_string()));
+    }
+
     pub(super) fn on_send_error(&mut self, id: DiskId, error: &SendError) {
         tracing::error!(code = "HW-1463", %error, "sending stopped; everything not stored is sent again");
-        self.metrics.error("HW-1463");
         self.forget_under_way();
-        if let SendError::Source(disk, source) = error
-            && let Some(disk) = self.disk_mut(*disk)
-        {
-            disk.state.set(DiskState::Error(source.to_string()));
-            disk.reader = None;
-        } else if let Some(disk) = self.disk_mut(id) {
+        if let Some(disk) = self.disk_mut(id) {
             tracing::warn!(disk = disk.protected.name, "sending is tried again");
         }
         // The open delta of this session is spoilt: begin anew.

@@ -16,8 +16,10 @@ pub enum DiskState {
     Resynchronizing(String),
     /// Writes may have been missed.
     Suspect(String),
-    /// The device cannot be found or read.
+    /// The device cannot be found or tracked.
     Error(String),
+    /// The device is there and tracked, and cannot be read. What is written to it is marked; it is left out of points.
+    Unreadable(String),
 }
 
 impl DiskState {
@@ -30,7 +32,7 @@ impl DiskState {
             Self::ResyncRequired(_) => Kind::ResyncRequired,
             Self::Resynchronizing(_) => Kind::Resynchronizing,
             Self::Suspect(_) => Kind::Suspect,
-            Self::Error(_) => Kind::Error,
+            Self::Error(_) | Self::Unreadable(_) => Kind::Error,
         }
     }
     /// Why it is so, where there is something to say.
@@ -38,14 +40,19 @@ impl DiskState {
     pub fn reason(&self) -> Option<&str> {
         match self {
             Self::InitialReplication | Self::Bitmap => None,
-            Self::ResyncRequired(r) | Self::Resynchronizing(r) | Self::Suspect(r) | Self::Error(r) => Some(r),
+            Self::ResyncRequired(r)
+            | Self::Resynchronizing(r)
+            | Self::Suspect(r)
+            | Self::Error(r)
+            | Self::Unreadable(r) => Some(r),
         }
     }
     /// Whether the machine can have a recovery point while a disk is in this state. A disk in its first copy is left out of
-    /// points; one whose copy is in doubt stops them, because a point without it would not be the machine.
+    /// points; one whose copy is in doubt stops them, because a point without it would not be the machine. One that cannot be
+    /// read is left out too: while a disk fails, the others need their points most.
     #[must_use]
     pub fn allows_points(&self) -> bool {
-        matches!(self, Self::InitialReplication | Self::Bitmap)
+        matches!(self, Self::InitialReplication | Self::Bitmap | Self::Unreadable(_))
     }
 }
 

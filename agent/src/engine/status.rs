@@ -26,7 +26,7 @@ impl Engine {
             last_point: self.last_point.as_ref().map(|p| PointStatus {
                 id: p.commit,
                 taken_at_ms: p.info.taken_at_ms,
-                age_ms: now.duration_since(p.at).map_or(0, |d| d.as_millis() as u64),
+                age_ms: now.duration_since(p.at()).map_or(0, |d| d.as_millis() as u64),
                 consistency: p.info.consistency,
                 freeze_us: p.info.freeze_us,
             }),
@@ -41,7 +41,9 @@ impl Engine {
     fn notes(&self) -> Vec<String> {
         let mut notes = vec![];
         if self.machine.is_none() {
-            notes.push("This machine is not enrolled: run `highwater-agent enroll URL TOKEN`.".into());
+            notes.push(
+                "This machine is not enrolled: run `highwater-agent enroll URL -` with a token.".into(),
+            );
         }
         if let Some(doubt) = self.disks.iter().find(|d| !d.state.state().allows_points()) {
             let state = doubt.state.state();
@@ -49,6 +51,12 @@ impl Engine {
                 "No recovery points are made: disk {} is {}.",
                 doubt.protected.name,
                 state.kind()
+            ));
+        }
+        for disk in self.disks.iter().filter(|d| matches!(d.state.state(), DiskState::Unreadable(_))) {
+            notes.push(format!(
+                "Disk {} cannot be read: recovery points are made without it.",
+                disk.protected.name
             ));
         }
         notes.extend(
@@ -86,14 +94,11 @@ impl Engine {
                 };
             }
             Link::Down(Some(down)) => {
-                status.state = if down.retry_in.is_some() {
-                    ConnectionState::BackingOff
-                } else {
-                    ConnectionState::Critical
-                };
+                status.state =
+                    if down.critical { ConnectionState::Critical } else { ConnectionState::BackingOff };
                 status.since_ms = ms(now - down.at.elapsed());
                 status.failures = down.failures as u32;
-                status.retry_at_ms = down.retry_in.map(|d| ms(now + d.saturating_sub(down.at.elapsed())));
+                status.retry_at_ms = Some(ms(now + down.retry_in.saturating_sub(down.at.elapsed())));
                 status.last_error = Some(format!("HW-{}: {}. {}", down.code, down.cause, down.action));
             }
         }
@@ -122,8 +127,8 @@ impl Engine {
                 writes: figures.counters.events[class::WRITE],
                 sectors_written: figures.counters.sectors[class::WRITE],
                 sectors_discarded: figures.counters.sectors[class::DISCARD],
-                kernel_sectors_written: kernel[class::WRITE],
-                kernel_sectors_discarded: kernel[class::DISCARD],
+                kernel_sectors_written: kernel.map(|k| k[class::WRITE]),
+                kernel_sectors_discarded: kernel.map(|k| k[class::DISCARD]),
                 misses: figures.misses,
                 copies: self.tracker.copies() as u32,
             },
@@ -144,7 +149,7 @@ impl Engine {
             })
             .collect();
         let connected = matches!(self.link, Link::Up(_));
-        let age = self.last_point.as_ref().and_then(|p| SystemTime::now().duration_since(p.at).ok());
+        let age = self.last_point.as_ref().and_then(|p| SystemTime::now().duration_since(p.at()).ok());
         self.metrics.publish(&rows, connected, age, self.pool.allocated_bytes());
     }
 }

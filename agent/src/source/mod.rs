@@ -5,12 +5,19 @@
 //! a consumer that keeps buffers stops the reading, and one that has to keep much must be given a reader with as much memory
 //! (small runs use small buffers). **Cancellation:** dropping the [`ReadJob`] stops it at the next run; a read that hangs in
 //! the kernel keeps its own thread and buffer and nothing else.
+//!
+//! **Open only to read.** A reader holds the device open for as long as it or one of its jobs lives, and whoever wants to detach
+//! a device finds it busy meanwhile: open one for a piece of work, and drop it. Opened read-only, so that udev sees no
+//! change. What is opened is checked to be the disk that was meant, since numbers and paths are given to other devices.
 
 mod buffer;
 
 pub use buffer::{BUFFER_BYTES_MAX, Buffer, BufferPool};
 
-use crate::{device::BlockDevice, error::Coded};
+use crate::{
+    device::{BlockDevice, sysfs},
+    error::Coded,
+};
 use highwater_delta::{BLOCK_BYTES, Block, BlockRange};
 use nix::fcntl::OFlag;
 use std::{
@@ -18,17 +25,19 @@ use std::{
     io,
     os::{
         fd::AsRawFd,
-        unix::fs::{FileExt, OpenOptionsExt},
+        unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt},
     },
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 use tokio::sync::mpsc;
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
+/// Bad blocks after which a job ends: each may cost the disk's own long retries, and more would tell nothing new.
+const BAD_BLOCKS_MAX: u64 = 16;
 /// Blocks of a run.
 const RUN_BLOCKS_MAX: u64 = BUFFER_BYTES_MAX as u64 / BLOCK;
 
@@ -44,7 +53,7 @@ pub enum SourceError {
         #[source]
         source: io::Error,
     },
-    /// The medium is bad here. All other blocks are still delivered.
+    /// The medium is bad here. Other blocks are still delivered, until there are too many of these.
     #[error("{path}: {} blocks from block {} on cannot be read", range.count, range.start)]
     BadBlocks {
         /// The device.
@@ -63,7 +72,7 @@ pub enum SourceError {
         /// Its size now.
         size_bytes: u64,
     },
-    /// The device is gone. Ends the job.
+    /// The device is gone, or another one has its number. Ends the job.
     #[error("{path} is gone")]
     Gone {
         /// The device.
@@ -186,8 +195,22 @@ impl SourceReader {
     ) -> Result<Self, SourceError> {
         let path = device.path.clone();
         let fail = |source| SourceError::Open { path: path.clone(), source };
+        let gone =
+            || SourceError::Gone { path: path.clone(), source: io::Error::from_raw_os_error(libc::ENXIO) };
+        // Opening the node of some drivers makes the device anew.
+        if !sysfs::is_there(device.dev) {
+            return Err(gone());
+        }
         let flags = (OFlag::O_DIRECT | OFlag::O_CLOEXEC).bits();
-        let direct = File::options().read(true).custom_flags(flags).open(&path).map_err(fail)?;
+        let direct = match File::options().read(true).custom_flags(flags).open(&path) {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENXIO | libc::ENODEV | libc::ENOENT)) => {
+                return Err(gone());
+            }
+            opened => opened.map_err(fail)?,
+        };
+        if !is_same(&direct, device).map_err(fail)? {
+            return Err(gone());
+        }
         let size_bytes = size_of(&direct).map_err(fail)?;
         let shared = Shared { direct, path, size_bytes, pool, readers: readers.clamp(1, 256) };
         Ok(Self { shared: Arc::new(shared) })
@@ -216,13 +239,14 @@ impl SourceReader {
         I::IntoIter: Send + 'static,
     {
         let cancelled = Arc::new(AtomicBool::new(false));
+        let bad_blocks = Arc::new(AtomicU64::new(0));
         let (sender, results) = mpsc::channel(self.shared.readers * 2);
         let runs = Arc::new(Mutex::new(Runs { ranges: ranges.into_iter(), rest: None }));
         for _ in 0..self.shared.readers {
             let shared = Arc::clone(&self.shared);
             let (runs, sender) = (Arc::clone(&runs), sender.clone());
-            let cancelled = Arc::clone(&cancelled);
-            std::thread::spawn(move || shared.work(&runs, &sender, &cancelled));
+            let (cancelled, bad_blocks) = (Arc::clone(&cancelled), Arc::clone(&bad_blocks));
+            std::thread::spawn(move || shared.work(&runs, &sender, &cancelled, &bad_blocks));
         }
         ReadJob { results, cancelled }
     }
@@ -264,11 +288,12 @@ impl Shared {
         runs: &Mutex<Runs<I>>,
         results: &Results,
         cancelled: &AtomicBool,
+        bad_blocks: &AtomicU64,
     ) {
         let stop = || cancelled.load(Ordering::Relaxed) || results.is_closed();
         while !stop() {
             let Some(range) = runs.lock().unwrap_or_else(PoisonError::into_inner).next() else { return };
-            if self.run(range, results, &stop).is_none() {
+            if self.run(range, results, &stop, bad_blocks).is_none() {
                 // A fatal error or a cancellation ends the other threads too.
                 cancelled.store(true, Ordering::Relaxed);
                 return;
@@ -277,18 +302,25 @@ impl Shared {
     }
 
     /// `None` ends the job.
-    fn run(&self, range: BlockRange, results: &Results, stop: &impl Fn() -> bool) -> Option<()> {
+    fn run(
+        &self,
+        range: BlockRange,
+        results: &Results,
+        stop: &impl Fn() -> bool,
+        bad_blocks: &AtomicU64,
+    ) -> Option<()> {
         let bytes = usize::try_from(range.bytes()).ok()?;
         let mut buffer = self.pool.take(bytes, stop)?;
         match self.fill(range, &mut buffer) {
             Ok(()) => results.blocking_send(Ok(ReadRun { range, buffer })).ok(),
             Err(Failure::Medium(_)) if range.count > 1 => {
                 drop(buffer);
-                self.isolate(range, results, stop)
+                self.isolate(range, results, stop, bad_blocks)
             }
             Err(Failure::Medium(source)) => {
                 let error = SourceError::BadBlocks { path: self.path.clone(), range, source };
-                results.blocking_send(Err(error)).ok()
+                results.blocking_send(Err(error)).ok()?;
+                (bad_blocks.fetch_add(1, Ordering::Relaxed) + 1 < BAD_BLOCKS_MAX).then_some(())
             }
             Err(Failure::Fatal(error)) => {
                 // If nobody listens any more, the job ends all the same.
@@ -299,9 +331,16 @@ impl Shared {
     }
 
     /// Block by block: one bad sector must not cost its neighbours.
-    fn isolate(&self, range: BlockRange, results: &Results, stop: &impl Fn() -> bool) -> Option<()> {
+    fn isolate(
+        &self,
+        range: BlockRange,
+        results: &Results,
+        stop: &impl Fn() -> bool,
+        bad_blocks: &AtomicU64,
+    ) -> Option<()> {
         (range.start.0..range.end()).try_for_each(|block| {
-            if stop() { None } else { self.run(BlockRange { start: Block(block), count: 1 }, results, stop) }
+            let block = BlockRange { start: Block(block), count: 1 };
+            if stop() { None } else { self.run(block, results, stop, bad_blocks) }
         })
     }
 
@@ -361,6 +400,35 @@ impl Shared {
 enum Failure {
     Medium(io::Error),
     Fatal(SourceError),
+}
+
+/// Whether this is the disk that was found under the device's name.
+fn is_same(opened: &File, device: &BlockDevice) -> io::Result<bool> {
+    let meta = opened.metadata()?;
+    if !meta.file_type().is_block_device() || sysfs::split(meta.rdev()) != device.dev {
+        return Ok(false);
+    }
+    Ok(match (device.diskseq, diskseq_of(opened)) {
+        (Some(then), Some(now)) => then == now,
+        // From before 5.15: nothing tells.
+        _ => true,
+    } && is_where_it_was(device))
+}
+
+/// A partition that was made anew elsewhere under the same number is another disk, and its table does not count as
+/// another sequence of its device.
+fn is_where_it_was(device: &BlockDevice) -> bool {
+    let Ok(dir) = sysfs::dir(device.dev) else { return false };
+    device.dev == device.whole || sysfs::read_u64(&dir, "start").is_ok_and(|s| s == device.start_sector)
+}
+
+/// `BLKGETDISKSEQ`; of a partition its disk's.
+fn diskseq_of(file: &File) -> Option<u64> {
+    const BLKGETDISKSEQ: libc::Ioctl = 0x8008_1280_u32 as libc::Ioctl;
+    let mut seq = 0_u64;
+    // SAFETY: the ioctl writes one u64, which we own.
+    let answered = unsafe { libc::ioctl(file.as_raw_fd(), BLKGETDISKSEQ, &raw mut seq) } == 0;
+    answered.then_some(seq)
 }
 
 /// `BLKGETSIZE64`

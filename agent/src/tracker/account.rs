@@ -38,7 +38,7 @@ pub struct Account {
     behind: bool,
 }
 
-/// Counters that must not grow; the greatest of the copies.
+/// Counters that must not grow; the sum over the copies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Faults {
     /// See [`Counters::unmarked`].
@@ -75,9 +75,16 @@ impl std::fmt::Display for Fault {
             Self::UnseenSectors(n) => {
                 write!(f, "the kernel counts {n} written sectors that the tracker did not see")
             }
-            Self::Unmarked(n) => write!(f, "{n} changes could not be marked in the bitmap"),
-            Self::InflightFull(n) => write!(f, "{n} writes were not followed: too many were in flight"),
-            Self::Passthrough(n) => write!(f, "{n} passthrough commands may have changed the device unseen"),
+            Self::Unmarked(n) => write!(f, "changes could not be marked in the bitmap (tried {n} times)"),
+            Self::InflightFull(n) => {
+                write!(f, "writes were not followed: too many were in flight (refused {n} times)")
+            }
+            Self::Passthrough(n) => {
+                write!(
+                    f,
+                    "passthrough commands may have changed the device unseen (shown to the programs {n} times)"
+                )
+            }
             Self::Tampered => f.write_str("tracking was changed or switched off by someone else"),
         }
     }
@@ -173,11 +180,12 @@ impl Account {
     }
 
     fn check_faults(&mut self, sample: &Sample) -> Option<Fault> {
-        let most = |f: fn(&Counters) -> u64| sample.counters.iter().map(f).max().unwrap_or(0);
+        // Not the greatest: what only one copy was shown would not show beneath another's.
+        let sum = |f: fn(&Counters) -> u64| sample.counters.iter().map(f).sum();
         let now = Faults {
-            unmarked: most(|c| c.unmarked),
-            inflight_full: most(|c| c.inflight_full),
-            passthrough: most(|c| c.passthrough),
+            unmarked: sum(|c| c.unmarked),
+            inflight_full: sum(|c| c.inflight_full),
+            passthrough: sum(|c| c.passthrough),
         };
         let old = std::mem::replace(&mut self.faults, now);
         if now.unmarked > old.unmarked {

@@ -5,7 +5,11 @@
 //! Written by rename, so a crash leaves the old or the new one. A record that is older than the pins only makes the
 //! proof's window longer and the comparison's base older: both err on the safe side.
 
-use super::{TrackerError, account::Account, proof::Prover};
+use super::{
+    TrackerError,
+    account::{Account, Fault},
+    proof::Prover,
+};
 use highwater_abi::class;
 use highwater_delta::DiskId;
 use serde::{Deserialize, Serialize};
@@ -62,6 +66,9 @@ pub struct Record {
     pub devices: Vec<DeviceRecord>,
     /// Tracked disks.
     pub disks: Vec<DiskRecord>,
+    /// Faults that were found and that nobody has noted yet. They lie here because the counts are compared from a new base
+    /// once a fault was found: it is not found twice.
+    pub faults: Vec<(DiskId, Fault)>,
 }
 
 impl Record {

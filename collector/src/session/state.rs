@@ -3,6 +3,7 @@
 use crate::CollectorError;
 use bytes::Bytes;
 use highwater_delta::{BlockRange, CommitKind, DeltaId, DiskId};
+use highwater_wire::Version;
 use highwater_wire::message::{AgentMessage, DiskInfo};
 
 /// What the owner task is to do.
@@ -22,13 +23,16 @@ pub enum Action {
     Hashes(DiskId, BlockRange),
     /// Answer a ping.
     Pong(u64),
+    /// Certify a new key of the machine.
+    Renew(String),
     /// End in an orderly way.
     End,
 }
 
 /// Where a session stands after the hello.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct State {
+    version: Version,
     disks_known: bool,
     open: Option<Open>,
     acknowledged: Option<(DeltaId, u64)>,
@@ -41,6 +45,12 @@ struct Open {
 }
 
 impl State {
+    /// At the beginning of a session in this version.
+    #[must_use]
+    pub const fn new(version: Version) -> Self {
+        Self { version, disks_known: false, open: None, acknowledged: None }
+    }
+
     /// Takes a message.
     pub fn message(&mut self, message: AgentMessage) -> Result<Action, CollectorError> {
         Ok(match message {
@@ -85,6 +95,8 @@ impl State {
             AgentMessage::Hashes { disk, range } => Action::Hashes(disk, range),
             AgentMessage::Ping(number) => Action::Pong(number),
             AgentMessage::Goodbye => Action::End,
+            AgentMessage::Renew { csr_pem } if self.version >= Version::V2 => Action::Renew(csr_pem),
+            AgentMessage::Renew { .. } => return Err(CollectorError::Unexpected("a renewal in version 1")),
         })
     }
 
@@ -106,10 +118,10 @@ impl State {
         self.acknowledged
     }
 
-    /// Whether a delta is open.
+    /// The delta that is open.
     #[must_use]
-    pub const fn is_open(&self) -> bool {
-        self.open.is_some()
+    pub fn open(&self) -> Option<DeltaId> {
+        self.open.as_ref().map(|open| open.delta)
     }
 
     fn close(&mut self, delta: DeltaId) -> Result<Open, CollectorError> {
@@ -127,7 +139,7 @@ mod tests {
     }
 
     fn ready() -> State {
-        let mut state = State::default();
+        let mut state = State::new(Version::MAX);
         state.message(AgentMessage::Disks(vec![])).unwrap();
         state
     }
@@ -140,14 +152,17 @@ mod tests {
         assert_eq!(state.chunk(delta, chunk.clone()).unwrap(), Action::Push(chunk));
         assert_eq!(state.received(), Some((delta, 1)));
         assert_eq!(state.message(commit(delta, 1)).unwrap(), Action::Commit(delta, CommitKind::Partial));
-        assert!(!state.is_open());
+        assert_eq!(state.open(), None);
         assert_eq!(state.message(commit(delta, 1)).unwrap_err().code(), 1304);
     }
 
     #[test]
     fn what_is_out_of_order_is_refused() {
         let (one, two) = (DeltaId::new(), DeltaId::new());
-        assert_eq!(State::default().message(AgentMessage::DeltaBegin(one)).unwrap_err().code(), 1311);
+        assert_eq!(State::new(Version::V1).message(AgentMessage::DeltaBegin(one)).unwrap_err().code(), 1311);
+        let renew = AgentMessage::Renew { csr_pem: String::new() };
+        assert_eq!(State::new(Version::V1).message(renew.clone()).unwrap_err().code(), 1311);
+        assert_eq!(ready().message(renew).unwrap(), Action::Renew(String::new()));
         assert_eq!(ready().chunk(one, Bytes::new()).unwrap_err().code(), 1304);
         assert_eq!(ready().message(AgentMessage::DeltaAbort(one)).unwrap_err().code(), 1304);
         let mut state = ready();

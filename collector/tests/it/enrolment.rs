@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 fn status(result: Result<highwater_wire::enroll::Enrolled, WireError>) -> (u16, String) {
     match result {
-        Err(WireError::EnrolRefused { status, cause }) => (status, cause[..7].to_owned()),
+        Err(WireError::EnrolRefused { status, cause, .. }) => (status, cause[..7].to_owned()),
         other => panic!("{other:?}"),
     }
 }

@@ -6,6 +6,21 @@ use highwater_wire::message::{AgentMessage, CollectorMessage};
 use std::time::Duration;
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_chunk_that_no_other_follows_is_acknowledged() {
+    let site = Site::new().await;
+    let (identity, disk) = (site.machine().await, DiskId::new());
+    let mut agent = site.agent(&identity, disk).await;
+    let delta = DeltaId::new();
+    agent.send(AgentMessage::DeltaBegin(delta)).await;
+    let chunk = agent.chunk(disk, 10, &[1]);
+    agent.push(delta, &chunk).await;
+    agent.sender.flush().await.unwrap();
+    let received = tokio::time::timeout(Duration::from_secs(5), agent.receiver.recv()).await;
+    let received = received.expect("an eighth of the window was waited for").unwrap();
+    assert_eq!(received, CollectorMessage::Received { delta, chunks: 1 });
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_delta_becomes_a_point_that_anybody_with_the_key_reads() {
     let site = Site::new().await;
     let (identity, disk) = (site.enrolled().await, DiskId::new());

@@ -2,8 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+mod access;
+mod certificates;
 mod command;
 mod enrolment;
 mod hostile;
 mod ingest;
+mod limits;
+mod memory;
 mod support;

@@ -1,6 +1,7 @@
 //! A collector of its own for each test, and an agent that says what it is told to.
 
 use bytes::Bytes;
+use highwater_collector::certificates::{self, Origin};
 use highwater_collector::config::Config;
 use highwater_collector::shared::now_ms;
 use highwater_collector::{Collector, Running, init, tokens};
@@ -11,11 +12,11 @@ use highwater_delta::{
 use highwater_vault::{Vault, VaultKey, local_store};
 use highwater_wire::client::connect_with;
 use highwater_wire::enroll::{Token, enroll};
-use highwater_wire::identity::{Csr, fingerprint};
+use highwater_wire::identity::{Csr, Grant, fingerprint};
 use highwater_wire::message::{
     AgentMessage, CollectorMessage, DeltaCommit, DiskInfo, Hello, Refusal, Welcome,
 };
-use highwater_wire::{Identity, SendWindow, SessionReceiver, SessionSender, Timeouts, WireError};
+use highwater_wire::{Identity, SendWindow, SessionReceiver, SessionSender, Timeouts, Version, WireError};
 use std::path::PathBuf;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -61,7 +62,7 @@ impl Site {
 
     pub async fn token(&self, ttl: Duration) -> Token {
         let shared = &self.running.shared;
-        tokens::create(&shared.vault, fingerprint(shared.authority.cert()), now_ms(), ttl, None)
+        tokens::create(&shared.vault, fingerprint(shared.authority.cert()), now_ms(), ttl, None, None)
             .await
             .unwrap()
     }
@@ -79,6 +80,16 @@ impl Site {
         shared.vault.register_machine(machine, "host").await.unwrap();
         let csr = Csr::create().unwrap();
         let cert = shared.authority.sign_csr(&csr.csr_pem, machine).unwrap();
+        Identity::from_pems(&csr.key_pem, &cert, shared.authority.cert_pem()).unwrap()
+    }
+
+    /// The same, valid for some time, of some generation.
+    pub async fn machine_for(&self, machine: MachineId, generation: u32, validity: Duration) -> Identity {
+        let shared = &self.running.shared;
+        shared.vault.register_machine(machine, "host").await.unwrap();
+        let csr = Csr::create().unwrap();
+        let grant = Grant { machine, generation, validity };
+        let cert = certificates::issue(shared, &csr.csr_pem, grant, Origin::Enrolment).await.unwrap();
         Identity::from_pems(&csr.key_pem, &cert, shared.authority.cert_pem()).unwrap()
     }
 
@@ -119,7 +130,7 @@ impl Agent {
         let hello = Hello {
             machine,
             version_min: 1,
-            version_max: 1,
+            version_max: Version::MAX.number(),
             agent_version: "test".to_owned(),
             host_name: "host".to_owned(),
             kernel: "6".to_owned(),

@@ -6,7 +6,7 @@
 
 /// Changes with every change of a map's meaning; part of the pin directory's name, so that an agent never takes
 /// over programs and maps it does not understand.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Most copies of each program.
 pub const COPIES_MAX: usize = 6;
@@ -18,8 +18,9 @@ pub const RANGES_MAX: usize = 8;
 pub const SLOTS_MAX: u32 = 1024;
 /// Writes of bio-based devices that can be in flight at once.
 pub const INFLIGHT_MAX: u32 = 65_536;
-/// Requests that can be between issue and completion at once.
-pub const ISSUED_MAX: u32 = 16_384;
+/// Requests that are noted. A note stays with its request, whose memory is used again and again; the least recently used ones
+/// make room.
+pub const ISSUED_MAX: u32 = 65_536;
 /// Sectors of a bitmap's smallest block (4 KiB), as a shift.
 pub const BLOCK_SHIFT_SECTORS: u32 = 3;
 
@@ -55,7 +56,7 @@ pub struct Range {
     pub start: u64,
     /// First sector behind it.
     pub end: u64,
-    /// Key of its bitmap in the map of bitmaps.
+    /// Its epoch is `EPOCHS[slot]`, whose parity tells its bitmap: `BITMAPS[slot * 2 + parity]`.
     pub slot: u32,
     /// Sectors per bit, as a shift; at least [`BLOCK_SHIFT_SECTORS`].
     pub shift: u32,
@@ -75,7 +76,7 @@ pub mod class {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Completions that changed the device, by class.
+    /// Completions that changed the device, by class. Request-based with the net: those that no copy before was shown.
     pub events: [u64; class::COUNT],
     /// Their sectors.
     pub sectors: [u64; class::COUNT],

@@ -8,7 +8,7 @@ use std::{num::NonZeroUsize, path::PathBuf};
 ///
 /// Works straight from the vault and its key; no collector has to run.
 #[derive(Debug, Parser)]
-#[command(name = "highwater", version, propagate_version = true, disable_help_subcommand = true)]
+#[command(name = "highwater", version, propagate_version = true)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -51,7 +51,7 @@ pub(crate) enum Verb {
     /// Write a completion script
     Completions {
         /// For which shell
-        shell: clap_complete::Shell,
+        shell: highwater_manual::Shell,
     },
     /// Write the man page
     Man,

@@ -63,15 +63,11 @@ pub fn run(args: impl IntoIterator<Item = OsString>, console: &mut Console<'_>) 
 fn dispatch(cli: args::Cli, console: &mut Console<'_>) -> Result<Exit, CliError> {
     match &cli.verb {
         args::Verb::Completions { shell } => {
-            let mut text = Vec::new();
-            clap_complete::generate(*shell, &mut args::Cli::command(), "highwater", &mut text);
-            console.out.write_all(&text)?;
+            highwater_manual::completions(args::Cli::command(), *shell, console.out)?;
             return Ok(Exit::Success);
         }
         args::Verb::Man => {
-            let mut text = Vec::new();
-            clap_mangen::Man::new(args::Cli::command()).render(&mut text)?;
-            console.out.write_all(&text)?;
+            highwater_manual::man(args::Cli::command(), console.out)?;
             return Ok(Exit::Success);
         }
         _ => {}

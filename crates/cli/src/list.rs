@@ -6,8 +6,8 @@ use crate::{
     context,
     output::{age, bytes_text, json, plain, rfc3339, table},
 };
-use highwater_delta::{Consistency, PointInfo};
-use highwater_vault::{MachineState, PointRecord};
+use highwater_delta::{CommitId, Consistency, PointInfo};
+use highwater_vault::{DiskRecord, MachineState, PointRecord};
 use serde_json::{Value, json as document};
 
 pub(crate) async fn machines(global: &Global, console: &mut Console<'_>) -> Result<Exit, CliError> {
@@ -128,7 +128,24 @@ pub(crate) fn point_document(state: &MachineState, point: &PointRecord) -> Value
         "freeze-us": point.info.freeze_us,
         "bytes-stored": point.bytes_stored,
         "disks": disks,
+        "disks-left-out": left_out(state, point)
+            .iter()
+            .map(|(disk, last)| document!({ "disk": disk.disk, "name": disk.name, "last-point": last }))
+            .collect::<Vec<Value>>(),
     })
+}
+
+/// Disks of the machine that this point lacks although an earlier one has them, and the last that does: the agent leaves a
+/// disk out that it cannot read.
+pub(crate) fn left_out<'a>(state: &'a MachineState, point: &PointRecord) -> Vec<(&'a DiskRecord, CommitId)> {
+    let has = |point: &PointRecord, disk: &DiskRecord| point.info.disks.iter().any(|d| d.disk == disk.disk);
+    let missing = state.disks.iter().filter(|disk| !has(point, disk));
+    missing
+        .filter_map(|disk| {
+            let mut earlier = state.points.iter().rev().filter(|p| p.id < point.id);
+            earlier.find(|p| has(p, disk)).map(|last| (disk, last.id))
+        })
+        .collect()
 }
 
 pub(crate) fn consistency(info: &PointInfo) -> &'static str {

@@ -4,13 +4,13 @@ use crate::{
     CliError, Console, Exit,
     args::{Global, PointChoice, Recover},
     context,
-    list::{consistency, point_document},
+    list::{consistency, left_out, point_document},
     output::{bytes_text, json, plain, rfc3339},
 };
 use highwater_delta::PointDisk;
 use highwater_vault::{
     MachineState, PointRecord, VaultError,
-    recover::{Options, Progress, Report, Target, recover_disk},
+    recover::{Options, Place, Progress, Report, Target, directory_place, recover_disk},
 };
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::{
@@ -43,8 +43,16 @@ pub(crate) async fn recover(
     let disks = choose_disks(&state, point, what.disk.as_deref())?;
     let steps = plan(&state, &disks, &what.to)?;
     let device = steps.iter().any(|step| matches!(step.target, Target::Device(_)));
+    let in_memory = !device && directory_place(&what.to)? == Place::Memory;
     if !global.json {
         show(console, &state, point, &steps, what)?;
+        if in_memory {
+            let to = what.to.display();
+            writeln!(
+                console.err,
+                "  {to} is IN MEMORY (tmpfs): it may run out, and is empty after a restart."
+            )?;
+        }
     }
     if device && !what.yes {
         confirm(console, global.json, &what.to)?;
@@ -86,6 +94,7 @@ pub(crate) async fn recover(
         "host-name": state.host_name,
         "point": point_document(&state, point),
         "disks": done,
+        "in-memory": in_memory,
     });
     if !device {
         let path = what.to.join(format!("recovery-point-{}.json", point.id));
@@ -193,6 +202,13 @@ fn show(
         };
         let (size, path) = (bytes_text(step.disk.size_bytes), step.target.path().display());
         writeln!(err, "  {} ({size}) → {path}: {how}", step.name)?;
+    }
+    for (disk, last) in left_out(state, point) {
+        writeln!(
+            err,
+            "  {} is NOT in this point: the agent left it out. It is in point {last} (--point {last}).",
+            plain(&disk.name)
+        )?;
     }
     Ok(())
 }

@@ -349,3 +349,30 @@ fn a_device_gets_what_differs_and_only_when_confirmed() {
 }
 
 use std::os::unix::fs::OpenOptionsExt;
+
+#[test]
+fn a_device_that_is_not_there_does_not_become_a_file() {
+    let place = place();
+    for to in ["/dev/highwater-nope", "/dev/highwater-nope/deeper"] {
+        let outcome = place.run(&["recover", "web-1", "--point", "latest", "--to", to, "--json"]);
+        assert_eq!(outcome.json()["error"]["code"], "HW-1217", "{}", outcome.out);
+        assert!(!Path::new(to).exists(), "{to} was made");
+    }
+    // Where this is a tmpfs, as systemd and containers have it, the plan says so.
+    let memory = Path::new("/run");
+    if highwater_vault::recover::directory_place(memory)
+        .is_ok_and(|p| p == highwater_vault::recover::Place::Memory)
+        && let Ok(dir) = tempfile::tempdir_in(memory)
+    {
+        let to = dir.path().join("to").display().to_string();
+        let outcome = place.run(&["recover", "web-1", "--point", "latest", "--to", &to]);
+        assert!(outcome.exit == Exit::Success && outcome.err.contains("IN MEMORY"), "{}", outcome.err);
+    }
+}
+
+#[test]
+fn help_and_the_manual_tell_of_subcommands() {
+    assert!(bare(&["highwater", "help"], "").out.contains("recover"));
+    let page = bare(&["highwater", "man"], "").out;
+    assert!(page.contains("HIGHWATER RECOVER") && page.contains("all\\-blocks"), "{page}");
+}

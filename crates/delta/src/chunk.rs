@@ -29,7 +29,7 @@ mod encode;
 #[cfg(test)]
 mod tests;
 
-pub use encode::{ChunkEncoder, encode_chunk, split_zero_blocks};
+pub use encode::{ChunkEncoder, encode_chunk, is_zero, split_zero_blocks};
 
 use crate::{BLOCK_BYTES, Block, BlockHash, DiskId, HashKey};
 use std::cell::RefCell;
@@ -301,8 +301,10 @@ impl<'a> ChunkView<'a> {
         self.decompress_into(out)?;
         let (blocks, rest) = out.as_chunks::<BLOCK_BYTES>();
         debug_assert!(rest.is_empty(), "raw_len is a multiple of the block size");
-        for ((content, stated), number) in blocks.iter().zip(self.hashes()).zip(self.data_block_numbers()) {
-            if key.hash(content) != stated {
+        let mut found = Vec::with_capacity(blocks.len());
+        key.hash_all(blocks, &mut found);
+        for ((found, stated), number) in found.iter().zip(self.hashes()).zip(self.data_block_numbers()) {
+            if *found != stated {
                 return Err(ChunkError::Hash(number));
             }
         }

@@ -101,6 +101,16 @@ pub enum VaultError {
     /// The store cannot create if absent.
     #[error("the object store overwrites an existing object where it should refuse: {0}")]
     NoCreateIfAbsent(String),
+    /// What is stored of a machine has become too much to be kept in memory.
+    #[error("what is recorded of machine {machine} takes {bytes} bytes of memory; {bytes_max} are allowed")]
+    StateFull {
+        /// The machine.
+        machine: MachineId,
+        /// What it takes, or would take with the commit that was refused.
+        bytes: u64,
+        /// What it may take.
+        bytes_max: u64,
+    },
     /// A limit.
     #[error("too many or too large: {0}")]
     Limit(&'static str),
@@ -136,6 +146,7 @@ impl VaultError {
             Self::NoCreateIfAbsent(_) => 1220,
             Self::Limit(_) => 1221,
             Self::Crypto(_) => 1222,
+            Self::StateFull { .. } => 1223,
         }
     }
 
@@ -173,6 +184,9 @@ impl VaultError {
             Self::Name(_) => "Use at most 255 bytes of letters, digits, `.`, `-`, `_` and `/`.",
             Self::NoCreateIfAbsent(_) => "Use an object store with conditional puts (create if absent).",
             Self::Limit(_) => "Reduce the number or size; limits are listed in docs/FORMAT.md.",
+            Self::StateFull { .. } => {
+                "Raise `memory` in collector.toml; it goes on by itself then. What is stored can be recovered as before."
+            }
             Self::Crypto(_) => "Check the system's random number generator, then report this as a defect.",
         }
     }
@@ -180,7 +194,7 @@ impl VaultError {
     /// Whether trying again later, unchanged, can succeed.
     #[must_use]
     pub const fn is_retryable(&self) -> bool {
-        matches!(self, Self::Store(_) | Self::Dead)
+        matches!(self, Self::Store(_) | Self::Dead | Self::StateFull { .. })
     }
 
     pub(crate) fn corrupt(object: impl ToString, cause: impl Into<String>) -> Self {

@@ -11,8 +11,9 @@
 //! - Cancelling a future of a writer leaves its delta unfinished; call [`MachineWriter::abort`] or drop the writer.
 //! - Everything but the objects' names is encrypted and authenticated, bound to its place; corrupted objects are
 //!   typed errors, never a panic and never an allocation of a length that was not checked.
-//! - Memory: a writer keeps two upload parts (5 MiB each) and the index of one segment (some 10 MiB at most); a
-//!   block map keeps page directories and a cache of 64 MiB.
+//! - Memory: a writer keeps what is stored of its machine ([`MachineState::memory_bytes`]) and, while a delta is open,
+//!   [`MachineWriter::DELTA_BYTES_MAX`]; a block map keeps page directories ([`Vault::block_map_bytes`]); all block maps of a
+//!   vault share one cache of index pages ([`Vault::with_page_cache`]).
 //!
 //! `docs/FORMAT.md` describes every byte.
 
@@ -21,6 +22,7 @@ mod error;
 pub mod fuzz;
 mod key;
 mod map;
+mod pages;
 mod record;
 pub mod recover;
 mod seal;
@@ -38,8 +40,8 @@ pub use key::VaultKey;
 pub use map::BlockMap;
 pub use record::{DiskRecord, DiskSpan, MachineState, PointRecord, SegmentRef};
 pub use store::local_store;
-pub use vault::Vault;
-pub use writer::MachineWriter;
+pub use vault::{STATE_BYTES_MAX, Vault};
+pub use writer::{DISKS_EVER_MAX, MachineWriter};
 
 /// What this crate's functions answer.
 pub type Result<T, E = VaultError> = std::result::Result<T, E>;

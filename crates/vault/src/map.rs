@@ -1,11 +1,13 @@
 //! Where each block of a disk lies after some commit: the newest segment that holds it wins.
 //!
 //! Nothing as long as the disk is kept: the page directories of its segments (48 bytes for each 64 KiB of index,
-//! that is for some 3,000 blocks) and a cache of decoded pages.
+//! that is for some 3,000 blocks). Decoded pages are in the vault's cache, which all maps share.
 
 use crate::{
     MachineState, Result, VaultError,
     key::MachineKeys,
+    pages::PageCache,
+    record::SegmentRef,
     segment::{Entry, FrameAt, Page, PageRef, SegmentReader},
 };
 use futures::{StreamExt, TryStreamExt, stream};
@@ -14,17 +16,14 @@ use highwater_delta::{
     StoredBlock,
 };
 use object_store::ObjectStore;
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 /// Most blocks of one call.
 pub(crate) const RANGE_BLOCKS_MAX: u64 = 65_536;
 /// Footers fetched at once.
 const LOAD_DEPTH: usize = 16;
-/// Bytes of decoded pages kept.
-const CACHE_BYTES_MAX: usize = 64 << 20;
+/// What a segment costs a map, besides its page directory: reference, path and key.
+const SOURCE_BYTES: u64 = 1024;
 /// Encoded bytes fetched at once by one read.
 const FETCH_BYTES_MAX: u64 = 8 << 20;
 
@@ -40,7 +39,7 @@ struct Inner {
     hash: HashKey,
     disk: DiskId,
     size_bytes: u64,
-    cache: Mutex<Cache>,
+    cache: Arc<PageCache>,
 }
 struct Source {
     reader: SegmentReader,
@@ -68,19 +67,15 @@ impl std::fmt::Debug for BlockMap {
 impl BlockMap {
     pub(crate) async fn load(
         store: Arc<dyn ObjectStore>,
+        cache: Arc<PageCache>,
         keys: &MachineKeys,
         state: &MachineState,
         disk: DiskId,
         size_bytes: u64,
         at: CommitId,
     ) -> Result<Self> {
-        let holding = state
-            .segments
-            .iter()
-            .rev()
-            .filter(|segment| segment.commit <= at && segment.spans.iter().any(|span| span.disk == disk));
         let mut readers = Vec::new();
-        for reference in holding {
+        for reference in holding(state, disk, at) {
             readers.push(SegmentReader::new(store.clone(), state.machine, keys, reference)?);
         }
         let segments = stream::iter(readers)
@@ -92,7 +87,7 @@ impl BlockMap {
             .buffered(LOAD_DEPTH)
             .try_collect()
             .await?;
-        let (hash, cache) = (keys.hash.clone(), Mutex::new(Cache::default()));
+        let hash = keys.hash.clone();
         Ok(Self { inner: Arc::new(Inner { segments, hash, disk, size_bytes, cache }) })
     }
 
@@ -197,11 +192,11 @@ impl BlockMap {
                 break;
             }
             let begin = source.pages.partition_point(|page| page.end <= from);
-            for (number, reference) in source.pages.iter().enumerate().skip(begin) {
+            for reference in source.pages.iter().skip(begin) {
                 if reference.first >= to {
                     break;
                 }
-                let page = self.page(segment, number, reference).await?;
+                let page = self.page(segment, reference).await?;
                 for entry in page.touching(from, to) {
                     missing -= fill(&mut slots, from, to, segment, entry, &page);
                 }
@@ -210,15 +205,31 @@ impl BlockMap {
         Ok(slots)
     }
 
-    async fn page(&self, segment: usize, number: usize, reference: &PageRef) -> Result<Arc<Page>> {
-        let lock = || self.inner.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(page) = lock().get((segment, number)) {
+    async fn page(&self, segment: usize, reference: &PageRef) -> Result<Arc<Page>> {
+        let reader = &self.inner.segments[segment].reader;
+        let key = (reader.reference.id, reference.frame);
+        if let Some(page) = self.inner.cache.get(key) {
             return Ok(page);
         }
-        let page = Arc::new(self.inner.segments[segment].reader.page(reference).await?);
-        lock().put((segment, number), page.clone());
+        let page = Arc::new(reader.page(reference).await?);
+        self.inner.cache.put(key, page.clone());
         Ok(page)
     }
+}
+
+/// The segments that hold something of a disk at a commit, newest first.
+fn holding(state: &MachineState, disk: DiskId, at: CommitId) -> impl Iterator<Item = &SegmentRef> {
+    state
+        .segments
+        .iter()
+        .rev()
+        .filter(move |segment| segment.commit <= at && segment.spans.iter().any(|span| span.disk == disk))
+}
+
+/// Bytes of memory that a map costs, at most, before it is loaded.
+pub(crate) fn memory_bytes(state: &MachineState, disk: DiskId, at: CommitId) -> u64 {
+    // A page's reference takes more in memory than in the footer, but not twice as much.
+    holding(state, disk, at).map(|segment| SOURCE_BYTES + 2 * u64::from(segment.footer_len)).sum()
 }
 
 /// Takes an entry's blocks into slots that are still empty; how many it took.
@@ -249,39 +260,4 @@ pub(crate) fn size_at(state: &MachineState, disk: DiskId, at: CommitId) -> Resul
     let record = state.disk(disk)?;
     let covered = state.point(at).ok().and_then(|p| p.info.disks.iter().find(|d| d.disk == disk));
     Ok(covered.map_or(record.size_bytes, |covered| covered.size_bytes))
-}
-
-/// Decoded pages, least recently used thrown out.
-#[derive(Default)]
-struct Cache {
-    pages: HashMap<(usize, usize), (Arc<Page>, u64)>,
-    order: BTreeMap<u64, (usize, usize)>,
-    tick: u64,
-    bytes: usize,
-}
-
-impl Cache {
-    fn get(&mut self, key: (usize, usize)) -> Option<Arc<Page>> {
-        self.tick += 1;
-        let (page, used) = self.pages.get_mut(&key)?;
-        self.order.remove(used);
-        *used = self.tick;
-        self.order.insert(self.tick, key);
-        Some(page.clone())
-    }
-    fn put(&mut self, key: (usize, usize), page: Arc<Page>) {
-        if self.pages.contains_key(&key) {
-            return;
-        }
-        self.tick += 1;
-        self.bytes += page.memory_bytes();
-        self.pages.insert(key, (page, self.tick));
-        self.order.insert(self.tick, key);
-        while self.bytes > CACHE_BYTES_MAX
-            && let Some((_, oldest)) = self.order.pop_first()
-            && let Some((page, _)) = self.pages.remove(&oldest)
-        {
-            self.bytes -= page.memory_bytes();
-        }
-    }
 }

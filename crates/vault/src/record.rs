@@ -216,11 +216,43 @@ impl MachineState {
         Ok(())
     }
 
+    /// Bytes of memory that it takes, roughly, and never less than it takes as a document; grows with every commit.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        let disks: usize = self.disks.iter().chain(&self.former_disks).map(disk_bytes).sum();
+        let points: usize = self.points.iter().map(|point| point_bytes(&point.info)).sum();
+        let segments: usize = self.segments.iter().map(segment_bytes).sum();
+        grown(disks + points + segments) + 16 * 1024
+    }
+
+    /// [`MachineState::memory_bytes`] after such a commit, or somewhat more.
+    pub(crate) fn memory_bytes_with(&self, body: &CommitBody) -> u64 {
+        // All disks may become former ones.
+        let disks: usize = if body.disks == self.disks { 0 } else { body.disks.iter().map(disk_bytes).sum() };
+        let point = if let CommitKind::Point(info) = &body.kind { point_bytes(info) } else { 0 };
+        let segments: usize = body.segments.iter().map(segment_bytes).sum();
+        self.memory_bytes() + grown(disks + point + segments)
+    }
+
     /// How many records after the last checkpoint the next one is due: rare enough that checkpoints of long
     /// histories cost little, often enough that replay is short.
     pub(crate) fn checkpoint_interval(&self) -> u64 {
         ((self.points.len() + self.segments.len()) as u64 / 64).max(64)
     }
+}
+
+fn disk_bytes(record: &DiskRecord) -> usize {
+    size_of::<DiskRecord>() + record.name.len()
+}
+fn point_bytes(info: &PointInfo) -> usize {
+    size_of::<PointRecord>() + info.disks.len() * size_of::<highwater_delta::PointDisk>()
+}
+fn segment_bytes(segment: &SegmentRef) -> usize {
+    size_of::<SegmentRef>() + segment.spans.len() * size_of::<DiskSpan>()
+}
+/// A vector grows by doubling.
+const fn grown(bytes: usize) -> u64 {
+    (bytes * 3 / 2) as u64
 }
 
 /// Whether these can be a machine's disks.

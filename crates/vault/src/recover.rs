@@ -7,8 +7,10 @@
 //!
 //! Memory: 8 MiB of blocks and at most 16 MiB of chunks for each thread, and the block map.
 
+mod place;
 mod target;
 
+pub use place::{Place, directory_place};
 pub use target::Target;
 
 use crate::{BlockMap, MachineState, Result, Vault, VaultError};

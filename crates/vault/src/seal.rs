@@ -18,6 +18,8 @@ const SALT_AT: usize = 8;
 const HEADER_BYTES: usize = 40;
 /// Bytes of an authentication tag.
 pub(crate) const TAG_BYTES: usize = 16;
+/// Bytes that sealing adds.
+pub(crate) const OVERHEAD_BYTES: u64 = (HEADER_BYTES + TAG_BYTES) as u64;
 /// Most bytes of a sealed document: a checkpoint of a machine with 100,000 points takes some 40 MiB.
 pub(crate) const DOCUMENT_BYTES_MAX: u64 = 256 << 20;
 

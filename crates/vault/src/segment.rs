@@ -12,10 +12,12 @@
 //! Index pages are sorted by disk and block and hold the blocks' hashes; where chunks of one segment overlap, the
 //! later has won. The footer lists the pages, so a reader of one block reads the footer, one page and one chunk.
 
+mod finishing;
 mod index;
 mod read;
 mod write;
 
+pub(crate) use finishing::Finishing;
 pub(crate) use index::{Entry, Page, PageRef};
 pub(crate) use read::{FrameAt, SegmentReader, Walked};
 pub(crate) use write::SegmentWriter;

@@ -1,42 +1,50 @@
 //! Where objects lie: paths, a local directory as a store, and bounded reads.
 
+mod ownership;
+mod write_behind;
+
 use crate::{Result, VaultError};
 use bytes::Bytes;
 use highwater_delta::{MachineId, SegmentId};
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, local::LocalFileSystem, path::Path};
-use std::{fs, sync::Arc};
+use ownership::Ownership;
+use std::{fs, os::unix::fs::DirBuilderExt, sync::Arc};
+use write_behind::WriteBehind;
 
 /// A directory as an object store. Every put is synced before it returns, the file and each directory whose entries
 /// changed; a put that must create is a hard link, which refuses an existing name. Directories that an interrupted
-/// process may have made without syncing are synced here.
+/// process may have made without syncing are synced here. What is put has owner and mode of the directory, whoever puts it
+/// (module `ownership`).
 pub fn local_store(dir: &std::path::Path) -> Result<Arc<dyn ObjectStore>> {
     let io = |path: &std::path::Path, e| VaultError::io(path, e);
-    fs::create_dir_all(dir).map_err(|e| io(dir, e))?;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| io(dir, e))?;
     let root = fs::canonicalize(dir).map_err(|e| io(dir, e))?;
-    sync_directories(&root, 4).map_err(|e| io(&root, e))?;
+    sync_directories(&root, 4)?;
     if let Some(parent) = root.parent() {
         // Whoever may use the vault need not be able to read the directory above it.
         let _ = fs::File::open(parent).and_then(|parent| parent.sync_all());
     }
-    Ok(Arc::new(LocalFileSystem::new_with_prefix(&root)?.with_fsync(true)))
+    let ownership = Ownership::of(&root).map_err(|e| io(&root, e))?;
+    Ok(Arc::new(WriteBehind(LocalFileSystem::new_with_prefix(&root)?.with_fsync(true), ownership)))
 }
 
-fn sync_directories(dir: &std::path::Path, levels: usize) -> std::io::Result<()> {
+fn sync_directories(dir: &std::path::Path, levels: usize) -> Result<()> {
+    let io = |e| VaultError::io(dir, e);
     // Manifest and segment directories hold files only and may be long; the depth of the layout bounds the walk.
     let leaf = levels == 0
         || matches!(dir.file_name().and_then(|n| n.to_str()), Some("segments" | "manifest" | "checkpoint"));
     if !leaf {
-        for entry in fs::read_dir(dir)? {
-            let entry = entry?;
-            if entry.file_type()?.is_dir() {
+        for entry in fs::read_dir(dir).map_err(io)? {
+            let entry = entry.map_err(io)?;
+            if entry.file_type().map_err(io)?.is_dir() {
                 sync_directories(&entry.path(), levels - 1)?;
             }
         }
     }
-    match fs::File::open(dir)?.sync_all() {
+    match fs::File::open(dir).and_then(|dir| dir.sync_all()) {
         // A vault mounted read-only can still be recovered from.
         Err(e) if e.raw_os_error() == Some(libc::EROFS) => Ok(()),
-        other => other,
+        other => other.map_err(io),
     }
 }
 

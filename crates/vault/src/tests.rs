@@ -5,4 +5,5 @@ mod faults;
 mod golden;
 mod model;
 mod rules;
+mod segments;
 mod support;

@@ -4,6 +4,7 @@ use crate::{
     BlockMap, MachineState, MachineWriter, Result, VaultError, VaultKey,
     key::{MachineKeys, Secret, random},
     map,
+    pages::{self, PageCache},
     record::{Envelope, check_name},
     seal::{self, DOCUMENT_BYTES_MAX},
     store,
@@ -21,6 +22,15 @@ const VAULT_JSON_BYTES_MAX: u64 = 4096;
 const CONTROL_BYTES_MAX: usize = 16 << 20;
 /// Records fetched at once while a history is replayed.
 const REPLAY_DEPTH: usize = 16;
+/// Records replayed between two looks at how much memory the state takes.
+const RECORDS_A_LOOK: u64 = 1024;
+/// How much more memory a state takes than its documents have bytes, at most: a point without disks takes 108 bytes, and 13 in
+/// a checkpoint.
+const STATE_TO_DOCUMENT: u64 = 9;
+/// What an empty state takes.
+const STATE_BYTES_LEAST: u64 = 16 * 1024;
+/// Most bytes of memory of a machine's state ([`MachineState::memory_bytes`]), so that each of its checkpoints can be read.
+pub const STATE_BYTES_MAX: u64 = DOCUMENT_BYTES_MAX - seal::OVERHEAD_BYTES;
 
 /// `vault.json`: the only object that is not encrypted. Byte for byte as [`VaultFile::encode`] writes it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -55,6 +65,7 @@ struct MachineFile {
 #[derive(Clone)]
 pub struct Vault {
     inner: Arc<Inner>,
+    pub(crate) pages: Arc<PageCache>,
 }
 struct Inner {
     store: Arc<dyn ObjectStore>,
@@ -117,7 +128,24 @@ impl Vault {
 
     fn with(store: Arc<dyn ObjectStore>, id: VaultId, key: &VaultKey) -> Result<Self> {
         let (control, wrapping) = (key.control_key(id)?, key.wrapping_key(id)?);
-        Ok(Self { inner: Arc::new(Inner { store, id, control, wrapping }) })
+        let pages = Arc::new(PageCache::new(pages::BYTES_MAX));
+        Ok(Self { inner: Arc::new(Inner { store, id, control, wrapping }), pages })
+    }
+
+    /// The same vault, whose block maps keep so many bytes of index pages in all, instead of 64 MiB.
+    #[must_use]
+    pub fn with_page_cache(self, bytes_max: usize) -> Self {
+        Self { pages: Arc::new(PageCache::new(bytes_max)), ..self }
+    }
+    /// Bytes of index pages that its block maps keep now.
+    #[must_use]
+    pub fn page_cache_bytes(&self) -> usize {
+        self.pages.bytes()
+    }
+    /// Bytes of memory that [`Vault::block_map_of`] will need at most, besides the page cache.
+    #[must_use]
+    pub fn block_map_bytes(&self, state: &MachineState, disk: DiskId, at: CommitId) -> u64 {
+        map::memory_bytes(state, disk, at)
     }
 
     /// Its identity.
@@ -168,9 +196,43 @@ impl Vault {
         Ok(self.machine_keys(machine).await?.0.hash)
     }
 
+    /// The same, if its state takes no more than so many bytes of memory ([`MachineState::memory_bytes`]).
+    pub async fn machine_within(&self, machine: MachineId, state_bytes_max: u64) -> Result<MachineState> {
+        let (keys, host_name) = self.machine_keys(machine).await?;
+        self.load_state_within(machine, &keys, host_name, true, state_bytes_max).await
+    }
+
+    /// Bytes of memory that [`Vault::machine_within`] or [`Vault::writer_within`] take at most, in passing too. Told from the
+    /// sizes of the machine's documents: none is read.
+    pub async fn load_bytes(&self, machine: MachineId, state_bytes_max: u64) -> Result<u64> {
+        let checkpoints = self.checkpoints(machine).await?;
+        let newest = checkpoints.iter().rev().find(|(_, bytes)| *bytes <= DOCUMENT_BYTES_MAX);
+        let (number, checkpoint) = newest.copied().unwrap_or((0, 0));
+        self.check_checkpoint(machine, checkpoint, state_bytes_max)?;
+        let records = self.records_after(machine, number).await?;
+        let largest = records.iter().map(|(_, bytes)| *bytes).max().unwrap_or(0);
+        let all: u64 = checkpoint + records.iter().map(|(_, bytes)| *bytes).sum::<u64>();
+        // Each document is there sealed and open while it is read.
+        let passing = 2 * checkpoint.max(largest.saturating_mul(REPLAY_DEPTH as u64));
+        Ok((all.saturating_mul(STATE_TO_DOCUMENT) + STATE_BYTES_LEAST).min(state_bytes_max) + passing)
+    }
+
+    /// What stands in a checkpoint takes more as a state.
+    fn check_checkpoint(&self, machine: MachineId, bytes: u64, bytes_max: u64) -> Result<()> {
+        if bytes.saturating_sub(seal::OVERHEAD_BYTES) > bytes_max {
+            return Err(VaultError::StateFull { machine, bytes, bytes_max });
+        }
+        Ok(())
+    }
+
     /// A writer for a machine. The last one opened wins: see [`MachineWriter`].
     pub async fn writer(&self, machine: MachineId) -> Result<MachineWriter> {
-        MachineWriter::open(self.clone(), machine).await
+        self.writer_within(machine, STATE_BYTES_MAX).await
+    }
+
+    /// The same, for a state of so many bytes at most: a larger one is refused, and so are commits that would make it larger.
+    pub async fn writer_within(&self, machine: MachineId, state_bytes_max: u64) -> Result<MachineWriter> {
+        MachineWriter::open(self.clone(), machine, state_bytes_max.min(STATE_BYTES_MAX)).await
     }
 
     /// Where each block of a disk lies, after the commit `at`.
@@ -178,14 +240,14 @@ impl Vault {
         let (keys, host_name) = self.machine_keys(machine).await?;
         let state = self.load_state(machine, &keys, host_name, true).await?;
         let size_bytes = map::size_at(&state, disk, at)?;
-        BlockMap::load(self.store().clone(), &keys, &state, disk, size_bytes, at).await
+        BlockMap::load(self.store().clone(), self.pages.clone(), &keys, &state, disk, size_bytes, at).await
     }
 
     /// The same from a state that is at hand.
     pub async fn block_map_of(&self, state: &MachineState, disk: DiskId, at: CommitId) -> Result<BlockMap> {
         let (keys, _) = self.machine_keys(state.machine).await?;
         let size_bytes = map::size_at(state, disk, at)?;
-        BlockMap::load(self.store().clone(), &keys, state, disk, size_bytes, at).await
+        BlockMap::load(self.store().clone(), self.pages.clone(), &keys, state, disk, size_bytes, at).await
     }
 
     pub(crate) async fn machine_keys(&self, machine: MachineId) -> Result<(MachineKeys, String)> {
@@ -208,20 +270,28 @@ impl Vault {
         host_name: String,
         use_checkpoint: bool,
     ) -> Result<MachineState> {
+        self.load_state_within(machine, keys, host_name, use_checkpoint, u64::MAX).await
+    }
+
+    /// The same, within so many bytes of memory.
+    pub(crate) async fn load_state_within(
+        &self,
+        machine: MachineId,
+        keys: &MachineKeys,
+        host_name: String,
+        use_checkpoint: bool,
+        bytes_max: u64,
+    ) -> Result<MachineState> {
+        let within = |state: &MachineState| match state.memory_bytes() {
+            bytes if bytes > bytes_max => Err(VaultError::StateFull { machine, bytes, bytes_max }),
+            _ => Ok(()),
+        };
         let mut state = MachineState::empty(machine, host_name);
-        if use_checkpoint && let Some(found) = self.newest_checkpoint(machine, keys).await? {
+        if use_checkpoint && let Some(found) = self.newest_checkpoint(machine, keys, bytes_max).await? {
             state = found;
         }
-        let dir = store::manifest_dir(machine);
-        let offset = store::manifest_path(machine, state.last_record);
-        let mut numbers: Vec<u64> = self
-            .store()
-            .list_with_offset(Some(&dir), &offset)
-            .try_filter_map(async |meta| Ok(store::number_of(&meta.location)))
-            .try_collect()
-            .await?;
-        numbers.retain(|number| *number > state.last_record);
-        numbers.sort_unstable();
+        let records = self.records_after(machine, state.last_record).await?;
+        let numbers: Vec<u64> = records.into_iter().map(|(number, _)| number).collect();
         for (expected, number) in (state.last_record + 1..).zip(&numbers) {
             // A hole would cut off everything after it, silently.
             if expected != *number {
@@ -241,17 +311,42 @@ impl Vault {
         while let Some((path, sealed)) = fetched.try_next().await? {
             let envelope = open_record(keys, &path, &sealed)?;
             state.apply(&envelope, *blake3::hash(&sealed).as_bytes(), path.as_ref())?;
+            if state.last_record.is_multiple_of(RECORDS_A_LOOK) {
+                within(&state)?;
+            }
         }
+        within(&state)?;
         Ok(state)
+    }
+
+    /// Numbers and sizes of the records after one, sorted.
+    async fn records_after(&self, machine: MachineId, after: u64) -> Result<Vec<(u64, u64)>> {
+        let dir = store::manifest_dir(machine);
+        let offset = store::manifest_path(machine, after);
+        let mut records: Vec<(u64, u64)> = self
+            .store()
+            .list_with_offset(Some(&dir), &offset)
+            .try_filter_map(async |meta| {
+                Ok(store::number_of(&meta.location).map(|number| (number, meta.size)))
+            })
+            .try_collect()
+            .await?;
+        records.retain(|(number, _)| *number > after);
+        records.sort_unstable();
+        Ok(records)
     }
 
     async fn newest_checkpoint(
         &self,
         machine: MachineId,
         keys: &MachineKeys,
+        bytes_max: u64,
     ) -> Result<Option<MachineState>> {
-        let mut numbers = self.checkpoint_numbers(machine).await?;
-        while let Some(number) = numbers.pop() {
+        let mut checkpoints = self.checkpoints(machine).await?;
+        // Earlier releases wrote checkpoints that were too large to be read.
+        checkpoints.retain(|(_, bytes)| *bytes <= DOCUMENT_BYTES_MAX);
+        while let Some((number, bytes)) = checkpoints.pop() {
+            self.check_checkpoint(machine, bytes, bytes_max)?;
             // A checkpoint only shortens the replay: one that is damaged is passed over here, and named by verify.
             match self.read_checkpoint(machine, keys, number).await {
                 Ok(state) => return Ok(Some(state)),
@@ -263,14 +358,21 @@ impl Vault {
     }
 
     pub(crate) async fn checkpoint_numbers(&self, machine: MachineId) -> Result<Vec<u64>> {
-        let mut numbers: Vec<u64> = self
+        Ok(self.checkpoints(machine).await?.into_iter().map(|(number, _)| number).collect())
+    }
+
+    /// Numbers and sizes of the checkpoints, sorted.
+    async fn checkpoints(&self, machine: MachineId) -> Result<Vec<(u64, u64)>> {
+        let mut found: Vec<(u64, u64)> = self
             .store()
             .list(Some(&store::checkpoint_dir(machine)))
-            .try_filter_map(async |meta| Ok(store::number_of(&meta.location)))
+            .try_filter_map(async |meta| {
+                Ok(store::number_of(&meta.location).map(|number| (number, meta.size)))
+            })
             .try_collect()
             .await?;
-        numbers.sort_unstable();
-        Ok(numbers)
+        found.sort_unstable();
+        Ok(found)
     }
 
     pub(crate) async fn read_checkpoint(

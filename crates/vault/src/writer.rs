@@ -13,8 +13,9 @@ use crate::{
     key::{MachineKeys, random},
     record::{CommitBody, Envelope, KIND_COMMIT, KIND_TAKEOVER, check_disks, check_point},
     seal,
-    segment::SegmentWriter,
+    segment::{Finishing, SegmentWriter},
     store,
+    vault::STATE_BYTES_MAX,
 };
 use bytes::Bytes;
 use futures::TryStreamExt;
@@ -27,6 +28,8 @@ use std::{
 
 /// Takeovers tried before another writer is taken to be alive and winning.
 const TAKEOVER_TRIES: usize = 8;
+/// Disks that a machine may ever have had: each is kept in every state of the machine, since older points cover it.
+pub const DISKS_EVER_MAX: usize = 4096;
 
 /// Writes deltas of one machine.
 pub struct MachineWriter {
@@ -40,6 +43,8 @@ pub struct MachineWriter {
     open: Option<Open>,
     life: Life,
     last_checkpoint: u64,
+    /// See [`Vault::writer_within`].
+    state_bytes_max: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -56,7 +61,8 @@ struct Open {
     /// A push failed: only abort remains.
     failed: bool,
     current: Option<SegmentWriter>,
-    finished: Vec<crate::SegmentRef>,
+    /// Full segments, stored already or on their way.
+    finishing: Finishing,
     /// Every object that may exist because of this delta.
     paths: Vec<Path>,
 }
@@ -68,15 +74,29 @@ impl std::fmt::Debug for MachineWriter {
 }
 
 impl MachineWriter {
-    pub(crate) async fn open(vault: Vault, machine: MachineId) -> Result<Self> {
+    /// Bytes of memory that an open delta needs at most: two upload parts, one being filled and one under way, and the index of a
+    /// segment. While the segment before is completed, two parts of it as well; the index is small then, since
+    /// what takes memory is its building, at a segment's end. What is stored of the machine ([`MachineState::memory_bytes`]) comes on top.
+    pub const DELTA_BYTES_MAX: u64 = 6 << 20;
+
+    pub(crate) async fn open(vault: Vault, machine: MachineId, state_bytes_max: u64) -> Result<Self> {
         let (keys, host_name) = vault.machine_keys(machine).await?;
         let mut identity = [0; 16];
         random(&mut identity)?;
         let last_checkpoint = vault.checkpoint_numbers(machine).await?.pop().unwrap_or(0);
-        let state = vault.load_state(machine, &keys, host_name.clone(), true).await?;
-        let life = Life::Alive;
-        let mut writer =
-            Self { vault, machine, keys, state, identity, disks: None, open: None, life, last_checkpoint };
+        let state = vault.load_state_within(machine, &keys, host_name.clone(), true, state_bytes_max).await?;
+        let mut writer = Self {
+            vault,
+            machine,
+            keys,
+            state,
+            identity,
+            disks: None,
+            open: None,
+            life: Life::Alive,
+            last_checkpoint,
+            state_bytes_max,
+        };
         for _ in 0..TAKEOVER_TRIES {
             let orphans = writer.orphans().await?;
             if orphans.is_empty() {
@@ -91,7 +111,10 @@ impl MachineWriter {
             }
             // Somebody committed in between: the segments may be theirs and in use now.
             let keys = &writer.keys;
-            writer.state = writer.vault.load_state(machine, keys, host_name.clone(), true).await?;
+            writer.state = writer
+                .vault
+                .load_state_within(machine, keys, host_name.clone(), true, state_bytes_max)
+                .await?;
         }
         Err(VaultError::Fenced(machine))
     }
@@ -135,7 +158,7 @@ impl MachineWriter {
         let record = self.disks().iter().find(|record| record.disk == disk);
         let size_bytes = record.ok_or(VaultError::UnknownDisk(disk))?.size_bytes;
         let (store, at) = (self.vault.store().clone(), self.state.last_commit);
-        BlockMap::load(store, &self.keys, &self.state, disk, size_bytes, at).await
+        BlockMap::load(store, self.vault.pages.clone(), &self.keys, &self.state, disk, size_bytes, at).await
     }
     /// The machine's disks as they will be recorded with the next commit.
     #[must_use]
@@ -147,6 +170,12 @@ impl MachineWriter {
     pub fn set_disks(&mut self, disks: Vec<DiskRecord>) -> Result<()> {
         self.check_alive()?;
         check_disks(&disks)?;
+        let known: HashSet<DiskId> =
+            self.state.disks.iter().chain(&self.state.former_disks).map(|record| record.disk).collect();
+        let new = disks.iter().filter(|record| !known.contains(&record.disk)).count();
+        if new > 0 && known.len() + new > DISKS_EVER_MAX {
+            return Err(VaultError::Limit("disks that the machine ever had"));
+        }
         self.disks = (disks != self.state.disks).then_some(disks);
         Ok(())
     }
@@ -158,13 +187,13 @@ impl MachineWriter {
             return Err(VaultError::Order("a delta is open already"));
         }
         let known = self.state.commit_of(delta);
-        let (finished, paths) = (Vec::new(), Vec::new());
-        self.open = Some(Open { delta, known, failed: false, current: None, finished, paths });
+        let (finishing, paths) = (Finishing::default(), Vec::new());
+        self.open = Some(Open { delta, known, failed: false, current: None, finishing, paths });
         Ok(())
     }
 
-    /// Adds an encoded chunk to the open delta. After an error of the store the delta can only be aborted; after a
-    /// refused chunk it is as before.
+    /// Adds an encoded chunk to the open delta. After an error of the store, which may be one of storing an earlier chunk, the
+    /// delta can only be aborted; after a refused chunk it is as before.
     pub async fn push(&mut self, chunk: Bytes) -> Result<()> {
         self.check_alive()?;
         let open = self.open.as_mut().ok_or(VaultError::Order("no delta is open"))?;
@@ -201,14 +230,15 @@ impl MachineWriter {
         if segment.is_full()
             && let Some(segment) = open.current.take()
         {
-            open.finished.push(segment.finish(next).await?);
+            open.finishing.add(segment, next).await?;
         }
         open.failed = false;
         Ok(())
     }
 
     /// Makes the open delta durable, all of it at once, and closes it. After an error of the store before the record
-    /// was put, the delta is still open and can be aborted; after a later one the writer is dead.
+    /// was put, the delta is still open and can be aborted; after a later one the writer is dead. A commit that would make the
+    /// state too large is refused ([`VaultError::StateFull`]) before anything of it is recorded.
     pub async fn commit(&mut self, kind: CommitKind) -> Result<CommitId> {
         self.check_alive()?;
         check_point(&kind, self.disks.as_ref().unwrap_or(&self.state.disks))?;
@@ -221,17 +251,22 @@ impl MachineWriter {
             return Ok(commit);
         }
         let next = CommitId(self.state.last_record + 1);
+        open.failed = true;
         if let Some(segment) = open.current.take() {
-            open.failed = true;
-            open.finished.push(segment.finish(next).await?);
-            open.failed = false;
+            open.finishing.add(segment, next).await?;
         }
+        let segments = open.finishing.all().await?.to_vec();
+        open.failed = false;
         let body = CommitBody {
             delta: open.delta,
             kind,
             disks: self.disks.clone().unwrap_or_else(|| self.state.disks.clone()),
-            segments: open.finished.clone(),
+            segments,
         };
+        let (bytes, bytes_max) = (self.state.memory_bytes_with(&body), self.state_bytes_max);
+        if bytes > bytes_max {
+            return Err(VaultError::StateFull { machine: self.machine, bytes, bytes_max });
+        }
         let body = postcard::to_stdvec(&body).map_err(|_| VaultError::Limit("bytes of a record"))?;
         if !self.put_record(KIND_COMMIT, self.state.epoch, body).await? {
             self.life = Life::Fenced;
@@ -259,6 +294,8 @@ impl MachineWriter {
         if let Some(segment) = open.current.take() {
             let _ = segment.abort().await;
         }
+        // Or one could appear after it was deleted.
+        open.finishing.settle().await;
         while let Some(path) = open.paths.last() {
             delete_if_there(&self.vault, path).await?;
             open.paths.pop();
@@ -282,6 +319,9 @@ impl MachineWriter {
         };
         let path = store::manifest_path(self.machine, number);
         let plain = postcard::to_stdvec(&envelope).map_err(|_| VaultError::Limit("bytes of a record"))?;
+        if plain.len() as u64 > STATE_BYTES_MAX {
+            return Err(VaultError::Limit("bytes of a record"));
+        }
         let sealed = seal::seal(&self.keys.manifest, &path, &plain)?;
         let hash = *blake3::hash(&sealed).as_bytes();
         self.life = Life::Dead;
@@ -307,6 +347,10 @@ impl MachineWriter {
         }
         let path = store::checkpoint_path(self.machine, number);
         let Ok(plain) = postcard::to_stdvec(&self.state) else { return };
+        // Nobody could read it. A state within its limit never gets here.
+        if plain.len() as u64 > STATE_BYTES_MAX {
+            return;
+        }
         let Ok(sealed) = seal::seal(&self.keys.manifest, &path, &plain) else { return };
         if store::create_object(&**self.vault.store(), &path, sealed).await.is_ok() {
             self.last_checkpoint = number;
@@ -318,8 +362,9 @@ impl MachineWriter {
     pub(crate) async fn finish_segment_for_test(&mut self) {
         let next = CommitId(self.state.last_record + 1);
         let open = self.open.as_mut().expect("a delta is open");
-        let segment = open.current.take().expect("a chunk was pushed").finish(next).await;
-        open.finished.push(segment.expect("the store works"));
+        let segment = open.current.take().expect("a chunk was pushed");
+        open.finishing.add(segment, next).await.expect("the store works");
+        open.finishing.all().await.expect("the store works");
     }
 
     fn check_alive(&self) -> Result<()> {

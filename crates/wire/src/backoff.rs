@@ -1,9 +1,21 @@
-//! When to try again: 1, 2, 4, 8, 10 minutes, then every 30, scaled and with jitter. Pure: no clock, no randomness.
+//! When to try again: soon at first, then each minute; every five where the answer was a refusal. Pure: no clock, no
+//! randomness.
 
 use std::time::Duration;
 
-const MINUTES: [u32; 5] = [1, 2, 4, 8, 10];
-const MINUTES_THEN: u32 = 30;
+/// The waits after failures in a row, in sixtieths of the unit; the last is kept.
+const STEPS: [u32; 6] = [1, 2, 5, 10, 30, 60];
+/// The wait after a refusal, in units.
+const REFUSED: u32 = 5;
+
+/// Why the last attempt failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// Nobody answered, or the connection broke: that may be over at any moment.
+    Network,
+    /// Somebody must act first. It is tried again, rarely, so that the machine comes back by itself once that has happened.
+    Refused,
+}
 
 /// Counts failures in a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,13 +25,13 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// `unit` is what stands for a minute.
+    /// `unit` is what stands for a minute: the longest wait for a collector that does not answer.
     #[must_use]
     pub const fn new(unit: Duration) -> Self {
         Self { unit, failures: 0 }
     }
 
-    /// After a success: the next failure counts as the first.
+    /// After a success, or when an operator asked: the next failure counts as the first.
     pub const fn reset(&mut self) {
         self.failures = 0;
     }
@@ -30,16 +42,18 @@ impl Backoff {
         self.failures
     }
 
-    /// After a failure: how long to wait, between 75 % and 125 % of the step as `random` (any number) decides. `None` if
-    /// `retry` is false: trying again, unchanged, cannot succeed, and somebody must act.
-    pub fn next(&mut self, retry: bool, random: u32) -> Option<Duration> {
-        let minutes = MINUTES.get(self.failures).copied().unwrap_or(MINUTES_THEN);
+    /// After a failure: how long to wait, between 75 % and 100 % of the step as `random` (any number) decides.
+    pub fn next(&mut self, failure: Failure, random: u32) -> Duration {
+        let step = match failure {
+            Failure::Network => {
+                let sixtieths = STEPS.get(self.failures).or(STEPS.last()).copied().unwrap_or(60);
+                self.unit.saturating_mul(sixtieths) / 60
+            }
+            Failure::Refused => self.unit.saturating_mul(REFUSED),
+        };
         self.failures = self.failures.saturating_add(1);
-        if !retry {
-            return None;
-        }
-        let jitter = 0.75 + 0.5 * f64::from(random) / f64::from(u32::MAX);
-        Some(self.unit.saturating_mul(minutes).mul_f64(jitter).min(Duration::from_secs(86_400)))
+        let jitter = 1.0 - 0.25 * f64::from(random) / f64::from(u32::MAX);
+        step.min(Duration::from_secs(86_400)).mul_f64(jitter)
     }
 }
 
@@ -48,31 +62,34 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const MINUTE: Duration = Duration::from_secs(60);
+
     #[test]
-    fn the_steps_are_those_of_the_field() {
-        let mut backoff = Backoff::new(Duration::from_secs(60));
-        let middle = u32::MAX / 2;
-        let minutes: Vec<u64> = (0..8)
-            .map(|_| (backoff.next(true, middle).unwrap().as_secs_f64() / 60.0).round() as u64)
-            .collect();
-        assert_eq!(minutes, [1, 2, 4, 8, 10, 30, 30, 30]);
+    fn a_collector_that_is_back_is_found_within_a_minute() {
+        let mut backoff = Backoff::new(MINUTE);
+        let waits: Vec<u64> = (0..8).map(|_| backoff.next(Failure::Network, 0).as_secs()).collect();
+        assert_eq!(waits, [1, 2, 5, 10, 30, 60, 60, 60]);
         backoff.reset();
-        assert!(backoff.next(true, middle).unwrap() <= Duration::from_secs(60));
+        assert_eq!(backoff.next(Failure::Network, 0), Duration::from_secs(1));
     }
 
     #[test]
-    fn what_cannot_succeed_is_not_tried_again() {
-        assert_eq!(Backoff::new(Duration::from_secs(1)).next(false, 7), None);
+    fn a_refusal_is_asked_about_rarely() {
+        let mut backoff = Backoff::new(MINUTE);
+        assert_eq!(backoff.next(Failure::Refused, 0), MINUTE * 5);
+        assert_eq!(backoff.next(Failure::Refused, 0), MINUTE * 5);
+        assert_eq!(backoff.failures(), 2);
     }
 
     proptest! {
         #[test]
-        fn jitter_stays_within_a_quarter(random: u32, failures in 0_usize..20, unit_ms in 1_u64..120_000) {
-            let mut backoff = Backoff { unit: Duration::from_millis(unit_ms), failures };
-            let step = MINUTES.get(failures).copied().unwrap_or(30);
-            let wait = backoff.next(true, random).unwrap().as_secs_f64();
-            let exact = unit_ms as f64 / 1000.0 * f64::from(step);
-            prop_assert!(wait >= exact * 0.7499 && wait <= exact * 1.2501);
+        fn no_wait_is_longer_than_its_step(random: u32, failures in 0_usize..20, unit_ms in 60_u64..120_000) {
+            let unit = Duration::from_millis(unit_ms);
+            let mut backoff = Backoff { unit, failures };
+            let network = backoff.next(Failure::Network, random);
+            prop_assert!(network <= unit && network >= unit.mul_f64(0.0124), "{network:?}");
+            let refused = backoff.next(Failure::Refused, random);
+            prop_assert!(refused <= unit * 5 && refused >= unit.mul_f64(3.74), "{refused:?}");
         }
     }
 }

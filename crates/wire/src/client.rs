@@ -2,9 +2,9 @@
 
 use crate::message::{AgentMessage, CollectorMessage, Hello, Welcome};
 use crate::session::{Frame, FrameReader, FrameWriter, Timeouts};
-use crate::{Version, WireError, codec, files, identity, tls};
+use crate::{Credential, Version, WireError, codec, files, identity, tls};
 use highwater_delta::{DeltaId, MachineId};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +14,6 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
 
-/// An agent should send something at least so often; a collector waits three times as long.
-pub const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// Name of the file within an identity's directory.
 pub const IDENTITY_FILE: &str = "identity.pem";
 
@@ -59,9 +57,50 @@ impl Identity {
         Self::from_pem(files::read_secret(&dir.join(IDENTITY_FILE))?)
     }
 
+    /// The authority's certificate is the last of the file.
+    fn ca_pem(&self) -> &str {
+        self.pem.rfind("-----BEGIN CERTIFICATE-----").map_or("", |at| &self.pem[at..])
+    }
+
     /// Writes it into its directory, durably and as a whole.
     pub fn save(&self, dir: &Path) -> Result<(), WireError> {
+        std::fs::create_dir_all(dir).map_err(|source| WireError::File { path: dir.to_owned(), source })?;
+        let _lock = files::lock_dir(dir)?;
         files::write_secret(&dir.join(IDENTITY_FILE), self.pem.as_bytes())
+    }
+
+    /// What the certificate says.
+    pub fn credential(&self) -> Result<Credential, WireError> {
+        Credential::of(
+            self.cert_chain
+                .first()
+                .ok_or_else(|| WireError::identity("the machine's identity", "it has no certificate"))?,
+        )
+    }
+
+    /// This machine with a renewed certificate, which must be valid now, of the same authority and machine, and belong to
+    /// this key.
+    pub fn renewed(&self, key_pem: &str, cert_pem: &str) -> Result<Self, WireError> {
+        let new = Self::from_pems(key_pem, cert_pem, self.ca_pem())?;
+        let unusable = |cause| WireError::identity("the renewed certificate", cause);
+        if new.machine != self.machine {
+            return Err(unusable("it names another machine"));
+        }
+        let cert = new.cert_chain.first().ok_or_else(|| unusable("there is none"))?;
+        tls::check_machine_cert(&self.ca, cert, UnixTime::now())?;
+        Ok(new)
+    }
+
+    /// Writes it in place of `old`, in one step: a crash leaves the one or the other, each with its own key. False, and
+    /// nothing written, if the directory holds another identity by now: the machine was enrolled again meanwhile.
+    pub fn replace(&self, dir: &Path, old: &Self) -> Result<bool, WireError> {
+        let _lock = files::lock_dir(dir)?;
+        let path = dir.join(IDENTITY_FILE);
+        if *files::read_secret(&path)? != *old.pem {
+            return Ok(false);
+        }
+        files::write_secret(&path, self.pem.as_bytes())?;
+        Ok(true)
     }
 }
 
@@ -120,9 +159,19 @@ impl SessionReceiver {
         Self { frames: FrameReader::new(Box::new(input), timeouts) }
     }
 
+    /// Other limits from the next message on.
+    pub fn set_timeouts(&mut self, timeouts: Timeouts) {
+        self.frames.set_timeouts(timeouts);
+    }
+
     /// The next message; [`WireError::Closed`] at the end. A fatal refusal is answered as a message, the end follows.
     pub async fn recv(&mut self) -> Result<CollectorMessage, WireError> {
-        match self.frames.next().await? {
+        let frame = match self.frames.next().await {
+            // Without TLS's own goodbye: the collector was killed, or something between the two hung up.
+            Err(WireError::Io(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => None,
+            other => other?,
+        };
+        match frame {
             None => Err(WireError::Closed),
             Some(Frame::Control(body)) => codec::decode(&body),
             Some(Frame::Chunk { .. }) => Err(WireError::Unexpected("a collector sends no chunks")),

@@ -1,7 +1,9 @@
 //! Messages to control bodies and back. Everything that comes from a peer is held against the limits of
 //! [`crate::message`] here, so that no later part needs to.
 
+use crate::identity::{CERT_BYTES_MAX, CSR_BYTES_MAX};
 use crate::message::{AgentMessage, CollectorMessage, MAX_DISKS, MAX_HASH_BLOCKS, MAX_NAME_BYTES, Refusal};
+use crate::printable::printable;
 use crate::{WireError, frame};
 use highwater_delta::CommitKind;
 use serde::{Serialize, de::DeserializeOwned};
@@ -22,12 +24,13 @@ pub fn encode<M: Message>(message: &M) -> Result<Vec<u8>, WireError> {
 
 /// The message in a body, within the limits; nothing may follow it.
 pub fn decode<M: Message>(body: &[u8]) -> Result<M, WireError> {
-    let (message, rest) = postcard::take_from_bytes::<M>(body)
+    let (mut message, rest) = postcard::take_from_bytes::<M>(body)
         .map_err(|_| WireError::BadMessage("unknown, or of another version"))?;
     if !rest.is_empty() {
         return Err(WireError::BadMessage("bytes follow it"));
     }
     message.check()?;
+    message.tidy();
     Ok(message)
 }
 
@@ -35,6 +38,9 @@ pub fn decode<M: Message>(body: &[u8]) -> Result<M, WireError> {
 pub trait Message: Serialize + DeserializeOwned {
     /// Holds it against the protocol's limits.
     fn check(&self) -> Result<(), WireError>;
+    /// Makes texts that are for people harmless to logs and terminals. Names that are kept stay as they are: whoever
+    /// keeps them refuses what cannot be one.
+    fn tidy(&mut self);
 }
 
 impl Message for AgentMessage {
@@ -60,7 +66,18 @@ impl Message for AgentMessage {
                     .map(drop)
                     .ok_or(WireError::BadMessage("no such blocks"))
             }
+            Self::Renew { csr_pem } => {
+                at_most(csr_pem.len() as u64, CSR_BYTES_MAX as u64, "a signing request that is too long")
+            }
             Self::DeltaBegin(_) | Self::DeltaAbort(_) | Self::Ping(_) | Self::Goodbye => Ok(()),
+        }
+    }
+
+    fn tidy(&mut self) {
+        if let Self::Hello(hello) = self {
+            for text in [&mut hello.agent_version, &mut hello.host_name, &mut hello.kernel] {
+                *text = printable(text, MAX_NAME_BYTES);
+            }
         }
     }
 }
@@ -79,10 +96,21 @@ impl Message for CollectorMessage {
                     Err(WireError::BadMessage("another number of hashes than blocks"))
                 }
             }
-            Self::Refused(Refusal { cause, action, .. }) => {
+            Self::Refused(Refusal { cause, action, .. })
+            | Self::NotRenewed(Refusal { cause, action, .. }) => {
                 at_most(cause.len().max(action.len()) as u64, MAX_REFUSAL_BYTES as u64, "an endless refusal")
             }
+            Self::Renewed { cert_pem } => {
+                at_most(cert_pem.len() as u64, CERT_BYTES_MAX as u64, "a certificate that is too long")
+            }
             Self::Received { .. } | Self::Stored { .. } | Self::Pong(_) => Ok(()),
+        }
+    }
+
+    fn tidy(&mut self) {
+        if let Self::Refused(refusal) | Self::NotRenewed(refusal) = self {
+            refusal.cause = printable(&refusal.cause, MAX_REFUSAL_BYTES);
+            refusal.action = printable(&refusal.action, MAX_REFUSAL_BYTES);
         }
     }
 }

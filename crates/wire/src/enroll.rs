@@ -59,6 +59,9 @@ impl FromStr for Token {
     type Err = WireError;
 
     fn from_str(text: &str) -> Result<Self, WireError> {
+        if text.trim().is_empty() {
+            return Err(WireError::BadToken("it is empty"));
+        }
         let mut parts = text.trim().split('.');
         let mut part = || parts.next().ok_or(WireError::BadToken("it has fewer than four parts"));
         if part()? != "hw1" {
@@ -158,11 +161,7 @@ async fn enroll_unbounded(url: &str, token: &Token, host_name: &str) -> Result<E
         serde_json::to_vec(&request).map_err(|_| WireError::BadMessage("the request cannot be encoded"))?;
     let (status, answer) = post(&host, port, token.ca_fingerprint, body).await?;
     if status != 200 {
-        let cause = match serde_json::from_slice::<EnrolRefusal>(&answer) {
-            Ok(refusal) => format!("{}: {}; {}", refusal.code, refusal.cause, refusal.action),
-            Err(_) => "no reason was given".to_owned(),
-        };
-        return Err(WireError::EnrolRefused { status, cause });
+        return Err(refusal(status, &answer));
     }
     let answer: EnrolResponse =
         serde_json::from_slice(&answer).map_err(|_| WireError::BadMessage("the answer to the enrolment"))?;
@@ -177,6 +176,29 @@ async fn enroll_unbounded(url: &str, token: &Token, host_name: &str) -> Result<E
     }
     split_endpoint(&answer.endpoint)?;
     Ok(Enrolled { identity, endpoint: answer.endpoint })
+}
+
+fn refusal(status: u16, answer: &[u8]) -> WireError {
+    match serde_json::from_slice::<EnrolRefusal>(answer) {
+        Ok(told) => WireError::EnrolRefused {
+            status,
+            cause: format!("{}: {}", told.code, told.cause),
+            action: Some(told.action).filter(|action| !action.is_empty()),
+        },
+        Err(_) => WireError::EnrolRefused { status, cause: "no reason was given".to_owned(), action: None },
+    }
+}
+
+/// A failed handshake: whether it was with a collector at all.
+fn handshake_error(host: &str, port: u16, error: std::io::Error) -> WireError {
+    use rustls::{AlertDescription, Error};
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+        Some(Error::InvalidMessage(_) | Error::AlertReceived(AlertDescription::NoApplicationProtocol)) => {
+            WireError::NoCollector(host_header(host, port))
+        }
+        Some(tls) => WireError::WrongCollector(tls.to_string()),
+        None => WireError::Io(error),
+    }
 }
 
 async fn post(
@@ -195,13 +217,10 @@ async fn post(
         .with_no_client_auth();
     config.alpn_protocols = vec![tls::ALPN_HTTP.to_vec()];
     let stream = TcpStream::connect((host, port)).await?;
-    let stream =
-        TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(
-            |error| match tls::io_error(error) {
-                WireError::Handshake(cause) => WireError::WrongCollector(cause),
-                other => other,
-            },
-        )?;
+    let stream = TlsConnector::from(Arc::new(config))
+        .connect(name, stream)
+        .await
+        .map_err(|error| handshake_error(host, port, error))?;
     let http = |e: hyper::Error| WireError::Io(std::io::Error::other(e));
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(http)?;

@@ -1,6 +1,7 @@
 //! What can go wrong between an agent and a collector, each with a stable code, a cause and what to do.
 
 use crate::message::Refusal;
+use highwater_delta::MachineId;
 use std::time::Duration;
 
 /// An error of a session, of an identity or of an enrolment.
@@ -99,10 +100,18 @@ pub enum WireError {
         status: u16,
         /// What the collector said.
         cause: String,
+        /// What it said to do.
+        action: Option<String>,
     },
     /// The collector shown does not belong to the token.
     #[error("the collector's certificate does not belong to this token: {0}")]
     WrongCollector(String),
+    /// What answers at the address is no collector's management endpoint.
+    #[error("no Highwater collector answers at {0}: it does not speak its protocol")]
+    NoCollector(String),
+    /// The machine was locked out.
+    #[error("the certificate of machine {0} has been revoked")]
+    Revoked(MachineId),
     /// An earlier write was cancelled or failed: the stream's state is unknown.
     #[error("the session was broken by an earlier failed or cancelled write")]
     Poisoned,
@@ -132,6 +141,8 @@ impl WireError {
             Self::EnrolRefused { .. } => 1116,
             Self::WrongCollector(_) => 1117,
             Self::Poisoned => 1118,
+            Self::Revoked(_) => 1119,
+            Self::NoCollector(_) => 1120,
         }
     }
 
@@ -157,9 +168,17 @@ impl WireError {
             Self::Identity { .. } => "enrol the machine again with a new token",
             Self::File { .. } => "check that the file exists and may be read and written by root",
             Self::BadToken(_) => "copy the whole token as `highwater-collector token create` printed it",
+            Self::EnrolRefused { action: Some(action), .. } => return action.clone(),
             Self::EnrolRefused { .. } => "create a new token with `highwater-collector token create`",
             Self::WrongCollector(_) => "check the address; use a token of the collector that answers there",
+            Self::NoCollector(_) => "give the address and the port of the collector's `management-listen`",
             Self::Poisoned => "the connection is opened anew by itself",
+            Self::Revoked(machine) => {
+                return format!(
+                    "if the machine is to come back: `highwater-collector token create --machine {machine}` at the \
+                     collector, then `highwater-agent enroll --again URL -` on the machine, and restart its agent"
+                );
+            }
         }
         .to_owned()
     }
@@ -186,7 +205,9 @@ impl WireError {
             | Self::Identity { .. }
             | Self::File { .. }
             | Self::BadToken(_)
-            | Self::WrongCollector(_) => false,
+            | Self::WrongCollector(_)
+            | Self::NoCollector(_)
+            | Self::Revoked(_) => false,
         }
     }
 

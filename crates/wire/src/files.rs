@@ -1,4 +1,5 @@
-//! Secret files: mode 0600, replaced as a whole, durable when the call returns.
+//! Secret files: mode 0600, replaced as a whole, durable when the call returns. Whoever reads a file in order to replace it
+//! holds the lock of its directory meanwhile.
 
 use crate::WireError;
 use std::fs::{self, File, OpenOptions};
@@ -29,6 +30,12 @@ pub fn write_secret(path: &Path, content: &[u8]) -> Result<(), WireError> {
     file.write_all(content).and_then(|()| file.sync_all()).map_err(failed)?;
     fs::rename(&new, path).map_err(failed)?;
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)
+}
+
+/// Waits until nobody else holds the lock of a directory, and holds it until the answer is dropped.
+pub fn lock_dir(dir: &Path) -> Result<File, WireError> {
+    let locked = File::open(dir).and_then(|file| file.lock().map(|()| file));
+    locked.map_err(|source| WireError::File { path: dir.to_owned(), source })
 }
 
 /// Reads a file of bounded size as text.

@@ -4,6 +4,7 @@
 //! public key is used, every name in it is ignored. The authority's key is kept sealed in the vault.
 
 use crate::WireError;
+use crate::credential::{Credential, GENERATION_URI_PREFIX};
 use highwater_delta::MachineId;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
@@ -21,6 +22,8 @@ pub const COLLECTOR_URI: &str = "urn:highwater:collector";
 pub const MACHINE_URI_PREFIX: &str = "urn:highwater:machine:";
 /// Most bytes of a signing request.
 pub const CSR_BYTES_MAX: usize = 8 * 1024;
+/// Most bytes of a machine's certificate, as PEM.
+pub const CERT_BYTES_MAX: usize = 16 * 1024;
 /// Most names of a server certificate.
 pub const SERVER_NAMES_MAX: usize = 64;
 
@@ -31,7 +34,7 @@ pub const CA_VALIDITY: Duration = Duration::from_secs(3652 * DAY.as_secs());
 pub const CLIENT_VALIDITY: Duration = Duration::from_secs(365 * DAY.as_secs());
 /// How long a collector's certificate is valid; the collector issues itself a new one long before.
 pub const SERVER_VALIDITY: Duration = Duration::from_secs(90 * DAY.as_secs());
-/// Clocks may differ by so much at issue.
+/// Clocks may differ by so much at issue; by less for a certificate that is valid for less.
 const CLOCK_SKEW: Duration = Duration::from_secs(3600);
 
 /// The certificate authority of a vault.
@@ -39,6 +42,18 @@ pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     cert_pem: String,
     cert: CertificateDer<'static>,
+    expires_ms: u64,
+}
+
+/// What a machine's certificate is to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// Who it is for.
+    pub machine: MachineId,
+    /// See [`crate::credential`].
+    pub generation: u32,
+    /// How long it is valid; never longer than the authority.
+    pub validity: Duration,
 }
 
 /// A certificate and its key, as PEM.
@@ -74,8 +89,10 @@ impl Authority {
         if parsed.public_key().raw != key.subject_public_key_info() {
             return Err(unusable("it belongs to another key".to_owned()));
         }
+        let expires = parsed.validity().not_after.timestamp();
+        let expires_ms = u64::try_from(expires).unwrap_or(0).saturating_mul(1000);
         let issuer = Issuer::from_ca_cert_der(&cert, key).map_err(|e| unusable(e.to_string()))?;
-        Ok(Self { issuer, cert_pem, cert })
+        Ok(Self { issuer, cert_pem, cert, expires_ms })
     }
 
     /// Its certificate.
@@ -88,6 +105,12 @@ impl Authority {
     #[must_use]
     pub const fn cert(&self) -> &CertificateDer<'static> {
         &self.cert
+    }
+
+    /// When it expires, in milliseconds since 1970. Nothing that it issues is valid for longer.
+    #[must_use]
+    pub const fn expires_ms(&self) -> u64 {
+        self.expires_ms
     }
 
     /// Its key, to be sealed.
@@ -118,24 +141,56 @@ impl Authority {
         })
     }
 
-    /// A machine's certificate for the key in a signing request, which must prove that it has that key.
+    /// A machine's first certificate, of the usual validity: see [`Authority::certify`].
     pub fn sign_csr(&self, csr_pem: &str, machine: MachineId) -> Result<String, WireError> {
-        let unusable = |cause: String| WireError::identity("the signing request", cause);
-        if csr_pem.len() > CSR_BYTES_MAX {
-            return Err(unusable(format!("it is longer than {CSR_BYTES_MAX} bytes")));
+        self.certify(csr_pem, Grant { machine, generation: 0, validity: CLIENT_VALIDITY })
+    }
+
+    /// A machine's certificate for the key in a signing request, which must prove that it has that key. Whatever names
+    /// the request has are ignored.
+    pub fn certify(&self, csr_pem: &str, grant: Grant) -> Result<String, WireError> {
+        self.issue(&read_request(csr_pem)?, grant)
+    }
+
+    /// The same for a machine that is known already: a request that names anybody else is refused.
+    pub fn recertify(&self, csr_pem: &str, grant: Grant) -> Result<String, WireError> {
+        let request = read_request(csr_pem)?;
+        let own = format!("{MACHINE_URI_PREFIX}{}", grant.machine);
+        let names = &request.params.subject_alt_names;
+        if names.iter().any(|name| !matches!(name, SanType::URI(uri) if uri.as_str() == own)) {
+            return Err(WireError::identity("the signing request", "it names somebody else"));
         }
-        let request =
-            CertificateSigningRequestParams::from_pem(csr_pem).map_err(|e| unusable(e.to_string()))?;
-        if request.public_key.algorithm() != &PKCS_ECDSA_P256_SHA256 {
-            return Err(unusable("its key is not ECDSA P-256".to_owned()));
-        }
-        let mut params = params(&machine.to_string(), CLIENT_VALIDITY)?;
+        self.issue(&request, grant)
+    }
+
+    fn issue(&self, request: &CertificateSigningRequestParams, grant: Grant) -> Result<String, WireError> {
+        let Grant { machine, generation, validity } = grant;
+        let mut params = params(&machine.to_string(), validity)?;
+        let authority_ends = SystemTime::UNIX_EPOCH + Duration::from_millis(self.expires_ms);
+        params.not_after = params.not_after.min(authority_ends.into());
         params.subject_alt_names = vec![uri(&format!("{MACHINE_URI_PREFIX}{machine}"))?];
+        if generation > 0 {
+            params.subject_alt_names.push(uri(&format!("{GENERATION_URI_PREFIX}{generation}"))?);
+        }
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        let cert =
-            params.signed_by(&request.public_key, &self.issuer).map_err(|e| unusable(e.to_string()))?;
+        let cert = params
+            .signed_by(&request.public_key, &self.issuer)
+            .map_err(|e| WireError::identity("the signing request", e))?;
         Ok(cert.pem())
     }
+}
+
+/// Reads a request, bounded; its signature is checked.
+fn read_request(csr_pem: &str) -> Result<CertificateSigningRequestParams, WireError> {
+    let unusable = |cause: String| WireError::identity("the signing request", cause);
+    if csr_pem.len() > CSR_BYTES_MAX {
+        return Err(unusable(format!("it is longer than {CSR_BYTES_MAX} bytes")));
+    }
+    let request = CertificateSigningRequestParams::from_pem(csr_pem).map_err(|e| unusable(e.to_string()))?;
+    if request.public_key.algorithm() != &PKCS_ECDSA_P256_SHA256 {
+        return Err(unusable("its key is not ECDSA P-256".to_owned()));
+    }
+    Ok(request)
 }
 
 /// A key made here, and the request to certify it.
@@ -162,14 +217,7 @@ impl Csr {
 
 /// The machine that a certificate names. Says nothing about who issued it.
 pub fn machine_from_cert(cert: &CertificateDer<'_>) -> Result<MachineId, WireError> {
-    let uris = uris(cert)?;
-    let mut machines = uris.iter().filter_map(|uri| uri.strip_prefix(MACHINE_URI_PREFIX));
-    match (machines.next(), machines.next()) {
-        (Some(machine), None) => {
-            machine.parse().map_err(|e| WireError::identity("the machine's certificate", e))
-        }
-        _ => Err(WireError::identity("the machine's certificate", "it does not name exactly one machine")),
-    }
+    Ok(Credential::of(cert)?.machine)
 }
 
 /// Whether a certificate is a collector's. Says nothing about who issued it.
@@ -223,7 +271,7 @@ pub fn random<const N: usize>() -> Result<[u8; N], WireError> {
     Ok(bytes)
 }
 
-fn parse<'a>(
+pub(crate) fn parse<'a>(
     cert: &'a CertificateDer<'_>,
 ) -> Result<x509_parser::certificate::X509Certificate<'a>, WireError> {
     x509_parser::certificate::X509Certificate::from_der(cert)
@@ -231,7 +279,7 @@ fn parse<'a>(
         .map_err(|e| WireError::identity("a certificate", e))
 }
 
-fn uris(cert: &CertificateDer<'_>) -> Result<Vec<String>, WireError> {
+pub(crate) fn uris(cert: &CertificateDer<'_>) -> Result<Vec<String>, WireError> {
     let parsed = parse(cert)?;
     let names = parsed.subject_alternative_name().map_err(|e| WireError::identity("a certificate", e))?;
     Ok(names.map_or_else(Vec::new, |names| {
@@ -262,7 +310,7 @@ fn params(common_name: &str, validity: Duration) -> Result<CertificateParams, Wi
     name.push(DnType::CommonName, common_name);
     params.distinguished_name = name;
     let now = SystemTime::now();
-    params.not_before = (now - CLOCK_SKEW).into();
+    params.not_before = (now - CLOCK_SKEW.min(validity)).into();
     params.not_after = (now + validity).into();
     // Positive and short enough for RFC 5280.
     let mut serial = random::<16>()?;

@@ -12,19 +12,22 @@
 pub mod backoff;
 pub mod client;
 pub mod codec;
+pub mod credential;
 pub mod enroll;
 pub mod error;
 pub mod files;
 pub mod frame;
 pub mod identity;
 pub mod message;
+pub mod printable;
 pub mod session;
 pub mod tls;
 pub mod version;
 pub mod window;
 
-pub use backoff::Backoff;
+pub use backoff::{Backoff, Failure};
 pub use client::{Identity, SessionReceiver, SessionSender, connect};
+pub use credential::Credential;
 pub use error::WireError;
 pub use session::{Frame, FrameReader, FrameWriter, Timeouts};
 pub use version::Version;

@@ -41,6 +41,11 @@ pub enum AgentMessage {
     Ping(u64),
     /// The agent closes the session on purpose.
     Goodbye,
+    /// Asks for a new certificate for this machine. From version 2 on.
+    Renew {
+        /// Signing request for a new key. It names nobody, or this machine.
+        csr_pem: String,
+    },
 }
 
 /// From the collector.
@@ -75,6 +80,13 @@ pub enum CollectorMessage {
     Pong(u64),
     /// Something was refused. A fatal one is followed by the end of the session.
     Refused(Refusal),
+    /// Answer to [`AgentMessage::Renew`]. From version 2 on.
+    Renewed {
+        /// The machine's new certificate. The one of this session stays valid until it expires.
+        cert_pem: String,
+    },
+    /// The other answer to [`AgentMessage::Renew`]; the session goes on. From version 2 on.
+    NotRenewed(Refusal),
 }
 
 /// Who calls, and what it speaks.

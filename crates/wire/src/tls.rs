@@ -1,14 +1,14 @@
 //! TLS as Highwater uses it: version 1.3 only, mutual, ALPN [`ALPN`], aws-lc-rs, the vault's own authority and no
 //! other.
 
-use crate::{WireError, identity};
+use crate::{Credential, WireError};
 use highwater_delta::MachineId;
 use rustls::client::WebPkiServerVerifier;
 use rustls::crypto::CryptoProvider;
 use rustls::server::{ResolvesServerCert, WebPkiClientVerifier};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use std::collections::HashSet;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Application protocol of port 9443.
@@ -89,20 +89,40 @@ pub fn fixed_cert(
         .map_err(|e| WireError::identity("certificate and key", e))
 }
 
+/// Whether an authority has issued a machine's certificate, and it is valid now.
+pub fn check_machine_cert(
+    ca: &CertificateDer<'static>,
+    cert: &CertificateDer<'_>,
+    now: UnixTime,
+) -> Result<(), WireError> {
+    WebPkiClientVerifier::builder_with_provider(roots(ca)?, Arc::new(provider()))
+        .build()
+        .map_err(|e| WireError::identity("the authority's certificate", e))?
+        .verify_client_cert(cert, &[], now)
+        .map_err(|e| WireError::identity("the machine's certificate", e))?;
+    Ok(())
+}
+
 /// Certificates that are no longer accepted, though they have not expired.
 #[derive(Clone, Debug, Default)]
 pub struct Revoked {
-    /// Serial numbers, as [`identity::serial_of`] writes them.
-    pub serials: HashSet<String>,
-    /// Machines, with every certificate they ever had.
-    pub machines: HashSet<MachineId>,
+    /// Machines, and up to which generation their certificates are revoked.
+    pub machines: HashMap<MachineId, u32>,
+}
+
+impl Revoked {
+    /// Whether a certificate is no longer accepted.
+    #[must_use]
+    pub fn covers(&self, credential: &Credential) -> bool {
+        self.machines.get(&credential.machine).is_some_and(|upto| credential.generation <= *upto)
+    }
 }
 
 /// Who a client is, after its handshake: its certificate is of the authority and not revoked, its protocol is ours.
 pub fn authenticate(
     connection: &rustls::ServerConnection,
     revoked: &Revoked,
-) -> Result<MachineId, WireError> {
+) -> Result<Credential, WireError> {
     if connection.alpn_protocol() != Some(ALPN) {
         return Err(WireError::Handshake("the client did not ask for protocol highwater/1".to_owned()));
     }
@@ -110,11 +130,11 @@ pub fn authenticate(
         .peer_certificates()
         .and_then(<[_]>::first)
         .ok_or_else(|| WireError::Handshake("the client has no certificate".to_owned()))?;
-    let machine = identity::machine_from_cert(cert)?;
-    if revoked.machines.contains(&machine) || revoked.serials.contains(&identity::serial_of(cert)?) {
-        return Err(WireError::identity("the machine's certificate", "it has been revoked"));
+    let credential = Credential::of(cert)?;
+    if revoked.covers(&credential) {
+        return Err(WireError::Revoked(credential.machine));
     }
-    Ok(machine)
+    Ok(credential)
 }
 
 /// Tells a failure of TLS from one of the network.

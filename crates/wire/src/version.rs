@@ -8,13 +8,15 @@ use crate::WireError;
 pub enum Version {
     /// Deltas of chunks with two acknowledgements, block hashes, pings.
     V1 = 1,
+    /// Certificates are renewed within a session.
+    V2 = 2,
 }
 
 impl Version {
     /// The oldest that this build speaks.
     pub const MIN: Self = Self::V1;
     /// The newest that this build speaks.
-    pub const MAX: Self = Self::V1;
+    pub const MAX: Self = Self::V2;
 
     /// Its number in the hello and the welcome.
     #[must_use]
@@ -27,6 +29,7 @@ impl Version {
     pub const fn from_number(number: u16) -> Option<Self> {
         match number {
             1 => Some(Self::V1),
+            2 => Some(Self::V2),
             _ => None,
         }
     }
@@ -52,8 +55,9 @@ mod tests {
     #[test]
     fn negotiation_takes_the_newest_common_version() {
         assert_eq!(Version::negotiate(1, 1).unwrap(), Version::V1);
-        assert_eq!(Version::negotiate(0, 900).unwrap(), Version::V1);
-        for (min, max) in [(2, 9), (0, 0), (1, 0), (u16::MAX, u16::MAX)] {
+        assert_eq!(Version::negotiate(1, 2).unwrap(), Version::V2);
+        assert_eq!(Version::negotiate(0, 900).unwrap(), Version::V2);
+        for (min, max) in [(3, 9), (0, 0), (1, 0), (u16::MAX, u16::MAX)] {
             assert_eq!(Version::negotiate(min, max).unwrap_err().code(), 1110, "{min}..={max}");
         }
     }

@@ -24,7 +24,12 @@ fn report() -> StatusReport {
             eta_s: Some(3725),
         }),
         churn_bytes_per_s: 1536,
-        tracker: TrackerStatus { sectors_written: 8, kernel_sectors_written: 16, ..TrackerStatus::default() },
+        tracker: TrackerStatus {
+            sectors_written: 8,
+            kernel_sectors_written: Some(16),
+            kernel_sectors_discarded: Some(0),
+            ..TrackerStatus::default()
+        },
         swap_bytes: 0,
         has_filesystem: true,
     };
@@ -77,4 +82,14 @@ fn the_json_form_survives_a_round_trip() {
     let text = serde_json::to_string(&report()).expect("serialises");
     assert!(text.contains("\"state\":\"initial-replication\"") && text.contains("\"dirty-bytes\":5242880"));
     assert_eq!(serde_json::from_str::<StatusReport>(&text).expect("parses"), report());
+}
+
+#[test]
+fn a_copy_that_has_just_begun_is_told_as_such() {
+    let mut status = report();
+    status.collector.failures = 1;
+    status.disks[0].progress = Some(Progress { total_bytes: 64 << 30, ..Progress::default() });
+    let text = render(&status, 4_000);
+    assert!(text.contains("(0 %), just begun") && text.contains(" 1 failure,"), "{text}");
+    assert!(render(&status, 61_000).contains("0 B/s, no end in sight"));
 }

@@ -1,7 +1,10 @@
 //! Making chunks.
 
-use super::{CHUNK_BLOCKS_MAX, ChunkError, Codec, EXTENTS_MAX, Extent, Fill, MAGIC, VERSION, check_extents};
-use crate::{BLOCK_BYTES, Block, DiskId, HashKey};
+use super::{
+    CHUNK_BLOCKS_MAX, CRC_BYTES, ChunkError, Codec, EXTENT_BYTES, EXTENTS_MAX, Extent, Fill, HASH_BYTES,
+    HEADER_BYTES, MAGIC, VERSION, check_extents,
+};
+use crate::{BLOCK_BYTES, Block, BlockHash, DiskId, HashKey};
 
 /// Makes chunks. Holds a compressor's context and scratch space (about 1 MiB), so keep one for each thread.
 pub struct ChunkEncoder {
@@ -9,6 +12,8 @@ pub struct ChunkEncoder {
     level: i32,
     extents: Vec<Extent>,
     dense: Vec<u8>,
+    hashes: Vec<BlockHash>,
+    /// Room for the compressed payload.
     compressed: Vec<u8>,
 }
 
@@ -20,7 +25,8 @@ impl ChunkEncoder {
             level,
             extents: Vec::new(),
             dense: Vec::new(),
-            compressed: Vec::with_capacity(CHUNK_BLOCKS_MAX * BLOCK_BYTES),
+            hashes: Vec::with_capacity(CHUNK_BLOCKS_MAX),
+            compressed: vec![0; CHUNK_BLOCKS_MAX * BLOCK_BYTES],
         })
     }
 
@@ -61,21 +67,19 @@ impl ChunkEncoder {
 
         // Less than 1/16 saved is not worth the decompression; zstd gives up where the room ends.
         let worthwhile = payload.len() - payload.len() / 16;
-        self.compressed.clear();
-        let mut room = std::mem::take(&mut self.compressed);
-        room.resize(worthwhile, 0);
-        let codec = match self.compressor.compress_to_buffer(payload, &mut room[..]) {
-            Ok(len) if !payload.is_empty() && len < payload.len() => {
-                room.truncate(len);
-                Codec::Zstd
-            }
-            _ => Codec::Raw,
+        let (codec, stored) = match self
+            .compressor
+            .compress_to_buffer(payload, &mut self.compressed[..worthwhile])
+        {
+            Ok(len) if !payload.is_empty() && len < payload.len() => (Codec::Zstd, &self.compressed[..len]),
+            _ => (Codec::Raw, payload),
         };
-        self.compressed = room;
-        let stored = if codec == Codec::Zstd { &self.compressed[..] } else { payload };
 
         let blocks = payload.len() / BLOCK_BYTES;
         out.clear();
+        out.reserve(
+            HEADER_BYTES + self.extents.len() * EXTENT_BYTES + blocks * HASH_BYTES + CRC_BYTES + stored.len(),
+        );
         out.extend_from_slice(&MAGIC);
         out.extend_from_slice(&[VERSION, if codec == Codec::Raw { 0 } else { 1 }]);
         out.extend_from_slice(&(self.extents.len() as u16).to_le_bytes());
@@ -88,9 +92,8 @@ impl ChunkEncoder {
             out.extend_from_slice(&extent.count.to_le_bytes());
             out.extend_from_slice(&[u8::from(extent.fill == Fill::Zero), 0, 0, 0]);
         }
-        for block in payload.as_chunks::<BLOCK_BYTES>().0 {
-            out.extend_from_slice(&key.hash(block).0);
-        }
+        key.hash_all(payload.as_chunks().0, &mut self.hashes);
+        self.hashes.iter().for_each(|hash| out.extend_from_slice(&hash.0));
         let crc = crc32c::crc32c(out);
         out.extend_from_slice(&crc.to_le_bytes());
         out.extend_from_slice(stored);
@@ -152,7 +155,7 @@ fn append(extents: &mut Vec<Extent>, next: Extent) {
 
 /// Whether a block is all zero.
 #[must_use]
-pub(crate) fn is_zero(block: &[u8; BLOCK_BYTES]) -> bool {
+pub fn is_zero(block: &[u8; BLOCK_BYTES]) -> bool {
     // Folded in large steps, so that it vectorises and yet ends early.
     block.as_chunks::<256>().0.iter().all(|step| step.iter().fold(0, |all, byte| all | byte) == 0)
 }

@@ -1,5 +1,6 @@
 //! Files and block devices to recover to.
 
+use super::place::directory_place;
 use crate::{Result, VaultError};
 use highwater_delta::BLOCK_BYTES;
 use std::{
@@ -36,6 +37,7 @@ impl Target {
                     return Err(refuse(path, "it exists already"));
                 }
                 let dir = parent(path);
+                directory_place(dir)?;
                 if !dir.is_dir() { Err(refuse(dir, "it is no directory")) } else { Ok(()) }
             }
             Self::Device(path) => open_device(path, size_bytes).map(drop),
@@ -191,7 +193,7 @@ fn runs(content: &[u8], wanted: impl Fn(usize, &[u8]) -> bool) -> Vec<(usize, &[
     found.into_iter().map(|(from, to)| (from, &content[from..to])).collect()
 }
 
-fn refuse(path: &Path, cause: impl Into<String>) -> VaultError {
+pub(super) fn refuse(path: &Path, cause: impl Into<String>) -> VaultError {
     VaultError::Target { path: path.to_owned(), cause: cause.into() }
 }
 fn parent(path: &Path) -> &Path {

@@ -6,9 +6,10 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// A segment is finished when its index has this many entries …
-const ENTRIES_MAX: usize = 32 << 10;
-/// … or hashes (512 MiB of content); building the index takes some 10 MiB of memory then.
-const HASHES_MAX: usize = 128 << 10;
+const ENTRIES_MAX: usize = 12 << 10;
+/// … or hashes (192 MiB of content); collecting and building the index takes less than 4 MiB of memory then, which
+/// [`crate::MachineWriter::DELTA_BYTES_MAX`] counts on.
+const HASHES_MAX: usize = 48 << 10;
 /// A page is closed at this size.
 const PAGE_BYTES_TARGET: usize = 64 << 10;
 const PAGE_HEADER_BYTES: usize = 20;

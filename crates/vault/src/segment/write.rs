@@ -17,8 +17,10 @@ use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, path::Path};
 use std::sync::Arc;
 use tokio::task::JoinHandle;
 
-/// Bytes of an upload's part: the least that every store takes.
-const PART_BYTES: usize = 5 << 20;
+/// Bytes of an upload's part. A local store takes any; one that wants more wants a constant of its own, and memory for it.
+const PART_BYTES: usize = 1 << 20;
+/// The frame that fills a part may reach beyond it by the largest chunk.
+const BUFFER_BYTES: usize = PART_BYTES + highwater_delta::CHUNK_BYTES_MAX + 4096;
 
 /// A segment being written. Dropped unfinished, it leaves nothing in a local store and an incomplete multipart
 /// upload in a remote one, which the store's own rules expire.
@@ -89,8 +91,8 @@ impl SegmentWriter {
         Ok(len as u32)
     }
 
-    /// Writes index, footer and trailer; the object is complete and durable afterwards.
-    pub(crate) async fn finish(mut self, commit: CommitId) -> Result<SegmentRef> {
+    /// Writes index, footer and trailer. The object is complete and durable after [`Upload::complete`].
+    pub(crate) async fn close(mut self, commit: CommitId) -> Result<(SegmentRef, Upload)> {
         let chunks = self.frame;
         let built = std::mem::take(&mut self.index).build();
         let mut pages = Vec::with_capacity(built.pages.len());
@@ -107,21 +109,10 @@ impl SegmentWriter {
         let bytes = self.offset + super::TRAILER_BYTES as u64;
         let trailer = self.identity.trailer(footer_offset, footer_len, footer_frame, bytes);
         self.upload.buffer.extend_from_slice(&trailer);
-        if let Err(error) = self.upload.finish().await {
-            let _ = self.upload.abort().await;
-            return Err(error);
-        }
         let Identity { segment: id, salt, .. } = self.identity;
-        Ok(SegmentRef {
-            id,
-            commit,
-            bytes,
-            salt,
-            footer_offset,
-            footer_len,
-            footer_frame,
-            spans: built.spans,
-        })
+        let spans = built.spans;
+        let segment = SegmentRef { id, commit, bytes, salt, footer_offset, footer_len, footer_frame, spans };
+        Ok((segment, self.upload))
     }
 
     /// Gives it up; nothing stays in the store.
@@ -130,7 +121,8 @@ impl SegmentWriter {
     }
 }
 
-struct Upload {
+/// An object on its way into the store.
+pub(crate) struct Upload {
     store: Arc<dyn ObjectStore>,
     path: Path,
     buffer: Vec<u8>,
@@ -146,8 +138,11 @@ impl Upload {
     /// Sends full parts; at most one is under way.
     async fn flush(&mut self) -> Result<()> {
         while self.buffer.len() >= PART_BYTES {
-            let rest = self.buffer.split_off(PART_BYTES);
-            let part = std::mem::replace(&mut self.buffer, rest);
+            // Of its final size at once: growing by doubling would take twice as much.
+            let mut rest = Vec::with_capacity(BUFFER_BYTES);
+            rest.extend_from_slice(&self.buffer[PART_BYTES..]);
+            let mut part = std::mem::replace(&mut self.buffer, rest);
+            part.truncate(PART_BYTES);
             self.send(part).await?;
         }
         Ok(())
@@ -168,6 +163,15 @@ impl Upload {
             task.await.map_err(|e| VaultError::Store(object_store::Error::JoinError { source: e }))??;
         }
         Ok(())
+    }
+
+    /// Sends the rest; the object is complete and durable afterwards. If that fails, nothing of it stays.
+    pub(crate) async fn complete(mut self) -> Result<()> {
+        let completed = self.finish().await;
+        if completed.is_err() {
+            let _ = self.abort().await;
+        }
+        completed
     }
 
     async fn finish(&mut self) -> Result<()> {

@@ -261,3 +261,93 @@ fn a_local_store_refuses_to_replace_and_keeps_its_objects() {
         assert!(machine_dir.join("manifest/00000000000000000001").is_file());
     });
 }
+
+#[test]
+fn a_machine_cannot_have_had_disks_without_end() {
+    runtime().block_on(async {
+        let (vault, _) = vault_on(memory()).await;
+        let mut writer = vault.writer(machine()).await.unwrap();
+        let fresh = |count: usize| -> Vec<DiskRecord> {
+            let record = |_| DiskRecord { disk: DiskId::new(), name: "d".into(), size_bytes: 4096 };
+            (0..count).map(record).collect()
+        };
+        let mut last = Vec::new();
+        for _ in 0..crate::DISKS_EVER_MAX / crate::DISKS_MAX {
+            last = fresh(crate::DISKS_MAX);
+            writer.set_disks(last.clone()).unwrap();
+            writer.begin(DeltaId::new()).await.unwrap();
+            writer.commit(CommitKind::Partial).await.unwrap();
+        }
+        assert_eq!(writer.state().former_disks.len(), crate::DISKS_EVER_MAX - crate::DISKS_MAX);
+        assert!(matches!(writer.set_disks(fresh(1)), Err(VaultError::Limit(_))));
+        // Those that it has or had may come and go, and it goes on.
+        last.truncate(10);
+        last.push(writer.state().former_disks[0].clone());
+        writer.set_disks(last).unwrap();
+        writer.begin(DeltaId::new()).await.unwrap();
+        writer.commit(CommitKind::Partial).await.unwrap();
+        let state = vault.machine(machine()).await.unwrap();
+        assert_eq!(state.disks.len() + state.former_disks.len(), crate::DISKS_EVER_MAX);
+        assert!(state.memory_bytes() > 4096 * 40 && state.memory_bytes() < 2 << 20);
+    });
+}
+
+#[test]
+fn a_state_grows_to_its_limit_and_what_is_stored_stays_readable() {
+    runtime().block_on(async {
+        let (vault, _) = vault_on(memory()).await;
+        const MAX: u64 = 48 << 10;
+        let mut writer = vault.writer_within(machine(), MAX).await.unwrap();
+        let mut stored = 0;
+        let refused = loop {
+            match deliver(&mut writer, 0, &[1]).await {
+                Ok(_) => stored += 1,
+                Err(error) => break error,
+            }
+            assert!(writer.state().memory_bytes() <= MAX);
+            assert!(stored < 1000);
+        };
+        let VaultError::StateFull { bytes, bytes_max: MAX, .. } = refused else { panic!("{refused}") };
+        assert!(bytes > MAX && bytes < MAX + 1024 && refused.code() == 1223 && refused.is_retryable());
+        assert!(stored > 50, "{stored}");
+        writer.abort().await.unwrap();
+        drop(writer);
+        // What it takes to load is told before, and enough.
+        let state = vault.machine_within(machine(), MAX).await.unwrap();
+        assert_eq!(state.points.len(), stored);
+        assert!(vault.load_bytes(machine(), MAX).await.unwrap() >= state.memory_bytes());
+        assert!(vault.load_bytes(machine(), u64::MAX).await.unwrap() >= state.memory_bytes());
+        let lower = state.memory_bytes() - 1;
+        for refused in [
+            vault.machine_within(machine(), lower).await.err(),
+            vault.writer_within(machine(), lower).await.err(),
+            // Of a checkpoint that is larger than all that is allowed, nothing is read.
+            vault.load_bytes(machine(), 1000).await.err(),
+        ] {
+            assert_eq!(refused.unwrap().code(), 1223);
+        }
+        // With a higher limit it goes on.
+        let mut writer = vault.writer(machine()).await.unwrap();
+        deliver(&mut writer, 0, &[2]).await.unwrap();
+        assert!(verify::verify_vault(&vault).await.unwrap().is_clean());
+    });
+}
+
+#[test]
+fn a_checkpoint_that_is_too_large_is_passed_over_and_not_read() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let (vault, _) = vault_on(local_store(dir.path()).unwrap()).await;
+        let mut writer = vault.writer(machine()).await.unwrap();
+        for _ in 0..3 {
+            deliver(&mut writer, 0, &[1]).await.unwrap();
+        }
+        let checkpoints = dir.path().join(format!("machines/{}/checkpoint", machine()));
+        std::fs::create_dir_all(&checkpoints).unwrap();
+        let huge = std::fs::File::create(checkpoints.join(format!("{:020}", 2))).unwrap();
+        huge.set_len(10 << 30).unwrap();
+        let bytes = vault.load_bytes(machine(), crate::STATE_BYTES_MAX).await.unwrap();
+        assert!(bytes < 1 << 20, "{bytes}");
+        assert_eq!(vault.machine(machine()).await.unwrap().points.len(), 3);
+    });
+}

@@ -8,8 +8,9 @@ use highwater_delta::*;
 use object_store::{path::Path, *};
 use std::sync::{
     Arc, Mutex,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
+use std::time::Duration;
 
 pub const B: usize = BLOCK_BYTES;
 
@@ -88,11 +89,20 @@ pub struct Faulty {
     pub calls: AtomicU64,
     /// Number of the call that fails, from 1, and whether it has its effect all the same.
     pub fail: Mutex<Option<(u64, bool)>>,
+    /// Puts take a while, and are not stopped by whoever no longer waits for them, as with a directory.
+    pub slow: AtomicBool,
 }
+/// How long a slow put takes.
+pub const SLOW: Duration = Duration::from_millis(200);
 
 impl Faulty {
     pub fn new(inner: Arc<dyn ObjectStore>) -> Arc<Self> {
-        Arc::new(Self { inner, calls: AtomicU64::new(0), fail: Mutex::new(None) })
+        Arc::new(Self {
+            inner,
+            calls: AtomicU64::new(0),
+            fail: Mutex::new(None),
+            slow: AtomicBool::new(false),
+        })
     }
     /// The n-th call from now fails.
     pub fn arm(&self, fail: Option<(u64, bool)>) {
@@ -123,6 +133,14 @@ impl ObjectStore for Faulty {
         options: PutOptions,
     ) -> object_store::Result<PutResult> {
         match self.strike() {
+            None if self.slow.load(Ordering::SeqCst) => {
+                let (inner, path) = (self.inner.clone(), path.clone());
+                let put = async move {
+                    tokio::time::sleep(SLOW).await;
+                    inner.put_opts(&path, payload, options).await
+                };
+                tokio::spawn(put).await?
+            }
             None => self.inner.put_opts(path, payload, options).await,
             Some(late) => {
                 if late {

@@ -61,6 +61,7 @@ fn agent_message() -> impl Strategy<Value = AgentMessage> {
         }),
         any::<u64>().prop_map(AgentMessage::Ping),
         Just(AgentMessage::Goodbye),
+        name().prop_map(|csr_pem| AgentMessage::Renew { csr_pem }),
     ]
 }
 
@@ -121,6 +122,52 @@ fn golden_welcome() {
 }
 
 #[test]
+fn golden_renewal() {
+    let ask = AgentMessage::Renew { csr_pem: "CSR".to_owned() };
+    assert_eq!(encode(&ask).unwrap(), b"\x08\x03CSR");
+    assert_eq!(decode::<AgentMessage>(b"\x08\x03CSR").unwrap(), ask);
+    let answer = CollectorMessage::Renewed { cert_pem: "CERT".to_owned() };
+    assert_eq!(encode(&answer).unwrap(), b"\x06\x04CERT");
+    let refusal = Refusal {
+        code: 1325,
+        cause: "early".to_owned(),
+        action: "wait".to_owned(),
+        retry: true,
+        fatal: false,
+    };
+    let golden = b"\x07\xad\x0a\x05early\x04wait\x01\x00";
+    assert_eq!(encode(&CollectorMessage::NotRenewed(refusal.clone())).unwrap(), golden);
+    assert_eq!(decode::<CollectorMessage>(golden).unwrap(), CollectorMessage::NotRenewed(refusal));
+}
+
+#[test]
+fn texts_for_people_cannot_forge_a_line() {
+    let refusal = Refusal {
+        code: 1,
+        cause: "bad\n2026-01-01 ERROR forged\u{1b}[2J".to_owned(),
+        action: "x".repeat(MAX_REFUSAL_BYTES - 1) + "\n",
+        retry: true,
+        fatal: true,
+    };
+    let body = encode(&CollectorMessage::Refused(refusal)).unwrap();
+    let CollectorMessage::Refused(told) = decode(&body).unwrap() else { panic!() };
+    assert_eq!(told.cause, "bad\\n2026-01-01 ERROR forged\\u{1b}[2J");
+    assert_eq!(told.action.len(), MAX_REFUSAL_BYTES - 1, "still within the limit");
+    let hello = Hello {
+        machine: MachineId::new(),
+        version_min: 1,
+        version_max: 2,
+        agent_version: "1\n".to_owned(),
+        host_name: "h\r".to_owned(),
+        kernel: "\u{7}".to_owned(),
+    };
+    let AgentMessage::Hello(told) = decode(&encode(&AgentMessage::Hello(hello)).unwrap()).unwrap() else {
+        panic!()
+    };
+    assert_eq!([told.agent_version, told.host_name, told.kernel], ["1\\n", "h\\r", "\\u{7}"]);
+}
+
+#[test]
 fn the_tags_of_messages_never_change() {
     let tag = |message: &AgentMessage| encode(message).unwrap()[0];
     let delta = DeltaId::new();
@@ -134,6 +181,7 @@ fn the_tags_of_messages_never_change() {
     assert_eq!(tag(&AgentMessage::Hashes { disk: DiskId::new(), range: BlockRange::new(0, 0) }), 5);
     assert_eq!(tag(&AgentMessage::Ping(0)), 6);
     assert_eq!(tag(&AgentMessage::Goodbye), 7);
+    assert_eq!(tag(&AgentMessage::Renew { csr_pem: String::new() }), 8);
     let tag = |message: &CollectorMessage| encode(message).unwrap()[0];
     assert_eq!(tag(&CollectorMessage::Received { delta, chunks: 0 }), 1);
     assert_eq!(tag(&CollectorMessage::Stored { delta, commit: CommitId(1) }), 2);
@@ -143,6 +191,8 @@ fn the_tags_of_messages_never_change() {
     );
     assert_eq!(tag(&CollectorMessage::Pong(0)), 4);
     assert_eq!(tag(&CollectorMessage::Refused(WireError::Closed.to_refusal())), 5);
+    assert_eq!(tag(&CollectorMessage::Renewed { cert_pem: String::new() }), 6);
+    assert_eq!(tag(&CollectorMessage::NotRenewed(WireError::Closed.to_refusal())), 7);
 }
 
 #[test]
@@ -162,6 +212,7 @@ fn more_than_the_limits_is_refused_on_both_sides() {
         AgentMessage::Disks(vec![disk("a"); MAX_DISKS + 1]),
         AgentMessage::Hashes { disk: DiskId::new(), range: BlockRange::new(0, MAX_HASH_BLOCKS + 1) },
         AgentMessage::Hashes { disk: DiskId::new(), range: BlockRange::new(u64::MAX, 2) },
+        AgentMessage::Renew { csr_pem: "x".repeat(CSR_BYTES_MAX + 1) },
     ];
     for message in beyond {
         assert_eq!(encode(&message).unwrap_err().code(), 1108, "{message:?}");

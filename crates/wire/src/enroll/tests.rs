@@ -40,3 +40,36 @@ fn urls() {
         assert_eq!(host_of_url(bad).unwrap_err().code(), 1112, "{bad}");
     }
 }
+
+#[test]
+fn a_refusal_is_told_once_with_what_the_collector_says_to_do() {
+    let answer = br#"{"code":"HW-1303","cause":"the token is used up","action":"create another"}"#;
+    let error = refusal(403, answer);
+    let text = error.to_string();
+    assert!(text.ends_with("403: HW-1303: the token is used up") && !text.contains("create"), "{text}");
+    assert_eq!((error.code(), error.action().as_str()), (1116, "create another"));
+    assert_eq!(refusal(500, b"<html>").code(), 1116);
+    assert_eq!(
+        " \n".parse::<Token>().unwrap_err().to_string(),
+        "the enrolment token is malformed: it is empty"
+    );
+}
+
+/// A port of something else: nothing is said about certificates.
+#[tokio::test]
+async fn what_is_no_collector_is_told_as_such() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut hello = [0; 64];
+        stream.read_exact(&mut hello).await.unwrap();
+        stream.write_all(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+        stream.flush().await.unwrap();
+        while stream.read(&mut hello).await.is_ok_and(|bytes| bytes > 0) {}
+    });
+    let token = Token { id: [1; 16], secret: Zeroizing::new([2; 32]), ca_fingerprint: [3; 32] };
+    let error = enroll(&url, &token, "host").await.unwrap_err();
+    assert_eq!(error.code(), 1120, "{error}");
+}

@@ -1,5 +1,5 @@
 use super::*;
-use crate::identity::{Authority, Csr};
+use crate::identity::{self, Authority, CLIENT_VALIDITY, Csr, Grant};
 use crate::message::{CollectorMessage, Hello};
 use crate::session::{FrameWriter, Timeouts};
 use crate::{Identity, connect};
@@ -9,7 +9,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 struct Server {
     addr: SocketAddr,
-    seen: tokio::task::JoinHandle<Result<MachineId, WireError>>,
+    seen: tokio::task::JoinHandle<Result<Credential, WireError>>,
 }
 
 /// Takes one connection, authenticates it, refuses it with a word, and tells what it saw.
@@ -68,7 +68,7 @@ async fn the_right_ones_meet() {
         let server = server(&ca, &["dr.example", "127.0.0.1"], Revoked::default()).await;
         let error = error_of(&server, name, &agent).await;
         assert!(matches!(&error, WireError::Refused(refusal) if refusal.code == 1109), "{error:?}");
-        assert_eq!(server.seen.await.unwrap().unwrap(), agent.machine);
+        assert_eq!(server.seen.await.unwrap().unwrap().machine, agent.machine);
     }
 }
 
@@ -126,15 +126,18 @@ async fn a_machine_cannot_pose_as_a_collector_nor_a_collector_as_a_machine() {
 async fn revoked_ones_are_turned_away() {
     let ca = Authority::create("a").unwrap();
     let agent = identity_of(&ca);
-    let serial = identity::serial_of(&agent.cert_chain[0]).unwrap();
-    for revoked in [
-        Revoked { machines: [agent.machine].into(), ..Revoked::default() },
-        Revoked { serials: [serial].into(), ..Revoked::default() },
-    ] {
-        let server = server(&ca, &["dr.example"], revoked).await;
-        let _ = error_of(&server, "dr.example", &agent).await;
-        assert_eq!(server.seen.await.unwrap().unwrap_err().code(), 1113);
-    }
+    let revoked = Revoked { machines: [(agent.machine, 0)].into() };
+    let one = server(&ca, &["dr.example"], revoked.clone()).await;
+    let _ = error_of(&one, "dr.example", &agent).await;
+    assert_eq!(one.seen.await.unwrap().unwrap_err().code(), 1119);
+    // The next generation of the same machine is not meant.
+    let csr = Csr::create().unwrap();
+    let grant = Grant { machine: agent.machine, generation: 1, validity: CLIENT_VALIDITY };
+    let cert = ca.certify(&csr.csr_pem, grant).unwrap();
+    let again = Identity::from_pems(&csr.key_pem, &cert, ca.cert_pem()).unwrap();
+    let two = server(&ca, &["dr.example"], revoked).await;
+    let _ = error_of(&two, "dr.example", &again).await;
+    assert_eq!(two.seen.await.unwrap().unwrap().generation, 1);
 }
 
 async fn attempt(addr: SocketAddr, config: ClientConfig) {

@@ -1,16 +1,21 @@
 //! The installation under measurement: what it logs of its freezes, and the memory of its daemons.
 
 use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use highwater_tests::{Arena, Daemon, Site, SiteOptions};
+use highwater_tests::{Arena, Daemon, Site, SiteOptions, command};
 
 use crate::results::Series;
 
 /// Collector and agent, the agent telling where its freezes' time goes.
 pub fn install(arena: &Arena) -> Result<Site> {
     // Its records lie on a tmpfs, as in real life.
-    let run = std::path::PathBuf::from("/dev/shm").join(format!("hwtest-run-{}", std::process::id()));
+    let run = run_dir();
+    // What an installation before noted there of its vault is not true of this one.
+    let _ = fs::remove_dir_all(&run);
     fs::create_dir_all(&run)?;
     std::os::unix::fs::symlink(&run, arena.dir().join("run"))?;
     let options = SiteOptions {
@@ -25,12 +30,16 @@ pub fn install(arena: &Arena) -> Result<Site> {
     Ok(site)
 }
 
+fn run_dir() -> PathBuf {
+    Path::new("/dev/shm").join(format!("hwtest-run-{}", std::process::id()))
+}
+
 /// The run directory goes with this.
 pub struct RunDir;
 
 impl Drop for RunDir {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(format!("/dev/shm/hwtest-run-{}", std::process::id()));
+        let _ = fs::remove_dir_all(run_dir());
     }
 }
 
@@ -65,17 +74,48 @@ pub fn timings(arena: &Arena, log_from: usize) -> Timings {
             timings.freeze.push(total);
             timings.enter.push(enter);
             timings.beyond.push(total - enter);
-        } else if let (Some(total), Some(_)) = (of("total_us"), of("replaced_us")) {
+        } else if let (Some(total), Some(_)) = (of("total_us"), of("turned_us")) {
             timings.epoch.push(total);
         }
     }
     timings
 }
 
+/// Waits until the agent has logged a text so many times.
+pub fn wait_logged(arena: &Arena, text: &str, times: usize, patience: Duration) -> Result<()> {
+    let until = Instant::now() + patience;
+    while log(arena).matches(text).count() < times {
+        ensure!(Instant::now() < until, "the agent has not logged `{text}` within {patience:?}");
+        // Asking it for its status instead would cost it more than what is measured.
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+/// Processor time that a daemon has used so far, in user space and in the kernel, seconds.
+pub fn cpu_seconds(daemon: Option<&Daemon>) -> Result<f64> {
+    const TICKS_PER_SECOND: f64 = 100.0;
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid(daemon)?))?;
+    // The name, in brackets, may hold anything.
+    let (_, fields) = stat.rsplit_once(')').context("no name in stat")?;
+    let ticks: Vec<f64> = fields.split_whitespace().skip(11).take(2).filter_map(|f| f.parse().ok()).collect();
+    ensure!(ticks.len() == 2, "no times in stat");
+    Ok(ticks.iter().sum::<f64>() / TICKS_PER_SECOND)
+}
+
+/// Holds all threads of a daemon on these processors.
+pub fn pin(daemon: Option<&Daemon>, processors: &str) -> Result<()> {
+    command::run("taskset", &["-acp", processors, &pid(daemon)?.to_string()])?;
+    Ok(())
+}
+
+fn pid(daemon: Option<&Daemon>) -> Result<u32> {
+    daemon.and_then(Daemon::pid).context("the daemon does not run")
+}
+
 /// Most and present resident memory of a daemon, MiB.
 pub fn memory_mib(daemon: Option<&Daemon>) -> Result<[f64; 2]> {
-    let pid = daemon.and_then(Daemon::pid).context("the daemon does not run")?;
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let status = fs::read_to_string(format!("/proc/{}/status", pid(daemon)?))?;
     let of = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name)).context("no memory in status")?;
         let kib = line.trim().trim_end_matches(" kB").trim().parse::<f64>()?;

@@ -15,14 +15,16 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 
-const USAGE: &str = "usage: cargo xtask bench tracking|replicate [--rounds N] [--seconds N]\n\n\
+const USAGE: &str = "usage: cargo xtask bench tracking|replicate [--rounds N] [--seconds N] [--part NAME]\n\n\
     --rounds N    rounds of everything that is compared (5; replicate: 3)\n\
-    --seconds N   of each load (3)";
+    --seconds N   of each load (3)\n\
+    --part NAME   replicate: only throughput, freezes or large-disk";
 
 /// What the user chose.
 struct Choice {
     rounds: Option<u32>,
     seconds: u32,
+    part: Option<String>,
 }
 
 fn main() -> ExitCode {
@@ -38,12 +40,16 @@ fn main() -> ExitCode {
 fn measure() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let subject = arguments.next().context(USAGE)?;
-    let mut choice = Choice { rounds: None, seconds: 3 };
+    let mut choice = Choice { rounds: None, seconds: 3, part: None };
     while let Some(name) = arguments.next() {
-        let number = arguments.next().and_then(|text| text.parse().ok()).filter(|n| *n > 0).context(USAGE)?;
+        let value = arguments.next().context(USAGE)?;
+        let number = || value.parse().ok().filter(|n| *n > 0).context(USAGE);
         match name.as_str() {
-            "--rounds" => choice.rounds = Some(number),
-            "--seconds" => choice.seconds = number,
+            "--rounds" => choice.rounds = Some(number()?),
+            "--seconds" => choice.seconds = number()?,
+            "--part" if subject == "replicate" && replicate::PARTS.iter().any(|(part, _)| *part == value) => {
+                choice.part = Some(value);
+            }
             _ => bail!(USAGE),
         }
     }

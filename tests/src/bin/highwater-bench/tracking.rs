@@ -58,12 +58,16 @@ impl Tracking {
         Ok(Tracking { tracker: Some(tracker), disk, bpf_dir })
     }
 
-    /// Nothing was missed, and something was seen.
-    fn check(&mut self) -> Result<()> {
+    /// Something was seen, and with the net nothing was missed. Without it, some kernels hide events from all copies; the tracker
+    /// must notice, and that costs nothing here.
+    fn check(&mut self, net: bool) -> Result<()> {
         let tracker = self.tracker.as_mut().context("tracking has ended")?;
         let mut words = 0u64;
         let end = tracker.end_epoch(|_, _, _| words += 1)?;
-        ensure!(end.faults.is_empty(), "{:?}", end.faults);
+        ensure!(!net || end.faults.is_empty(), "with the net: {:?}", end.faults);
+        if let Some((_, fault)) = end.faults.first() {
+            eprintln!("without the net: {fault}");
+        }
         ensure!(words > 0, "disk {} was written to and nothing was marked", self.disk);
         Ok(())
     }
@@ -106,8 +110,7 @@ pub fn measure(choice: &Choice) -> Result<Results> {
     }
     results.note(
         "Times are the kernel's (bpf_stats_enabled), which adds some 60 ns to every run of a program: what runs without\n\
-         statistics takes that much less. \"In all\" is the sum over all programs for one 4 KiB write, those included that only\n\
-         look and leave (a request-based disk passes the programs of bio-based ones too).",
+         statistics takes that much less. \"In all\" is the sum over all programs for one 4 KiB write.",
     );
     Ok(results)
 }
@@ -115,8 +118,8 @@ pub fn measure(choice: &Choice) -> Result<Results> {
 fn run(arena: &Arena, device: &Path, how: Option<(usize, bool)>, seconds: u32) -> Result<f64> {
     let mut tracking = how.map(|(copies, net)| Tracking::start(arena, device, copies, net)).transpose()?;
     let iops = fio(device, "randwrite", "4k", seconds)?.0;
-    if let Some(tracking) = &mut tracking {
-        tracking.check()?;
+    if let (Some(tracking), Some((_, net))) = (&mut tracking, how) {
+        tracking.check(net)?;
     }
     Ok(iops)
 }

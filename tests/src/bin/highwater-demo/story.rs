@@ -92,7 +92,7 @@ fn install(arena: &Arena, stage: &mut Stage, report: &mut Report) -> Result<()> 
     stage.site_mut()?.start_agent()?;
     report.told("$ highwater-collector init         made the vault, its key, a certificate authority");
     report.told(format!("$ highwater-collector run          listens on {}, TLS 1.3", stage.site()?.ingest()));
-    report.told("$ highwater-agent enroll URL TOKEN this machine has its certificate");
+    report.told("$ highwater-agent enroll URL -       this machine has its certificate");
     report.told("$ highwater-agent run              its eBPF programs are in the kernel");
     interrupt::check()
 }

@@ -193,7 +193,7 @@ fn judge(tracker: &Tracker, subjects: &[Subject], epochs: usize) -> Result<Figur
         if !figures.compared {
             wrong.push(format!("the counts of {} have no base", subject.name));
         }
-        if counted.sectors != figures.kernel {
+        if Some(counted.sectors) != figures.kernel {
             wrong.push(format!(
                 "{}: the kernel counts {:?}, the tracker {:?}",
                 subject.name, figures.kernel, counted
@@ -217,8 +217,12 @@ fn passthrough(tracker: &mut Tracker, subjects: &mut [Subject]) -> Result<()> {
     machine::nvme_passthrough_write(&nvme.path, 7, &mut data)?;
     epoch(tracker, subjects)?;
     for subject in subjects.iter() {
-        let expected: &[Fault] = if subject.name == "nvme" { &[Fault::Passthrough(1)] } else { &[] };
-        ensure!(subject.faults == expected, "after passthrough, {}: {:?}", subject.name, subject.faults);
+        // Each copy of the programs was shown it.
+        let right = match subject.faults[..] {
+            [Fault::Passthrough(_)] => subject.name == "nvme",
+            ref faults => faults.is_empty() && subject.name != "nvme",
+        };
+        ensure!(right, "after passthrough, {}: {:?}", subject.name, subject.faults);
     }
     println!("  a passthrough write makes its disk suspect");
     Ok(())

@@ -181,6 +181,7 @@ pub fn epochs(tracker: &mut Tracker, subjects: &mut [Subject], count: usize) -> 
                 subject.faults.push(fault);
             }
         }
+        tracker.faults_noted()?;
         unsettled = end.unsettled;
     }
     let ending = started.elapsed();

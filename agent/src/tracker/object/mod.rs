@@ -3,30 +3,28 @@
 //! Everything lives under one directory of the BPF filesystem, so tracking goes on while no agent runs:
 //! `maps/<NAME>`, `programs/<program>`, `links/<program>`, `bits/<slot>-<a|b|pending>`.
 
-use super::{TrackerError, probe::Kernel, proof::Misses};
+mod hooks;
+
+pub use hooks::{HOOKS, hooks_of};
+
+use super::{TrackerError, bpf, probe::Kernel, proof::Misses};
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{ArrayOfMaps, HashMap, Map, MapData, PerCpuArray},
-    programs::{BtfTracePoint, ProgramInfo, links::FdLink},
+    programs::BtfTracePoint,
 };
 use highwater_abi::{COPIES_MAX, Counters, Issued, Offsets, Target};
+use hooks::Hooks;
 use std::{
     fs, io,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/highwater-agent-ebpf.o"));
 
-/// Program name stems and their tracepoints.
-pub const HOOKS: [(&str, &str); 3] = [
-    ("rq_complete", "block_rq_complete"),
-    ("bio_queue", "block_bio_queue"),
-    ("bio_complete", "block_bio_complete"),
-];
-/// The net beneath the completion programs: one copy, see `agent-ebpf/src/request.rs`.
-const NET: (&str, &str) = ("rq_issue_1", "block_rq_issue");
-const MAPS: [&str; 5] = ["BITMAPS", "TARGETS", "COUNTERS", "INFLIGHT", "ISSUED"];
+const MAPS: [&str; 6] = ["BITMAPS", "EPOCHS", "TARGETS", "COUNTERS", "INFLIGHT", "ISSUED"];
+const SUBDIRECTORIES: [&str; 4] = ["maps", "programs", "links", "bits"];
 
 macro_rules! pod {
     ($name:ident($inner:ty)) => {
@@ -44,18 +42,20 @@ pod!(PodIssued(Issued));
 
 /// The loaded programs and their maps.
 pub struct Object {
+    dir: PathBuf,
     bitmaps: ArrayOfMaps<MapData, MapData>,
     targets: HashMap<MapData, u32, PodTarget>,
     counters: PerCpuArray<MapData, PodCounters>,
     issued: HashMap<MapData, u64, PodIssued>,
     inflight: HashMap<MapData, u64, PodIssued>,
-    net: bool,
-    // One list of descriptors a hook, in the order of the copies.
-    programs: [Vec<OwnedFd>; HOOKS.len()],
+    hooks: Hooks,
+    // To pin them again.
+    maps: Vec<(&'static str, OwnedFd)>,
 }
 
 impl Object {
-    /// Loads and attaches `copies` copies of each program, and pins all of it under `dir`, which is emptied first.
+    /// Loads `copies` copies of each program, and pins all of it under `dir`, which is emptied first. Nothing is attached
+    /// yet ([`Object::attach`]).
     ///
     /// A crash in the middle leaves a partial directory; the caller's record (written after this) is what makes it valid.
     pub fn load(dir: &Path, kernel: &Kernel, copies: usize, net: bool) -> Result<Self, TrackerError> {
@@ -64,12 +64,7 @@ impl Object {
         }
         let copies = copies.clamp(1, COPIES_MAX);
         remove(dir)?;
-        mount_bpffs()?;
-        for sub in ["maps", "programs", "links", "bits"] {
-            let path = dir.join(sub);
-            fs::create_dir_all(&path)
-                .map_err(|e| TrackerError::kernel(format!("make {}", path.display()), &e))?;
-        }
+        make_directories(dir)?;
         let offsets = PodOffsets(kernel.offsets()?);
         let (count, with_net) = (copies as u32, u32::from(net));
         let btf = Btf::from_sys_fs().map_err(|e| TrackerError::kernel("read the kernel's BTF", &e))?;
@@ -89,81 +84,83 @@ impl Object {
             map.pin(dir.join("maps").join(name))
                 .map_err(|e| TrackerError::kernel(format!("pin {name}"), &e))?;
         }
-        if net {
-            // First: a completion must never be looked for before its issue could be noted.
-            attach(&mut ebpf, &btf, dir, NET.0, NET.1)?;
-        }
-        for (stem, tracepoint) in HOOKS {
-            for copy in 1..=copies {
-                attach(&mut ebpf, &btf, dir, &format!("{stem}_{copy}"), tracepoint)?;
-            }
+        for (name, tracepoint) in hooks::programs(copies, net) {
+            load_program(&mut ebpf, &btf, dir, &name, tracepoint)?;
         }
         Self::open(dir)
     }
 
     /// Takes over what is pinned under `dir`.
     pub fn open(dir: &Path) -> Result<Self, TrackerError> {
-        let pinned = |name: &str| {
-            MapData::from_pin(dir.join("maps").join(name))
-                .map_err(|e| TrackerError::kernel(format!("open the pinned map {name}"), &e))
+        let mut maps = vec![];
+        let mut pinned = |name: &'static str| {
+            let map = MapData::from_pin(dir.join("maps").join(name))
+                .map_err(|e| TrackerError::kernel(format!("open the pinned map {name}"), &e))?;
+            let fd = map.fd().as_fd().try_clone_to_owned();
+            maps.push((name, fd.map_err(|e| TrackerError::kernel(format!("keep the map {name}"), &e))?));
+            Ok::<_, TrackerError>(map)
         };
         let wrong = |e: aya::maps::MapError| TrackerError::kernel("open a pinned map", &e);
         let bitmaps = ArrayOfMaps::try_from(Map::ArrayOfMaps(pinned("BITMAPS")?)).map_err(wrong)?;
         let targets = HashMap::try_from(Map::HashMap(pinned("TARGETS")?)).map_err(wrong)?;
         let counters = PerCpuArray::try_from(Map::PerCpuArray(pinned("COUNTERS")?)).map_err(wrong)?;
-        let issued = HashMap::try_from(Map::HashMap(pinned("ISSUED")?)).map_err(wrong)?;
+        let issued = HashMap::try_from(Map::LruHashMap(pinned("ISSUED")?)).map_err(wrong)?;
         let inflight = HashMap::try_from(Map::HashMap(pinned("INFLIGHT")?)).map_err(wrong)?;
-        let net = dir.join("links").join(NET.0).exists();
-        let mut programs = [const { Vec::new() }; HOOKS.len()];
-        for (hook, (stem, _)) in HOOKS.iter().enumerate() {
-            for copy in 1..=COPIES_MAX {
-                let name = format!("{stem}_{copy}");
-                // A program without its link is not attached and proves nothing.
-                if !dir.join("links").join(&name).exists() {
-                    break;
-                }
-                let info = ProgramInfo::from_pin(dir.join("programs").join(&name))
-                    .map_err(|e| TrackerError::kernel(format!("open the pinned program {name}"), &e))?;
-                let fd =
-                    info.fd().map_err(|e| TrackerError::kernel(format!("open the program {name}"), &e))?;
-                let fd = fd.as_fd().try_clone_to_owned();
-                programs[hook]
-                    .push(fd.map_err(|e| TrackerError::kernel(format!("keep the program {name}"), &e))?);
-            }
-            if programs[hook].is_empty() {
-                return Err(TrackerError::Unsupported(format!("pinned program {stem}")));
-            }
-        }
-        Ok(Self { bitmaps, targets, counters, issued, inflight, net, programs })
+        // Read and written through memory: see `Epochs`.
+        drop(pinned("EPOCHS")?);
+        let hooks = Hooks::open(dir)?;
+        Ok(Self { dir: dir.to_owned(), bitmaps, targets, counters, issued, inflight, hooks, maps })
     }
 
-    /// How many copies of each program are attached.
+    /// Where the map of epochs is pinned.
+    pub fn epochs_path(&self) -> PathBuf {
+        self.dir.join("maps/EPOCHS")
+    }
+
+    /// Attaches the programs of a hook, where they are not; whatever else of the pins is gone (somebody removed them) is pinned
+    /// again.
+    pub fn attach(&self, hook: u32) -> Result<(), TrackerError> {
+        make_directories(&self.dir)?;
+        for (name, fd) in &self.maps {
+            let path = self.dir.join("maps").join(name);
+            if !path.exists() {
+                bpf::pin(fd, &path).map_err(|e| TrackerError::kernel(format!("pin {name}"), &e))?;
+            }
+        }
+        self.hooks.pin_again()?;
+        self.hooks.attach(hook)
+    }
+    /// Detaches the programs of a hook.
+    pub fn detach(&self, hook: u32) {
+        self.hooks.detach(hook);
+    }
+    /// Whether all programs of a hook are attached.
+    #[must_use]
+    pub fn attached(&self, hook: u32) -> bool {
+        self.hooks.attached(hook)
+    }
+
+    /// How many copies of each program there are.
     #[must_use]
     pub fn copies(&self) -> usize {
-        self.programs.iter().map(Vec::len).min().unwrap_or(0)
+        self.hooks.copies()
     }
 
     /// The misses of every copy of every hook, in the order of [`HOOKS`].
     pub fn misses(&self) -> Result<[Misses; HOOKS.len()], TrackerError> {
-        let mut all = [const { Misses(Vec::new()) }; HOOKS.len()];
-        for (hook, programs) in self.programs.iter().enumerate() {
-            for fd in programs {
-                let misses =
-                    recursion_misses(fd).map_err(|e| TrackerError::kernel("read a program's misses", &e))?;
-                all[hook].0.push(misses);
-            }
-        }
-        Ok(all)
+        self.hooks.misses()
     }
 
-    /// Puts a bitmap in place. Returns after every running program is done with the one before.
-    pub fn set_bitmap(&mut self, slot: u32, bitmap: &MapData) -> Result<(), TrackerError> {
-        self.bitmaps.set(slot, bitmap, 0).map_err(|e| TrackerError::kernel("replace a bitmap", &e))
+    /// Puts one of a slot's two bitmaps in place.
+    pub fn set_bitmap(&mut self, slot: u32, parity: u32, bitmap: &MapData) -> Result<(), TrackerError> {
+        self.bitmaps
+            .set(slot * 2 + parity, bitmap, 0)
+            .map_err(|e| TrackerError::kernel("put a bitmap in place", &e))
     }
 
-    /// The kernel's id of the bitmap in place.
-    pub fn bitmap_id(&self, slot: u32) -> Result<Option<u32>, TrackerError> {
-        match self.bitmaps.get(&slot, 0) {
+    /// The kernel's id of one of a slot's two bitmaps.
+    pub fn bitmap_id(&self, slot: u32, parity: u32) -> Result<Option<u32>, TrackerError> {
+        match self.bitmaps.get(&(slot * 2 + parity), 0) {
             Ok(data) => {
                 let info = data.info().map_err(|e| TrackerError::kernel("read a bitmap's id", &e))?;
                 Ok(Some(info.id()))
@@ -196,7 +193,7 @@ impl Object {
     /// Whether the net is there.
     #[must_use]
     pub fn net(&self) -> bool {
-        self.net
+        self.hooks.has_net()
     }
 
     /// The notes of a device that were made before `until_ns` (CLOCK_MONOTONIC) and whose completion no program has seen. To be
@@ -204,25 +201,26 @@ impl Object {
     /// stay (a driver that does not account its I/O would seem to be at rest) and are told again until their address is
     /// used again.
     pub fn reap(&mut self, dev: u32, bio: bool, until_ns: u64) -> Result<Vec<Issued>, TrackerError> {
-        let fail = |e: aya::maps::MapError| TrackerError::kernel("look through the issued requests", &e);
-        let map = if bio { &mut self.inflight } else { &mut self.issued };
-        let mut old = vec![];
-        for entry in map.iter() {
-            let (address, note) = entry.map_err(fail)?;
-            if note.0.dev == dev && note.0.issued_ns < until_ns {
-                old.push((address, note.0));
+        let name = if bio { "INFLIGHT" } else { "ISSUED" };
+        let fail = |e: &dyn std::error::Error| TrackerError::kernel(format!("look through {name}"), e);
+        let Some((_, fd)) = self.maps.iter().find(|(map, _)| *map == name) else { return Ok(vec![]) };
+        let all: Vec<(u64, PodIssued)> = bpf::elements(fd).map_err(|e| fail(&e))?;
+        let old = all.into_iter().filter(|(_, note)| note.0.dev == dev && note.0.issued_ns < until_ns);
+        let mut unseen = vec![];
+        for (address, note) in old {
+            // What was seen of requests stays with them, to be written over; of bios the address may not come back.
+            let (map, done) = match bio {
+                true => (&mut self.inflight, note.0.seen != 0),
+                false => (&mut self.issued, note.0.seen == 0),
+            };
+            if done {
+                absent_is_removed(map.remove(&address)).map_err(|e| fail(&e))?;
+            }
+            if note.0.seen == 0 {
+                unseen.push(note.0);
             }
         }
-        // A walk begins anew when the entry it stands on is taken away: it can see one twice, and misses none.
-        old.sort_unstable_by_key(|(address, _)| *address);
-        old.dedup_by_key(|(address, _)| *address);
-        for (address, note) in &old {
-            if bio && note.seen == 0 {
-                continue;
-            }
-            absent_is_removed(map.remove(address)).map_err(fail)?;
-        }
-        Ok(old.into_iter().map(|(_, note)| note).filter(|n| n.seen == 0).collect())
+        Ok(unseen)
     }
 
     /// The counters of one copy for one device, summed over the CPUs.
@@ -261,7 +259,13 @@ fn absent_is_removed(result: Result<(), aya::maps::MapError>) -> Result<(), aya:
     }
 }
 
-fn attach(ebpf: &mut Ebpf, btf: &Btf, dir: &Path, name: &str, tracepoint: &str) -> Result<(), TrackerError> {
+fn load_program(
+    ebpf: &mut Ebpf,
+    btf: &Btf,
+    dir: &Path,
+    name: &str,
+    tracepoint: &str,
+) -> Result<(), TrackerError> {
     let fail = |what: &str, e: &dyn std::error::Error| TrackerError::kernel(format!("{what} {name}"), e);
     let program: &mut BtfTracePoint = ebpf
         .program_mut(name)
@@ -269,10 +273,16 @@ fn attach(ebpf: &mut Ebpf, btf: &Btf, dir: &Path, name: &str, tracepoint: &str) 
         .try_into()
         .map_err(|e: aya::programs::ProgramError| fail("use the program", &e))?;
     program.load(tracepoint, btf).map_err(|e| fail("load the program", &e))?;
-    program.pin(dir.join("programs").join(name)).map_err(|e| fail("pin the program", &e))?;
-    let id = program.attach().map_err(|e| fail("attach the program", &e))?;
-    let link: FdLink = program.take_link(id).map_err(|e| fail("keep the link of", &e))?.into();
-    link.pin(dir.join("links").join(name)).map_err(|e| fail("pin the link of", &e))?;
+    program.pin(dir.join("programs").join(name)).map_err(|e| fail("pin the program", &e))
+}
+
+fn make_directories(dir: &Path) -> Result<(), TrackerError> {
+    mount_bpffs()?;
+    for sub in SUBDIRECTORIES {
+        let path = dir.join(sub);
+        fs::create_dir_all(&path)
+            .map_err(|e| TrackerError::kernel(format!("make {}", path.display()), &e))?;
+    }
     Ok(())
 }
 
@@ -317,24 +327,4 @@ fn log_level_from(text: Option<&str>) -> u8 {
 }
 fn log_level() -> u8 {
     log_level_from(std::env::var("HIGHWATER_EBPF_LOG").ok().as_deref())
-}
-
-/// `bpf_prog_info.recursion_misses`, which aya does not show.
-fn recursion_misses(program: &OwnedFd) -> io::Result<u64> {
-    use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_prog_info};
-    // SAFETY: both are plain data for which zeros are valid.
-    let (mut info, mut attr): (bpf_prog_info, bpf_attr) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
-    attr.info.bpf_fd = program.as_raw_fd() as u32;
-    attr.info.info_len = size_of::<bpf_prog_info>() as u32;
-    attr.info.info = &raw mut info as u64;
-    // SAFETY: the kernel writes at most `info_len` bytes to `info`, and reads the attribute's own size.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            bpf_cmd::BPF_OBJ_GET_INFO_BY_FD as libc::c_long,
-            &raw mut attr,
-            size_of::<bpf_attr>(),
-        )
-    };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(info.recursion_misses) }
 }

@@ -1,0 +1,73 @@
+//! *Pending*: what is not yet known to be stored. Bits come from the ends of epochs and from callers; only
+//! [`Tracker::stored`] takes them away.
+
+use super::{Tracker, TrackerError};
+use highwater_abi::BLOCK_SHIFT_SECTORS;
+use highwater_delta::DiskId;
+use std::sync::atomic::Ordering;
+
+impl Tracker {
+    /// Marks every granule of a disk as pending: nothing of it is known to be stored.
+    ///
+    /// # Errors
+    /// [`TrackerError::Unknown`].
+    pub fn mark_all(&self, disk: DiskId) -> Result<(), TrackerError> {
+        let slot = self.slot(disk)?;
+        let granules = slot.record.sectors.div_ceil(1 << slot.record.shift);
+        for (index, word) in slot.pending.words().iter().enumerate() {
+            let left = granules.saturating_sub(index as u64 * 64);
+            let bits = if left >= 64 { !0 } else { (1u64 << left) - 1 };
+            word.fetch_or(bits, Ordering::AcqRel);
+        }
+        Ok(())
+    }
+
+    /// Marks granules as pending, as if they had been written.
+    ///
+    /// # Errors
+    /// [`TrackerError::Unknown`].
+    pub fn mark(&self, disk: DiskId, words: &[u64]) -> Result<(), TrackerError> {
+        for (word, bits) in self.slot(disk)?.pending.words().iter().zip(words) {
+            word.fetch_or(*bits, Ordering::AcqRel);
+        }
+        Ok(())
+    }
+
+    /// The pending words of a disk, as they are now.
+    ///
+    /// # Errors
+    /// [`TrackerError::Unknown`].
+    pub fn pending(&self, disk: DiskId) -> Result<Vec<u64>, TrackerError> {
+        Ok(self.slot(disk)?.pending.words().iter().map(|w| w.load(Ordering::Acquire)).collect())
+    }
+
+    /// Forgets granules: they are stored. `words` holds the bits to clear; the caller leaves out what was marked again
+    /// since it was read.
+    ///
+    /// # Errors
+    /// [`TrackerError::Unknown`].
+    pub fn stored(&self, disk: DiskId, words: &[u64]) -> Result<(), TrackerError> {
+        for (word, bits) in self.slot(disk)?.pending.words().iter().zip(words) {
+            if *bits != 0 {
+                word.fetch_and(!bits, Ordering::AcqRel);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sectors per bit of a disk, as a shift above the 4 KiB block.
+    ///
+    /// # Errors
+    /// [`TrackerError::Unknown`].
+    pub fn blocks_shift(&self, disk: DiskId) -> Result<u32, TrackerError> {
+        Ok(self.slot(disk)?.record.shift - BLOCK_SHIFT_SECTORS)
+    }
+
+    /// Bits set in a disk's current bitmap: what will have to be sent next.
+    ///
+    /// # Errors
+    /// [`TrackerError::Unknown`].
+    pub fn dirty_now(&self, disk: DiskId) -> Result<u64, TrackerError> {
+        Ok(self.slot(disk)?.current().count())
+    }
+}

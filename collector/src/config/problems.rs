@@ -1,0 +1,104 @@
+//! Everything that is wrong with a configuration's text, each with its line: who corrects a file wants to do it once.
+
+use super::Config;
+use highwater_vault::{VaultKey, local_store};
+use rustls_pki_types::ServerName;
+use serde::Deserialize;
+use std::path::Path;
+use toml::{Table, Value};
+
+/// Settings without a default, and one each that is no problem.
+const REQUIRED: [(&str, &str); 3] = [("names", "localhost"), ("vault", "/"), ("key-file", "/")];
+
+/// The configuration that a text says, or all that is wrong with it.
+pub(super) fn read(text: &str) -> Result<Config, Vec<String>> {
+    let table: Table = text.parse().map_err(|e: toml::de::Error| vec![syntax(text, &e)])?;
+    let mut problems = Vec::new();
+    let mut good = Table::new();
+    for (key, placeholder) in REQUIRED {
+        let placeholder = Value::String(placeholder.to_owned());
+        good.insert(key.to_owned(), if key == "names" { vec![placeholder].into() } else { placeholder });
+        if !table.contains_key(key) {
+            problems.push(format!("`{key}` is missing"));
+        }
+    }
+    for (key, value) in table {
+        let before = good.insert(key.clone(), value);
+        if let Err(error) = Config::deserialize(good.clone()) {
+            problems.push(said(text, &key, error.message()));
+            match before {
+                Some(before) => good.insert(key, before),
+                None => good.remove(&key),
+            };
+        }
+    }
+    let config = Config::deserialize(good).map_err(|e| vec![e.message().to_owned()])?;
+    problems.extend(config.problems().into_iter().map(|(key, cause)| at_line(text, key) + &cause));
+    if problems.is_empty() { Ok(config) } else { Err(problems) }
+}
+
+fn syntax(text: &str, error: &toml::de::Error) -> String {
+    let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+    format!("line {line}: {}", error.message().lines().next().unwrap_or("it is no TOML"))
+}
+
+fn said(text: &str, key: &str, message: &str) -> String {
+    let message = message.lines().next().unwrap_or_default();
+    let at = at_line(text, key);
+    if message.starts_with("unknown field") {
+        return format!("{at}`{key}` is no setting; `highwater-collector config show --effective` shows all");
+    }
+    format!("{at}`{key}`: {message}")
+}
+
+fn at_line(text: &str, key: &str) -> String {
+    let found = text.lines().position(|line| {
+        line.trim_start().strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with('='))
+    });
+    found.map_or_else(String::new, |line| format!("line {}: ", line + 1))
+}
+
+/// Why a text is no name or address under which a collector can be reached.
+pub fn check_name(name: &str) -> Result<(), String> {
+    let why = if name.is_empty() {
+        "it is empty"
+    } else if name.contains("://") {
+        "it is a URL; only its host is wanted"
+    } else if name
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.contains(':') && port.parse::<u16>().is_ok())
+    {
+        "no port is wanted"
+    } else if ServerName::try_from(name).is_err() {
+        "letters, digits, `-` and `.` are expected, or an IP address"
+    } else {
+        return Ok(());
+    };
+    Err(format!(
+        "{name:?} is no host name or address: {why}, like \"collector.example.com\" or \"192.0.2.7\""
+    ))
+}
+
+/// What is wrong with what a configuration names: the key, and the vault.
+pub(super) fn of_what_is_named(config: &Config) -> Vec<String> {
+    let mut problems = Vec::new();
+    if let Err(error) = VaultKey::load(&config.key_file) {
+        problems.push(format!("`key-file`: {error}"));
+    }
+    if let Err(cause) = vault(&config.vault) {
+        problems.push(format!("`vault`: {cause}"));
+    }
+    problems
+}
+
+fn vault(dir: &Path) -> Result<(), String> {
+    let file = dir.join("vault.json");
+    match std::fs::File::open(&file) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            Err(format!("there is no vault in {}; `highwater-collector init` makes one", dir.display()))
+        }
+        Err(e) => Err(format!("{}: {e}; {}", file.display(), crate::access::advice(dir))),
+        // Names the directory in it that cannot be used.
+        Ok(_) => local_store(dir).map(drop).map_err(|e| e.to_string()),
+    }
+}

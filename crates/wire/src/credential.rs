@@ -1,0 +1,68 @@
+//! What a machine's certificate says: who, of which generation, and for how long.
+//!
+//! A machine's certificates are numbered by generation. Every renewal keeps the generation; a machine that was revoked
+//! and is enrolled again gets the next one. So a revocation ends whatever was issued up to some generation, and nothing
+//! that is issued afterwards. A certificate that names no generation is of generation 0.
+
+use crate::WireError;
+use crate::identity::{MACHINE_URI_PREFIX, hex, parse, uris};
+use highwater_delta::MachineId;
+use rustls_pki_types::CertificateDer;
+use std::time::Duration;
+
+/// Beginning of the URI name that tells the generation; a decimal number follows.
+pub const GENERATION_URI_PREFIX: &str = "urn:highwater:generation:";
+
+/// A machine's certificate, taken apart. Says nothing about who issued it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Credential {
+    /// The machine it names.
+    pub machine: MachineId,
+    /// Its generation.
+    pub generation: u32,
+    /// Serial number, in lower-case hexadecimal.
+    pub serial: String,
+    /// Valid from, in milliseconds since 1970.
+    pub not_before_ms: u64,
+    /// Valid until, in milliseconds since 1970.
+    pub expires_ms: u64,
+}
+
+impl Credential {
+    /// Reads a certificate. It must name exactly one machine, and at most one generation.
+    pub fn of(cert: &CertificateDer<'_>) -> Result<Self, WireError> {
+        let unusable = |cause: &str| WireError::identity("the machine's certificate", cause);
+        let uris = uris(cert)?;
+        let mut machines = uris.iter().filter_map(|uri| uri.strip_prefix(MACHINE_URI_PREFIX));
+        let (Some(machine), None) = (machines.next(), machines.next()) else {
+            return Err(unusable("it does not name exactly one machine"));
+        };
+        let mut generations = uris.iter().filter_map(|uri| uri.strip_prefix(GENERATION_URI_PREFIX));
+        let generation = match (generations.next(), generations.next()) {
+            (None, _) => 0,
+            (Some(number), None) => number.parse().map_err(|_| unusable("its generation is no number"))?,
+            _ => return Err(unusable("it names several generations")),
+        };
+        let parsed = parse(cert)?;
+        let ms = |seconds: i64| u64::try_from(seconds).unwrap_or(0).saturating_mul(1000);
+        Ok(Self {
+            machine: machine.parse().map_err(|e| WireError::identity("the machine's certificate", e))?,
+            generation,
+            serial: hex(parsed.raw_serial()),
+            not_before_ms: ms(parsed.validity().not_before.timestamp()),
+            expires_ms: ms(parsed.validity().not_after.timestamp()),
+        })
+    }
+
+    /// The whole time for which it is valid.
+    #[must_use]
+    pub const fn validity(&self) -> Duration {
+        Duration::from_millis(self.expires_ms.saturating_sub(self.not_before_ms))
+    }
+
+    /// From when on it should be renewed: a third of its validity is left.
+    #[must_use]
+    pub fn renewal_due_ms(&self) -> u64 {
+        self.expires_ms - self.expires_ms.saturating_sub(self.not_before_ms) / 3
+    }
+}
