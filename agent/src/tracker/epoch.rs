@@ -30,13 +30,13 @@ pub(super) struct Look {
 
 /// What the comparison of a device's counts with the kernel's found.
 #[derive(Debug, Default)]
-struct Checked {
-    fault: Option<Fault>,
+pub(super) struct Checked {
+    pub fault: Option<Fault>,
     /// Nothing was in flight that could still be found.
     settled: bool,
     /// The counts agree at a quiet moment with a base from an earlier one: everything in between was seen, whichever copies
     /// were skipped.
-    exact: bool,
+    pub exact: bool,
 }
 
 impl Checked {
@@ -152,7 +152,7 @@ impl Tracker {
     }
 
     /// Compares the counts of a device with the kernel's, and empties the net.
-    fn compare(
+    pub(super) fn compare(
         &mut self,
         look: Look,
         each: &mut impl FnMut(DiskId, usize, u64),
@@ -170,7 +170,9 @@ impl Tracker {
         if net && kernel.idle {
             let Some(entry) = self.devices.get(&dev) else { return Ok(Checked::default()) };
             let unexplained = entry.account.unexplained(entry.hook, &before, &kernel, &after);
-            let found = self.haul(dev, bio, taken_ns, each)?;
+            // What was counted in between hides how much of the net's was: the notes stay until a quiet moment tells.
+            let counted = super::account::quiet(&before, &kernel, &after);
+            let found = self.haul(dev, bio, taken_ns, counted, each)?;
             // The net holds also what ended without being counted; marking that was harmless, counting it would not be.
             let Some(entry) = self.devices.get_mut(&dev) else { return Ok(Checked::default()) };
             for class in 0..class::COUNT {
@@ -209,20 +211,24 @@ impl Tracker {
     }
 
     /// Marks what the net holds of a device that is at rest: changes whose completion no program was shown. Answers their
-    /// sectors by class.
+    /// sectors by class. `counted`: the notes are done with as soon as that is recorded.
     fn haul(
         &mut self,
         dev: u32,
         bio: bool,
         until_ns: u64,
+        counted: bool,
         each: &mut impl FnMut(DiskId, usize, u64),
     ) -> Result<[u64; class::COUNT], TrackerError> {
         let mut sectors = [0; class::COUNT];
-        for note in self.object.reap(dev, bio, until_ns)? {
+        for (noted, note) in self.object.unseen(dev, bio, until_ns)? {
             let count = note.bytes >> 9;
             sectors[(note.class as usize).min(class::COUNT - 1)] += count;
             for slot in self.slots.values().filter(|s| s.record.dev == dev) {
                 slot.mark_sectors(note.sector, count, |index, bits| each(slot.record.disk, index, bits));
+            }
+            if counted && !bio {
+                self.hauled.push(noted);
             }
         }
         Ok(sectors)

@@ -42,7 +42,7 @@ pub use error::TrackerError;
 use barrier::Barrier;
 use highwater_abi::{ABI_VERSION, RANGES_MAX, Target};
 use highwater_delta::DiskId;
-use object::Object;
+use object::{Noted, Object};
 use probe::Kernel;
 use proof::Prover;
 use record::{DeviceRecord, DiskRecord, Record, boot_id};
@@ -90,6 +90,9 @@ pub struct Tracker {
     faults: Vec<(DiskId, Fault)>,
     /// The bitmaps of the epoch before still hold bits, and programs may still write them.
     spares_full: bool,
+    /// Notes of the net that are marked and counted, to be taken away once that is recorded: a life that ends in between would
+    /// take the change for unseen. (One that ends after it finds them again, and nothing left to explain by them.)
+    hauled: Vec<Noted>,
 }
 
 impl Tracker {
@@ -111,7 +114,7 @@ impl Tracker {
             .map_err(|cause| TrackerError::Record { path: options.run_dir.clone(), cause })?;
         let copies = options.copies.unwrap_or(kernel.copies_needed());
         let object = Object::load(&options.bpf_dir, kernel, copies, options.net)?;
-        let tracker = Self {
+        let mut tracker = Self {
             epochs: Epochs::open(&object.epochs_path())?,
             barrier: Barrier::new(kernel.preemptible_tracepoints)?,
             provers: object.misses()?.into_iter().map(Prover::new).collect(),
@@ -121,6 +124,7 @@ impl Tracker {
             slots: BTreeMap::new(),
             faults: vec![],
             spares_full: false,
+            hauled: vec![],
         };
         tracker.save()?;
         Ok(tracker)
@@ -153,6 +157,7 @@ impl Tracker {
             slots: BTreeMap::new(),
             faults: record.faults,
             spares_full: true,
+            hauled: vec![],
         };
         for disk in record.disks {
             let slot = tracker.reopen(disk)?;
@@ -197,7 +202,7 @@ impl Tracker {
         self.slots.get(&disk).ok_or(TrackerError::Unknown(disk))
     }
 
-    fn save(&self) -> Result<(), TrackerError> {
+    fn save(&mut self) -> Result<(), TrackerError> {
         let record = Record {
             abi: ABI_VERSION,
             boot_id: boot_id(),
@@ -206,7 +211,12 @@ impl Tracker {
             disks: self.slots.values().map(|s| s.record.clone()).collect(),
             faults: self.faults.clone(),
         };
-        record.save(&record_path(&self.options))
+        record.save(&record_path(&self.options))?;
+        for noted in std::mem::take(&mut self.hauled) {
+            // What stays is found again.
+            self.object.forget(&noted)?;
+        }
+        Ok(())
     }
 }
 

@@ -179,6 +179,77 @@ fn an_end_that_failed_half_way_is_made_good() {
     tracker.detach().unwrap();
 }
 
+/// A write of two blocks at block 5 that no completion program is shown; only the net has it.
+fn write_hidden(tracker: &mut Tracker, disk: &Loop) {
+    let dev = disk.device.whole_kernel_dev();
+    let target = tracker.object.target(dev).unwrap().unwrap();
+    tracker.object.remove_target(dev).unwrap();
+    disk.write(5, 2);
+    tracker.object.set_target(dev, &target).unwrap();
+    let note = highwater_abi::Issued {
+        sector: 40,
+        bytes: 8192,
+        started_ns: 1,
+        issued_ns: 1,
+        dev,
+        ..Default::default()
+    };
+    tracker.object.forge(0xffff_8880_0000_0000, note);
+}
+
+/// The agent dies after the net's notes were marked and counted, but before that was written down.
+#[test]
+fn a_life_that_ends_before_its_record_leaves_the_net_as_it_was() {
+    let Some(disk) = Loop::new(16 << 20) else { return };
+    let pins = Pins::new("net-unrecorded");
+    let id = DiskId::new();
+    let mut tracker = match Tracker::open(pins.options()) {
+        Err(TrackerError::NoObject) => return,
+        other => other.unwrap().0,
+    };
+    tracker.protect(id, &disk.device).unwrap();
+    write_hidden(&mut tracker, &disk);
+    tracker.options.run_dir = pins.1.path().join("gone");
+    assert!(matches!(tracker.end_epoch(|_, _, _| ()), Err(TrackerError::Record { .. })));
+    drop(tracker);
+    let (mut tracker, origin) = Tracker::open(pins.options()).unwrap();
+    assert_eq!(origin, Origin::TakenOver);
+    assert_eq!(blocks(&mut tracker, id), (vec![5, 6], vec![]));
+    // Counted once, and gone.
+    assert_eq!(blocks(&mut tracker, id), (vec![], vec![]));
+    let figures = tracker.figures(id).unwrap();
+    assert_eq!((figures.late, figures.kernel), (16, Some(figures.counters.sectors)));
+    tracker.detach().unwrap();
+}
+
+/// A write ends between the two readings of the counts, so that they can't tell how much of the net's was counted.
+#[test]
+fn the_net_is_counted_at_a_quiet_moment() {
+    let Some(disk) = Loop::new(16 << 20) else { return };
+    let pins = Pins::new("net-disturbed");
+    let id = DiskId::new();
+    let mut tracker = match Tracker::open(pins.options()) {
+        Err(TrackerError::NoObject) => return,
+        other => other.unwrap().0,
+    };
+    tracker.protect(id, &disk.device).unwrap();
+    write_hidden(&mut tracker, &disk);
+    let look = tracker.look(disk.device.whole_kernel_dev()).unwrap();
+    disk.write(9, 1);
+    tracker.barrier.wait().unwrap();
+    let mut marked = vec![];
+    let checked = tracker.compare(look, &mut |_, index, bits| marked.push((index, bits))).unwrap();
+    assert_eq!((checked.fault, checked.exact), (None, false));
+    assert_eq!(marked, vec![(0, 1 << 5), (0, 1 << 6)]);
+    tracker.save().unwrap();
+    let (found, faults) = blocks(&mut tracker, id);
+    assert_eq!(faults, vec![]);
+    assert!(found.contains(&9));
+    let figures = tracker.figures(id).unwrap();
+    assert_eq!((figures.late, figures.kernel), (16, Some(figures.counters.sectors)));
+    tracker.detach().unwrap();
+}
+
 /// A second disk of the same device takes nothing away from what is known of the first.
 #[test]
 fn another_partition_hides_nothing() {

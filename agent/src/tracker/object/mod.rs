@@ -40,6 +40,13 @@ pod!(PodCounters(Counters));
 pod!(PodOffsets(Offsets));
 pod!(PodIssued(Issued));
 
+/// Which note: that of a request, while it is used for the same I/O.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Noted {
+    address: u64,
+    started_ns: u64,
+}
+
 /// The loaded programs and their maps.
 pub struct Object {
     dir: PathBuf,
@@ -197,30 +204,48 @@ impl Object {
     }
 
     /// The notes of a device that were made before `until_ns` (CLOCK_MONOTONIC) and whose completion no program has seen. To be
-    /// called only when nothing that was issued before is in flight. Notes of requests are taken away. Those of bios
-    /// stay (a driver that does not account its I/O would seem to be at rest) and are told again until their address is
-    /// used again.
-    pub fn reap(&mut self, dev: u32, bio: bool, until_ns: u64) -> Result<Vec<Issued>, TrackerError> {
+    /// called only when nothing that was issued before is in flight. They stay: those of requests until they are
+    /// [forgotten](Self::forget), those of bios until their address is used again (a driver that does not account its I/O would
+    /// seem to be at rest).
+    pub fn unseen(
+        &mut self,
+        dev: u32,
+        bio: bool,
+        until_ns: u64,
+    ) -> Result<Vec<(Noted, Issued)>, TrackerError> {
         let name = if bio { "INFLIGHT" } else { "ISSUED" };
-        let fail = |e: &dyn std::error::Error| TrackerError::kernel(format!("look through {name}"), e);
         let Some((_, fd)) = self.maps.iter().find(|(map, _)| *map == name) else { return Ok(vec![]) };
-        let all: Vec<(u64, PodIssued)> = bpf::elements(fd).map_err(|e| fail(&e))?;
-        let old = all.into_iter().filter(|(_, note)| note.0.dev == dev && note.0.issued_ns < until_ns);
+        let all: Vec<(u64, PodIssued)> = bpf::elements(fd).map_err(|e| looking(name, &e))?;
         let mut unseen = vec![];
-        for (address, note) in old {
-            // What was seen of requests stays with them, to be written over; of bios the address may not come back.
-            let (map, done) = match bio {
-                true => (&mut self.inflight, note.0.seen != 0),
-                false => (&mut self.issued, note.0.seen == 0),
-            };
-            if done {
-                absent_is_removed(map.remove(&address)).map_err(|e| fail(&e))?;
+        for (address, PodIssued(note)) in all {
+            if note.dev != dev || note.issued_ns >= until_ns {
+                continue;
             }
-            if note.0.seen == 0 {
-                unseen.push(note.0);
+            if note.seen == 0 {
+                unseen.push((Noted { address, started_ns: note.started_ns }, note));
+            } else if bio {
+                // What was seen of requests stays with them, to be written over; the address of a bio may not come back.
+                absent_is_removed(self.inflight.remove(&address)).map_err(|e| looking(name, &e))?;
             }
         }
         Ok(unseen)
+    }
+
+    /// Takes the note of a request away, unless the request has been used again since.
+    pub fn forget(&mut self, noted: &Noted) -> Result<(), TrackerError> {
+        match self.issued.get(&noted.address, 0) {
+            Ok(PodIssued(note)) if note.started_ns == noted.started_ns && note.seen == 0 => {
+                absent_is_removed(self.issued.remove(&noted.address)).map_err(|e| looking("ISSUED", &e))
+            }
+            Ok(_) | Err(aya::maps::MapError::KeyNotFound) => Ok(()),
+            Err(e) => Err(looking("ISSUED", &e)),
+        }
+    }
+
+    /// Puts a note into the net, as if no completion had been shown.
+    #[cfg(test)]
+    pub fn forge(&mut self, address: u64, note: Issued) {
+        self.issued.insert(address, PodIssued(note), 0).unwrap();
     }
 
     /// The counters of one copy for one device, summed over the CPUs.
@@ -246,6 +271,10 @@ impl Object {
         }
         Ok(sum)
     }
+}
+
+fn looking(map: &str, cause: &dyn std::error::Error) -> TrackerError {
+    TrackerError::kernel(format!("look through {map}"), cause)
 }
 
 /// Who removes what is not there (any more) has what it wants. Removal tells that by an error of its system call.
