@@ -11,7 +11,7 @@ use highwater_tests::{Arena, Daemon, Site, SiteOptions, command};
 use crate::results::Series;
 
 /// Collector and agent, the agent telling where its freezes' time goes.
-pub fn install(arena: &Arena) -> Result<Site> {
+fn install(arena: &Arena) -> Result<Site> {
     // Its records lie on a tmpfs, as in real life.
     let run = run_dir();
     // What an installation before noted there of its vault is not true of this one.
@@ -28,6 +28,28 @@ pub fn install(arena: &Arena) -> Result<Site> {
     site.allow("no recovery point this time");
     site.start_agent()?;
     Ok(site)
+}
+
+/// Sees that only one installation lies in the arena at a time.
+pub fn fresh(arena: &Arena) -> Result<Site> {
+    for name in ["run", "vault", "collector", "state", "agent.toml", "agent.log", "collector.log"] {
+        let path = arena.dir().join(name);
+        let _ = if path.is_dir() && !path.is_symlink() {
+            fs::remove_dir_all(&path)
+        } else {
+            fs::remove_file(&path)
+        };
+    }
+    install(arena)
+}
+
+/// Ends it, and tracking with it.
+pub fn dismiss(mut site: Site) -> Result<()> {
+    site.stop_agent()?;
+    // Not stopped in order: it waits for nothing.
+    site.kill_collector()?;
+    let _ = site.agent_command(&["detach", "--yes"]);
+    Ok(())
 }
 
 fn run_dir() -> PathBuf {

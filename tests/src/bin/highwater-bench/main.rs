@@ -6,6 +6,7 @@
 
 mod agent;
 mod baseline;
+mod ingest;
 mod programs;
 mod replicate;
 mod results;
@@ -18,7 +19,7 @@ use anyhow::{Context, Result, bail};
 const USAGE: &str = "usage: cargo xtask bench tracking|replicate [--rounds N] [--seconds N] [--part NAME]\n\n\
     --rounds N    rounds of everything that is compared (5; replicate: 3)\n\
     --seconds N   of each load (3)\n\
-    --part NAME   replicate: only throughput, freezes or large-disk";
+    --part NAME   replicate: only throughput, ingest, freezes or large-disk";
 
 /// What the user chose.
 struct Choice {

@@ -11,8 +11,9 @@ use highwater_tests::{Arena, Backing, FileSystem, Fio, FioKind, LoopDisk, Mounte
 use nix::sys::signal::Signal;
 
 use crate::Choice;
-use crate::agent::{self, RunDir, install, timings};
+use crate::agent::{self, RunDir, dismiss, fresh, timings};
 use crate::baseline;
+use crate::ingest::ingest;
 use crate::results::{Results, Series};
 
 const MIB: u64 = 1 << 20;
@@ -28,8 +29,8 @@ const TEXT: &[u8] = b"The high watermark is the point up to which everything is 
 
 type Part = fn(&Arena, &Choice, &mut Results) -> Result<()>;
 /// What there is to measure, by name.
-pub const PARTS: [(&str, Part); 3] =
-    [("throughput", throughput), ("freezes", freezes), ("large-disk", large_disk)];
+pub const PARTS: [(&str, Part); 4] =
+    [("throughput", throughput), ("ingest", ingest), ("freezes", freezes), ("large-disk", large_disk)];
 
 /// All of it, or the part chosen.
 pub fn measure(choice: &Choice) -> Result<Results> {
@@ -49,27 +50,6 @@ pub fn measure(choice: &Choice) -> Result<Results> {
          threads (it reads the loop device) run where they like.",
     );
     Ok(results)
-}
-
-/// Sees that only one installation lies in the arena at a time.
-fn fresh(arena: &Arena) -> Result<Site> {
-    for name in ["run", "vault", "collector", "state", "agent.toml", "agent.log", "collector.log"] {
-        let path = arena.dir().join(name);
-        let _ = if path.is_dir() && !path.is_symlink() {
-            fs::remove_dir_all(&path)
-        } else {
-            fs::remove_file(&path)
-        };
-    }
-    install(arena)
-}
-
-fn dismiss(mut site: Site) -> Result<()> {
-    site.stop_agent()?;
-    // Not stopped in order: it waits for nothing.
-    site.kill_collector()?;
-    let _ = site.agent_command(&["detach", "--yes"]);
-    Ok(())
 }
 
 /// One first copy.
