@@ -10,7 +10,7 @@ use highwater_collector::shared::now_ms;
 use highwater_collector::tokens::{self, Returning};
 use highwater_collector::{Collector, CollectorError, Config, authority, certificates};
 use highwater_vault::{Vault, VaultKey, local_store};
-use highwater_wire::identity::{fingerprint, hex};
+use highwater_wire::certificate::{fingerprint, hex};
 use sd_notify::NotifyState;
 use serde_json::json;
 use std::io::IsTerminal;

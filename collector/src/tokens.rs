@@ -8,7 +8,7 @@ use crate::CollectorError;
 use highwater_delta::MachineId;
 use highwater_vault::Vault;
 use highwater_wire::enroll::{Token, unhex};
-use highwater_wire::identity::{hex, random};
+use highwater_wire::{certificate::hex, identity::random};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use zeroize::Zeroizing;

@@ -7,9 +7,9 @@ use highwater_collector::tokens::{self, Returning};
 use highwater_collector::{Collector, Config, init};
 use highwater_delta::{CommitId, DiskId, MachineId};
 use highwater_wire::enroll::{Token, enroll};
-use highwater_wire::identity::{Csr, fingerprint};
 use highwater_wire::message::{AgentMessage, CollectorMessage, Refusal};
 use highwater_wire::{Credential, Identity, WireError};
+use highwater_wire::{certificate::fingerprint, identity::Csr};
 use std::time::{Duration, Instant};
 
 const HOUR: Duration = Duration::from_secs(3600);

@@ -3,7 +3,7 @@
 use crate::support::Site;
 use highwater_delta::DiskId;
 use highwater_wire::enroll::{ENROL_PATH, enroll};
-use highwater_wire::{WireError, identity};
+use highwater_wire::{WireError, certificate};
 use std::time::Duration;
 use zeroize::Zeroizing;
 
@@ -145,7 +145,7 @@ async fn secrets_and_keys_do_not_lie_open_in_the_vault() {
         }
         let content = std::fs::read(&path).unwrap();
         let text = String::from_utf8_lossy(&content);
-        assert!(!text.contains("PRIVATE KEY") && !text.contains(&identity::hex(token.secret.as_ref())));
+        assert!(!text.contains("PRIVATE KEY") && !text.contains(&certificate::hex(token.secret.as_ref())));
         seen += 1;
     }
     assert!(seen >= 3);

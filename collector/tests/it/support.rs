@@ -10,9 +10,10 @@ use highwater_delta::{
     PointDisk, PointInfo, encode_chunk,
 };
 use highwater_vault::{Vault, VaultKey, local_store};
+use highwater_wire::certificate::fingerprint;
 use highwater_wire::client::connect_with;
 use highwater_wire::enroll::{Token, enroll};
-use highwater_wire::identity::{Csr, Grant, fingerprint};
+use highwater_wire::identity::{Csr, Grant};
 use highwater_wire::message::{
     AgentMessage, CollectorMessage, DeltaCommit, DiskInfo, Hello, Refusal, Welcome,
 };

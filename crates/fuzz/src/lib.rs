@@ -36,7 +36,9 @@ pub const TARGETS: [(&str, Target); 18] = [
 
 use highwater_delta::{BLOCK_BYTES, CHUNK_BLOCKS_MAX, ChunkView, HashKey, MachineId};
 use highwater_wire::message::{AgentMessage, CollectorMessage};
-use highwater_wire::{Frame, FrameReader, Timeouts, codec, enroll, frame::FrameHeader, identity};
+use highwater_wire::{
+    Frame, FrameReader, Timeouts, certificate, codec, enroll, frame::FrameHeader, identity,
+};
 use std::sync::OnceLock;
 
 /// The key under which seeds are made.
@@ -155,8 +157,8 @@ pub fn enrolment(data: &[u8]) {
     }
     let cert = rustls_pki_types::CertificateDer::from(data);
     let _ = identity::machine_from_cert(&cert);
-    let _ = identity::is_collector_cert(&cert);
-    let _ = identity::serial_of(&cert);
+    let _ = certificate::is_collector_cert(&cert);
+    let _ = certificate::serial_of(&cert);
 }
 
 /// A page of a segment's index.

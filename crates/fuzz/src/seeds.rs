@@ -10,7 +10,7 @@ use highwater_vault::VaultKey;
 use highwater_wire::message::{
     AgentMessage, CollectorMessage, DeltaCommit, DiskInfo, Hello, Refusal, Welcome,
 };
-use highwater_wire::{FrameWriter, Timeouts, codec, enroll, identity};
+use highwater_wire::{FrameWriter, Timeouts, certificate, codec, enroll, identity};
 use std::{error::Error, fs, sync::Arc};
 
 type Done<T = ()> = Result<T, Box<dyn Error>>;
@@ -136,7 +136,7 @@ async fn wire(seeds: &mut Seeds) -> Done {
     let token = enroll::Token {
         id: identity::random()?,
         secret: identity::random::<32>()?.into(),
-        ca_fingerprint: identity::fingerprint(authority.cert()),
+        ca_fingerprint: certificate::fingerprint(authority.cert()),
     };
     seeds.add("token", token.to_string().as_bytes())?;
     seeds.add("token", b"https://[::1]:9444/")?;
@@ -147,8 +147,8 @@ async fn wire(seeds: &mut Seeds) -> Done {
     let (chain, _) = identity::load_chain(&cert_pem, &csr.key_pem)?;
     seeds.add("enrolment", &chain[0])?;
     let request = enroll::EnrolRequest {
-        token_id: identity::hex(&token.id),
-        secret: identity::hex(token.secret.as_ref()),
+        token_id: certificate::hex(&token.id),
+        secret: certificate::hex(token.secret.as_ref()),
         csr_pem: csr.csr_pem.clone(),
         host_name: "host".to_owned(),
     };

@@ -1,7 +1,7 @@
 //! What can go wrong with a vault, each with a stable code, a cause and what to do.
 
 use highwater_delta::{ChunkError, CommitId, DiskId, MachineId};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Why a vault refused or failed.
 #[derive(Debug, thiserror::Error)]
@@ -199,6 +199,9 @@ impl VaultError {
 
     pub(crate) fn corrupt(object: impl ToString, cause: impl Into<String>) -> Self {
         Self::Corrupt { object: object.to_string(), cause: cause.into() }
+    }
+    pub(crate) fn target(path: &Path, cause: impl Into<String>) -> Self {
+        Self::Target { path: path.to_owned(), cause: cause.into() }
     }
     pub(crate) fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
         Self::Io { path: path.into(), source }

@@ -2,7 +2,7 @@
 
 use crate::message::{AgentMessage, CollectorMessage, Hello, Welcome};
 use crate::session::{Frame, FrameReader, FrameWriter, Timeouts};
-use crate::{Credential, Version, WireError, codec, files, identity, tls};
+use crate::{Credential, Version, WireError, certificate, codec, files, identity, tls};
 use highwater_delta::{DeltaId, MachineId};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use std::path::Path;
@@ -214,7 +214,7 @@ pub async fn connect_with(
     if connection.alpn_protocol() != Some(tls::ALPN) {
         return Err(WireError::Handshake("the server does not speak highwater/1".to_owned()));
     }
-    if !connection.peer_certificates().and_then(<[_]>::first).is_some_and(identity::is_collector_cert) {
+    if !connection.peer_certificates().and_then(<[_]>::first).is_some_and(certificate::is_collector_cert) {
         return Err(WireError::Handshake("the server's certificate is no collector's".to_owned()));
     }
     let (input, output) = tokio::io::split(stream);

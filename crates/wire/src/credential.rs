@@ -5,7 +5,7 @@
 //! that is issued afterwards. A certificate that names no generation is of generation 0.
 
 use crate::WireError;
-use crate::identity::{MACHINE_URI_PREFIX, hex, parse, uris};
+use crate::certificate::{MACHINE_URI_PREFIX, hex, parse, uris};
 use highwater_delta::MachineId;
 use rustls_pki_types::CertificateDer;
 use std::time::Duration;

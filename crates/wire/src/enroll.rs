@@ -4,8 +4,9 @@
 //! contact: the chain shown must contain the certificate with that fingerprint, and the server's own must verify under
 //! it and for the name in the URL. Only then the secret is sent.
 
+use crate::certificate::{fingerprint, hex};
 use crate::client::Identity;
-use crate::identity::{Csr, fingerprint, hex};
+use crate::identity::Csr;
 use crate::{WireError, tls};
 use bytes::Bytes;
 use highwater_delta::MachineId;
@@ -310,7 +311,7 @@ impl ServerCertVerifier for PinnedAuthority {
             WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::new(tls::provider()))
                 .build()
                 .map_err(|e| other(&e.to_string()))?;
-        if !crate::identity::is_collector_cert(end_entity) {
+        if !crate::certificate::is_collector_cert(end_entity) {
             return Err(other("the certificate shown is no collector's"));
         }
         verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)

@@ -10,6 +10,7 @@
 //! allocated, and every way it can be wrong is a [`WireError`]. `docs/PROTOCOL.md` describes bytes and order.
 
 pub mod backoff;
+pub mod certificate;
 pub mod client;
 pub mod codec;
 pub mod credential;

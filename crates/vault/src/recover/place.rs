@@ -1,7 +1,6 @@
 //! Where files may be recovered to: not into the system's own directories of devices, and knowingly into memory.
 
-use super::target::refuse;
-use crate::Result;
+use crate::{Result, VaultError};
 use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
 /// What a directory lies on.
@@ -23,11 +22,14 @@ pub fn directory_place(dir: &Path) -> Result<Place> {
     let device = fs::metadata(&there).map_or(0, |meta| meta.dev());
     // Another file system mounted there (/dev/shm) is what it is; in a container /dev itself may be of any type.
     if there.starts_with("/dev") && fs::metadata("/dev").is_ok_and(|dev| dev.dev() == device) {
-        return Err(refuse(dir, "there is no such block device, and files do not belong among devices"));
+        return Err(VaultError::target(
+            dir,
+            "there is no such block device, and files do not belong among devices",
+        ));
     }
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     match filesystem(&mounts, device) {
-        Some("devtmpfs") => Err(refuse(dir, "it is on a devtmpfs, which is for devices")),
+        Some("devtmpfs") => Err(VaultError::target(dir, "it is on a devtmpfs, which is for devices")),
         Some("tmpfs" | "ramfs") => Ok(Place::Memory),
         _ => Ok(Place::Disk),
     }

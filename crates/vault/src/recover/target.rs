@@ -34,11 +34,11 @@ impl Target {
         match self {
             Self::File(path) => {
                 if path.symlink_metadata().is_ok() {
-                    return Err(refuse(path, "it exists already"));
+                    return Err(VaultError::target(path, "it exists already"));
                 }
                 let dir = parent(path);
                 directory_place(dir)?;
-                if !dir.is_dir() { Err(refuse(dir, "it is no directory")) } else { Ok(()) }
+                if !dir.is_dir() { Err(VaultError::target(dir, "it is no directory")) } else { Ok(()) }
             }
             Self::Device(path) => open_device(path, size_bytes).map(drop),
         }
@@ -131,7 +131,7 @@ impl OpenTarget {
         match fs::hard_link(&self.path, final_path) {
             Ok(()) => fs::remove_file(&self.path).map_err(failed)?,
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
-                return Err(refuse(final_path, "it exists already"));
+                return Err(VaultError::target(final_path, "it exists already"));
             }
             Err(_) => fs::rename(&self.path, final_path).map_err(failed)?,
         }
@@ -143,20 +143,20 @@ impl OpenTarget {
 fn open_device(path: &Path, size_bytes: u64) -> Result<File> {
     let meta = path.metadata().map_err(|e| VaultError::io(path, e))?;
     if !meta.file_type().is_block_device() {
-        return Err(refuse(path, "it is no block device"));
+        return Err(VaultError::target(path, "it is no block device"));
     }
     // O_EXCL on a block device: the kernel refuses one that is mounted, held by another (LVM, md, dm), or used as
     // swap, also through its partitions; no one can take it while it is open.
     let opened = OpenOptions::new().read(true).write(true).custom_flags(libc::O_EXCL).open(path);
     let mut file = match opened {
         Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
-            return Err(refuse(path, format!("it is in use{}", users(meta.rdev()))));
+            return Err(VaultError::target(path, format!("it is in use{}", users(meta.rdev()))));
         }
         other => other.map_err(|e| VaultError::io(path, e))?,
     };
     let has = file.seek(SeekFrom::End(0)).map_err(|e| VaultError::io(path, e))?;
     if has < size_bytes {
-        return Err(refuse(path, format!("it has {has} bytes; {size_bytes} are needed")));
+        return Err(VaultError::target(path, format!("it has {has} bytes; {size_bytes} are needed")));
     }
     Ok(file)
 }
@@ -193,9 +193,6 @@ fn runs(content: &[u8], wanted: impl Fn(usize, &[u8]) -> bool) -> Vec<(usize, &[
     found.into_iter().map(|(from, to)| (from, &content[from..to])).collect()
 }
 
-pub(super) fn refuse(path: &Path, cause: impl Into<String>) -> VaultError {
-    VaultError::Target { path: path.to_owned(), cause: cause.into() }
-}
 fn parent(path: &Path) -> &Path {
     path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }

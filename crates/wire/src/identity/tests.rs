@@ -1,4 +1,5 @@
 use super::*;
+use crate::certificate::{fingerprint, is_collector_cert, parse, serial_of};
 use crate::client::Identity;
 use std::os::unix::fs::PermissionsExt;
 
