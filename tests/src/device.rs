@@ -1,6 +1,7 @@
 //! Block devices made for one test: loop on a file or on tmpfs, with partitions if wanted, and zram.
 
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -88,18 +89,40 @@ impl LoopDisk {
         ensure_node(&path)?;
         Ok(path)
     }
+
+    /// Deletes the last partition and makes it again at another place, under the same number; its device's number is the same
+    /// too, unless somebody else took it.
+    pub fn move_last_partition(&mut self, start_sector: u64, sectors: u64) -> Result<PathBuf> {
+        let path = self.partitions.last().context("no partition")?.clone();
+        let number = fs::metadata(&path)?.rdev();
+        for _ in 0..10 {
+            self.delete_last_partition()?;
+            // The kernel gives the number back a moment later.
+            thread::sleep(Duration::from_millis(100));
+            self.add_partition(start_sector, sectors)?;
+            if fs::metadata(&path)?.rdev() == number {
+                break;
+            }
+        }
+        Ok(path)
+    }
+
+    fn delete_last_partition(&mut self) -> Result<()> {
+        let (disk, number) = (self.path.to_string_lossy().into_owned(), self.partitions.len().to_string());
+        let deleted = retry(|| command::run("delpart", &[disk.as_str(), &number]).map(drop));
+        if let Some(node) = self.partitions.pop() {
+            // Ours by mknod, or the kernel's, which it has removed.
+            fs::remove_file(node).ok();
+        }
+        deleted
+    }
 }
 
 impl Drop for LoopDisk {
     fn drop(&mut self) {
         let disk = self.path.to_string_lossy().into_owned();
-        for number in (1..=self.partitions.len()).rev() {
-            let number = number.to_string();
-            report(retry(|| command::run("delpart", &[disk.as_str(), &number]).map(drop)));
-            let node = &self.partitions[self.partitions.len() - 1];
-            // Ours by mknod, or the kernel's, which it has removed.
-            fs::remove_file(node).ok();
-            self.partitions.pop();
+        while !self.partitions.is_empty() {
+            report(self.delete_last_partition());
         }
         report(command::run("losetup", &["--detach", &disk]).map(drop));
         // Detaching a device still open only marks it; wait, so that the backing can go.

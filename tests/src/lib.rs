@@ -18,6 +18,7 @@ pub mod load;
 pub mod mount;
 pub mod proxy;
 pub mod random;
+pub mod raw;
 pub mod sector;
 pub mod site;
 

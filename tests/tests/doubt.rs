@@ -4,13 +4,13 @@ use anyhow::{Context, Result, ensure};
 use highwater_agent::tracker::object::{self, Object};
 use highwater_tests::{
     Arena, Backing, FileSystem, LoopDisk, Mounted, Random, Site, SiteOptions,
-    buffer::{Aligned, open_direct},
+    raw::{hidden, kernel_number, write_blocks},
 };
 use nix::sys::signal::Signal;
 use std::{
     fs::{self, File},
     io::Write,
-    os::unix::fs::{FileExt, MetadataExt},
+    os::unix::fs::FileExt,
     path::Path,
     time::Duration,
 };
@@ -20,25 +20,6 @@ const MIB: u64 = 1 << 20;
 const HIDDEN: u64 = 5;
 const DIFFERENT: &str = "highwater_agent_blocks_different_total";
 const RESYNCS: &str = "highwater_agent_resynchronizations_total";
-
-/// Writes whole blocks of a device past the page cache.
-fn write_blocks(device: &Path, first: u64, count: u64, byte: u8) -> Result<()> {
-    let file = open_direct(device, true)?;
-    let mut block = Aligned::zeroed(4096);
-    block.fill(byte);
-    (first..first + count).try_for_each(|at| Ok(file.write_all_at(&block, at * 4096)?))
-}
-
-/// Does something while the kernel's programs are told that the device is none of theirs.
-fn hidden(arena: &Arena, device: &Path, what: impl FnOnce() -> Result<()>) -> Result<()> {
-    let number = fs::metadata(device)?.rdev();
-    let dev = (nix::sys::stat::major(number) << 20 | nix::sys::stat::minor(number)) as u32;
-    let mut object = Object::open(arena.bpf_dir())?;
-    let target = object.target(dev)?.context("the device is not tracked")?;
-    object.remove_target(dev)?;
-    what()?;
-    Ok(object.set_target(dev, &target)?)
-}
 
 /// A raw disk with content, replicated, and a first point of it.
 fn replicated(arena: &Arena, replication: &[&str]) -> Result<(LoopDisk, Site)> {
@@ -123,9 +104,7 @@ fn tracking_switched_off_for_good_is_switched_on_again() -> Result<()> {
     let (disk, mut site) = replicated(&arena, &[])?;
     site.allow("HW-1460");
     site.allow("no recovery point this time");
-    let number = fs::metadata(disk.path())?.rdev();
-    let dev = (nix::sys::stat::major(number) << 20 | nix::sys::stat::minor(number)) as u32;
-    Object::open(arena.bpf_dir())?.remove_target(dev)?;
+    Object::open(arena.bpf_dir())?.remove_target(kernel_number(disk.path())?)?;
     write_blocks(disk.path(), 300, HIDDEN, 0x11)?;
     site.point_within(Duration::ZERO).ok();
     site.wait_replicated()?;

@@ -2,9 +2,10 @@
 
 use anyhow::{Context, Result, ensure};
 use highwater_tests::{
-    Arena, Backing, LoopDisk, Random, Site, SiteOptions,
+    Arena, Backing, LoopDisk, Site, SiteOptions,
     buffer::{Aligned, open_direct},
     compare_devices,
+    raw::write_random,
 };
 use std::{
     fs::{self, File},
@@ -37,10 +38,7 @@ impl Failing {
 
     /// Random content, past the page cache.
     fn write(&self, at: u64, bytes: u64, seed: u64) -> Result<()> {
-        let mut buffer = Aligned::zeroed(usize::try_from(bytes)?);
-        Random::new(seed).fill(&mut buffer);
-        open_direct(self.path(), true)?.write_all_at(&buffer, at)?;
-        Ok(())
+        write_random(self.path(), at, bytes, seed)
     }
 
     /// The last bytes can't be read any more. What they are is kept at the side.
