@@ -3,7 +3,7 @@
 
 mod problems;
 
-pub use problems::check_name;
+pub use problems::{Problem, check_name};
 
 use crate::{CollectorError, units};
 use serde::{Deserialize, Serialize};
@@ -160,56 +160,61 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, CollectorError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| CollectorError::ConfigUnreadable { path: path.to_owned(), source })?;
-        problems::read(&text).map_err(|problems| CollectorError::config(path, &problems))
+        problems::read(&text).map_err(|problems| CollectorError::Config { path: path.to_owned(), problems })
     }
 
     /// Reads and checks a file, and whether key and vault that it names can be used. Tells everything that is wrong.
     pub fn check(path: &Path) -> Result<Self, CollectorError> {
         let config = Self::load(path)?;
         let problems = problems::of_what_is_named(&config);
-        if problems.is_empty() { Ok(config) } else { Err(CollectorError::config(path, &problems)) }
+        if problems.is_empty() {
+            Ok(config)
+        } else {
+            Err(CollectorError::Config { path: path.to_owned(), problems })
+        }
     }
 
     /// What is wrong with its values, each with its key.
     fn problems(&self) -> Vec<(&'static str, String)> {
         let wrong = [
-            (self.names.is_empty(), "`names` wants at least one name"),
+            (self.names.is_empty(), "names", "wants at least one name"),
             (
                 !(WINDOW_BYTES_MIN..=WINDOW_BYTES_MAX).contains(&self.window),
-                "`window` must be 512KiB to 1GiB",
+                "window",
+                "must be 512KiB to 1GiB",
             ),
-            (self.memory < MEMORY_MIN, "`memory` must be at least 32MiB"),
-            (self.memory / 2 < self.window, "`memory` must be at least twice `window`"),
-            (self.commits_per_minute == 0, "`commits-per-minute` must be at least 1"),
-            (self.memory > 1 << 40, "`memory` must be at most 1024GiB"),
-            (self.sessions_max == 0 || self.sessions_max > 1 << 20, "`sessions-max` must be 1 to 1048576"),
+            (self.memory < MEMORY_MIN, "memory", "must be at least 32MiB"),
+            (self.memory / 2 < self.window, "memory", "must be at least twice `window`"),
+            (self.commits_per_minute == 0, "commits-per-minute", "must be at least 1"),
+            (self.memory > 1 << 40, "memory", "must be at most 1024GiB"),
+            (self.sessions_max == 0 || self.sessions_max > 1 << 20, "sessions-max", "must be 1 to 1048576"),
             (
                 self.handshakes_max == 0 || self.handshakes_max > 1 << 16,
-                "`handshakes-max` must be 1 to 65536",
+                "handshakes-max",
+                "must be 1 to 65536",
             ),
             (
                 self.handshake_timeout < Duration::from_millis(100),
-                "`handshake-timeout` must be at least 100ms",
+                "handshake-timeout",
+                "must be at least 100ms",
             ),
-            (self.idle_timeout < Duration::from_secs(1), "`idle-timeout` must be at least 1s"),
+            (self.idle_timeout < Duration::from_secs(1), "idle-timeout", "must be at least 1s"),
             (
                 !(CERTIFICATE_VALIDITY_MIN..=highwater_wire::identity::CA_VALIDITY)
                     .contains(&self.certificate_validity),
-                "`certificate-validity` must be 10s to 3652days",
+                "certificate-validity",
+                "must be 10s to 3652days",
             ),
-            (self.enrolments_per_second == 0, "`enrolments-per-second` must be at least 1"),
+            (self.enrolments_per_second == 0, "enrolments-per-second", "must be at least 1"),
             (
                 self.endpoint.as_ref().is_some_and(|e| highwater_wire::enroll::split_endpoint(e).is_err()),
-                "`endpoint` must be host:port, like \"dr.example.com:9443\"",
+                "endpoint",
+                "must be host:port, like \"dr.example.com:9443\"",
             ),
         ];
-        // Each text begins with its key.
-        let values = wrong.into_iter().filter(|(is, _)| *is).map(|(_, why)| {
-            let key = why.split('`').nth(1).unwrap_or_default();
-            (key, why.to_owned())
-        });
+        let values = wrong.into_iter().filter(|(is, ..)| *is).map(|(_, key, why)| (key, why.to_owned()));
         let names = self.names.iter().filter_map(|name| check_name(name).err());
-        values.chain(names.map(|why| ("names", format!("`names`: {why}")))).collect()
+        values.chain(names.map(|why| ("names", why))).collect()
     }
 
     /// `host:port` that enrolled machines are told; `asked` is the host that the request came for.

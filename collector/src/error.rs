@@ -1,11 +1,12 @@
 //! What can go wrong in a collector, each with a stable code, a cause and what to do.
 
 use crate::access;
+use crate::config::Problem;
 use highwater_delta::{DeltaId, DiskId, MachineId};
 use highwater_vault::VaultError;
 use highwater_wire::{WireError, message::Refusal};
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Why a collector refused or failed.
 #[derive(Debug, thiserror::Error)]
@@ -65,12 +66,12 @@ pub enum CollectorError {
     #[error("the list of disks is unusable: {0}")]
     Disks(&'static str),
     /// Configuration.
-    #[error("{path}: {cause}")]
+    #[error("{path}: {}", list(problems))]
     Config {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
-        cause: String,
+        /// All that is wrong.
+        problems: Vec<Problem>,
     },
     /// There is no configuration, or it cannot be read.
     #[error("cannot read {path}: {source}")]
@@ -143,12 +144,11 @@ pub enum CollectorError {
     Document(String),
 }
 
-impl CollectorError {
-    /// All that is wrong with a configuration.
-    pub(crate) fn config(path: &Path, problems: &[String]) -> Self {
-        Self::Config { path: path.to_owned(), cause: problems.join("\n  ") }
-    }
+fn list(problems: &[Problem]) -> String {
+    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n  ")
+}
 
+impl CollectorError {
     /// Stable number, shown as `HW-1234`.
     #[must_use]
     pub const fn code(&self) -> u16 {

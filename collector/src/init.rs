@@ -1,6 +1,6 @@
 //! `highwater-collector init`: vault, key, authority and a configuration with comments.
 
-use crate::config::check_name;
+use crate::config::{Problem, check_name};
 use crate::{CollectorError, Config, authority};
 use highwater_delta::VaultId;
 use highwater_vault::{Vault, VaultError, VaultKey, local_store};
@@ -44,12 +44,16 @@ pub async fn init(dir: &Path, vault_dir: &Path, names: Vec<String>) -> Result<Ma
         return Err(CollectorError::NotEmpty(vault_dir.to_owned()));
     }
     let absolute = |path: &Path| {
-        std::path::absolute(path)
-            .map_err(|e| CollectorError::Config { path: path.to_owned(), cause: e.to_string() })
+        std::path::absolute(path).map_err(|e| CollectorError::Config {
+            path: path.to_owned(),
+            problems: vec![Problem::new("", e)],
+        })
     };
     let text = config_text(&names, &absolute(vault_dir)?, &absolute(&key_file)?);
-    let bad = |cause: String| CollectorError::Config { path: config_file.clone(), cause };
-    toml::from_str::<Config>(&text).map_err(|e| bad(e.to_string()))?;
+    toml::from_str::<Config>(&text).map_err(|e| CollectorError::Config {
+        path: config_file.clone(),
+        problems: vec![Problem::new("", e)],
+    })?;
     for (dir, mode) in [(dir, 0o755), (vault_dir, 0o700)] {
         make_dir(dir, mode).map_err(|(dir, e)| VaultError::Io { path: dir, source: e })?;
     }

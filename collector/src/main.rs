@@ -164,8 +164,8 @@ fn report(error: &anyhow::Error, json: bool) {
     let cause = known.map_or_else(|| format!("{error:#}"), ToString::to_string);
     if json {
         let mut error = json!({ "code": code, "cause": cause, "action": action });
-        if let Some(CollectorError::Config { cause, .. }) = known {
-            error["problems"] = cause.lines().map(str::trim_start).collect();
+        if let Some(CollectorError::Config { problems, .. }) = known {
+            error["problems"] = json!(problems);
         }
         println!("{}", json!({ "error": error }));
         return;
@@ -198,7 +198,7 @@ async fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Config { command: ConfigCommand::Check(file) } => {
             Config::check(&file.config)?;
             if cli.json {
-                println!("{}", json!({ "ok": true, "config": file.config }));
+                println!("{}", json!({ "valid": true, "file": file.config }));
             } else {
                 println!("{} is right", file.config.display());
             }

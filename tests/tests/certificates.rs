@@ -91,6 +91,9 @@ fn a_certificate_is_renewed_revoked_and_bought_again() -> Result<()> {
     })?;
     let status = site.agent_command(&["status"])?;
     ensure!(status.contains("HW-1119") && status.contains("token create --machine"), "{status}");
+    let refused =
+        site.point_within(Duration::ZERO).err().context("a point of a revoked machine")?.to_string();
+    ensure!(refused.contains("HW-1119") && refused.contains("token create --machine"), "{refused}");
     ensure!(site.collector.as_ref().context("it runs")?.log().contains("1119"));
 
     // It returns as itself: its disk is not copied anew.

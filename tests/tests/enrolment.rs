@@ -1,7 +1,7 @@
 //! Enrolment: where the token may come from, and what a crash in the middle leaves.
 
 use anyhow::{Context, Result, ensure};
-use highwater_tests::{Arena, Site, SiteOptions, daemon};
+use highwater_tests::{Arena, Backing, LoopDisk, Site, SiteOptions, daemon};
 use std::{
     fs,
     io::Write,
@@ -88,4 +88,30 @@ fn what_is_no_token_is_refused_and_changes_nothing() -> Result<()> {
     ensure!(said.is_err_and(|error| error.to_string().contains("HW-1480")));
     ensure!(fs::read_to_string(&identity)? == before);
     Ok(())
+}
+
+/// A machine that is not enrolled tracks, and says to whoever asks for a point what to do.
+#[test]
+fn without_an_enrolment_a_point_is_refused_with_what_to_do() -> Result<()> {
+    let arena = Arena::enter("unenrolled")?;
+    let disk = LoopDisk::new(Backing::Tmpfs, 16 << 20)?;
+    let mut site = Site::new(&arena, &SiteOptions::default())?;
+    let identity = arena.dir().join("state/identity.pem");
+    let kept = fs::read(&identity)?;
+    fs::remove_file(&identity)?;
+    site.allow("HW-1476");
+    site.start_agent()?;
+    site.protect(disk.path(), "data")?;
+    let refused = site.point_within(Duration::ZERO).err().context("a point without a collector")?.to_string();
+    ensure!(refused.contains("HW-1476") && refused.contains("highwater-agent enroll URL -"), "{refused}");
+    ensure!(site.agent_log().contains("HW-1476"), "{}", site.agent_log());
+    site.stop_agent()?;
+    // What was tracked meanwhile is replicated after it.
+    fs::write(&identity, kept)?;
+    fs::set_permissions(&identity, fs::Permissions::from_mode(0o600))?;
+    site.start_agent()?;
+    site.wait_replicated()?;
+    let point = site.point()?;
+    site.assert_exact(point)?;
+    site.stop_agent()
 }

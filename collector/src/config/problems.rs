@@ -3,15 +3,49 @@
 use super::Config;
 use highwater_vault::{VaultKey, local_store};
 use rustls_pki_types::ServerName;
-use serde::Deserialize;
-use std::path::Path;
+use serde::{Deserialize, Serialize};
+use std::{fmt, path::Path};
 use toml::{Table, Value};
+
+/// Something wrong in a configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// From 1; none of a setting that is missing.
+    pub line: Option<usize>,
+    /// The setting; empty if it is about none.
+    pub key: String,
+    /// What is wrong.
+    pub message: String,
+}
+
+impl Problem {
+    /// One about no line.
+    pub fn new(key: &str, message: impl fmt::Display) -> Self {
+        Self { line: None, key: key.to_owned(), message: message.to_string() }
+    }
+
+    fn within(text: &str, key: &str, message: impl fmt::Display) -> Self {
+        Self { line: line_of(text, key), ..Self::new(key, message) }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(line) = self.line {
+            write!(f, "line {line}: ")?;
+        }
+        if !self.key.is_empty() {
+            write!(f, "`{}`: ", self.key)?;
+        }
+        f.write_str(&self.message)
+    }
+}
 
 /// Settings without a default, and one each that is no problem.
 const REQUIRED: [(&str, &str); 3] = [("names", "localhost"), ("vault", "/"), ("key-file", "/")];
 
 /// The configuration that a text says, or all that is wrong with it.
-pub(super) fn read(text: &str) -> Result<Config, Vec<String>> {
+pub(super) fn read(text: &str) -> Result<Config, Vec<Problem>> {
     let table: Table = text.parse().map_err(|e: toml::de::Error| vec![syntax(text, &e)])?;
     let mut problems = Vec::new();
     let mut good = Table::new();
@@ -19,7 +53,7 @@ pub(super) fn read(text: &str) -> Result<Config, Vec<String>> {
         let placeholder = Value::String(placeholder.to_owned());
         good.insert(key.to_owned(), if key == "names" { vec![placeholder].into() } else { placeholder });
         if !table.contains_key(key) {
-            problems.push(format!("`{key}` is missing"));
+            problems.push(Problem::new(key, "is missing"));
         }
     }
     for (key, value) in table {
@@ -32,30 +66,32 @@ pub(super) fn read(text: &str) -> Result<Config, Vec<String>> {
             };
         }
     }
-    let config = Config::deserialize(good).map_err(|e| vec![e.message().to_owned()])?;
-    problems.extend(config.problems().into_iter().map(|(key, cause)| at_line(text, key) + &cause));
+    let config = Config::deserialize(good).map_err(|e| vec![Problem::new("", e.message())])?;
+    problems.extend(config.problems().into_iter().map(|(key, cause)| Problem::within(text, key, cause)));
+    problems.sort_by_key(|problem| problem.line);
     if problems.is_empty() { Ok(config) } else { Err(problems) }
 }
 
-fn syntax(text: &str, error: &toml::de::Error) -> String {
+fn syntax(text: &str, error: &toml::de::Error) -> Problem {
     let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-    format!("line {line}: {}", error.message().lines().next().unwrap_or("it is no TOML"))
+    let message = error.message().lines().next().unwrap_or("it is no TOML");
+    Problem { line: Some(line), ..Problem::new("", message) }
 }
 
-fn said(text: &str, key: &str, message: &str) -> String {
+fn said(text: &str, key: &str, message: &str) -> Problem {
     let message = message.lines().next().unwrap_or_default();
-    let at = at_line(text, key);
     if message.starts_with("unknown field") {
-        return format!("{at}`{key}` is no setting; `highwater-collector config show --effective` shows all");
+        let message = "is no setting; `highwater-collector config show --effective` shows all";
+        return Problem::within(text, key, message);
     }
-    format!("{at}`{key}`: {message}")
+    Problem::within(text, key, message)
 }
 
-fn at_line(text: &str, key: &str) -> String {
+fn line_of(text: &str, key: &str) -> Option<usize> {
     let found = text.lines().position(|line| {
         line.trim_start().strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with('='))
     });
-    found.map_or_else(String::new, |line| format!("line {}: ", line + 1))
+    found.map(|line| line + 1)
 }
 
 /// Why a text is no name or address under which a collector can be reached.
@@ -80,13 +116,13 @@ pub fn check_name(name: &str) -> Result<(), String> {
 }
 
 /// What is wrong with what a configuration names: the key, and the vault.
-pub(super) fn of_what_is_named(config: &Config) -> Vec<String> {
+pub(super) fn of_what_is_named(config: &Config) -> Vec<Problem> {
     let mut problems = Vec::new();
     if let Err(error) = VaultKey::load(&config.key_file) {
-        problems.push(format!("`key-file`: {error}"));
+        problems.push(Problem::new("key-file", error));
     }
     if let Err(cause) = vault(&config.vault) {
-        problems.push(format!("`vault`: {cause}"));
+        problems.push(Problem::new("vault", cause));
     }
     problems
 }

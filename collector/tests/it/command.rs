@@ -378,23 +378,25 @@ fn everything_wrong_with_a_configuration_is_told_at_once() {
         + "listen = \"9443\"\nwindw = 1\nidle-timeout = \"x\"\nwindow = \"1KiB\"\n";
     std::fs::write(&config, &bad).unwrap();
     let (ok, told) = json(&["config", "check", "--config", &config]);
-    let problems: Vec<&str> =
-        told["error"]["problems"].as_array().unwrap().iter().map(|p| p.as_str().unwrap()).collect();
+    let problems = told["error"]["problems"].as_array().unwrap();
     assert!(!ok && problems.len() == 8, "{problems:#?}");
-    for part in [
-        "`names`: \"a b\" is no",
-        "it is a URL",
-        "no port is wanted",
-        "it is empty",
-        "`listen`: \"9443\" is no address; write it like \"0.0.0.0:9443\"",
-        "`windw` is no setting",
-        "`idle-timeout`: \"x\" is no time",
-        "`window` must be",
+    for (key, part) in [
+        ("names", "\"a b\" is no"),
+        ("names", "it is a URL"),
+        ("names", "no port is wanted"),
+        ("names", "it is empty"),
+        ("listen", "\"9443\" is no address; write it like \"0.0.0.0:9443\""),
+        ("windw", "is no setting"),
+        ("idle-timeout", "\"x\" is no time"),
+        ("window", "must be"),
     ] {
-        assert!(problems.iter().any(|p| p.contains(part) && p.starts_with("line ")), "{part}: {problems:#?}");
+        let line = bad.lines().position(|line| line.starts_with(&format!("{key} ="))).unwrap() + 1;
+        let found = problems
+            .iter()
+            .any(|p| p["key"] == key && p["line"] == line && p["message"].as_str().unwrap().contains(part));
+        assert!(found, "{key}: {part}: {problems:#?}");
     }
-    let line = bad.lines().position(|line| line.starts_with("windw")).unwrap() + 1;
-    assert!(problems.iter().any(|p| p.starts_with(&format!("line {line}: `windw`"))), "{problems:#?}");
+    assert!(problems.is_sorted_by_key(|p| p["line"].as_u64()), "{problems:#?}");
 
     // What it names is looked at too.
     std::fs::write(&config, good.replace("/vault\"", "/no-vault\"")).unwrap();
