@@ -2,7 +2,7 @@
 
 use super::{BlockDevice, DeviceError, sysfs};
 use crate::mounts;
-use std::path::Path;
+use std::{fs, path::Path};
 
 struct Refusal {
     reason: &'static str,
@@ -69,10 +69,16 @@ fn of_kind(name: &str, whole: &Path) -> Option<Refusal> {
             action: "Protect its member disks, or the logical volumes on it.",
         });
     }
-    if sysfs::read(whole, "dm/uuid").is_ok_and(|uuid| uuid.starts_with("mpath-")) {
+    if is_multipath(whole) {
         return Some(Refusal {
             reason: "it is a device-mapper multipath device",
             action: "Protect the logical volumes or partitions on it.",
+        });
+    }
+    if is_path_of_multipath(whole) {
+        return Some(Refusal {
+            reason: "it is one path to a disk: what is written over the other paths would be missed",
+            action: "Protect the logical volumes or partitions on the multipath device.",
         });
     }
     if is_numbered(name, "bcache") {
@@ -108,6 +114,16 @@ fn is_numbered(name: &str, driver: &str) -> bool {
     name.strip_prefix(driver).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
 }
 
+/// Whether device-mapper multipath holds it.
+fn is_path_of_multipath(whole: &Path) -> bool {
+    let Ok(holders) = fs::read_dir(whole.join("holders")) else { return false };
+    holders.flatten().any(|holder| is_multipath(&holder.path()))
+}
+
+fn is_multipath(dir: &Path) -> bool {
+    sysfs::read(dir, "dm/uuid").is_ok_and(|uuid| uuid.starts_with("mpath-"))
+}
+
 fn is_dax_capable(whole: &Path) -> bool {
     sysfs::read(whole, "queue/dax").is_ok_and(|dax| dax == "1")
 }
@@ -115,7 +131,6 @@ fn is_dax_capable(whole: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
 
     /// A device as `/sys` shows it: attributes, and whether it has a request queue.
     fn refused(name: &str, request_based: bool, attributes: &[(&str, &str)]) -> Option<&'static str> {
@@ -143,6 +158,7 @@ mod tests {
             ("md127", false, &[("md/level", "container")], "md array"),
             ("md0", false, &[("md/level", "")], "not in use"),
             ("dm-3", true, &[("dm/uuid", "mpath-3600")], "multipath"),
+            ("sda", true, &[("holders/dm-3/dm/uuid", "mpath-3600")], "one path"),
             ("bcache0", false, &[], "bcache"),
             ("drbd1", false, &[], "DRBD"),
             ("nbd0", true, &[], "network"),
@@ -160,6 +176,10 @@ mod tests {
         for (name, request_based, attributes) in [
             ("sda", true, &[][..]),
             ("vdb", true, &[]),
+            // What an array or a volume writes to its members is seen there.
+            ("sdb", true, &[("holders/md0/md/level", "raid1")]),
+            ("sdc", true, &[("holders/md0/md/level", "raid0")]),
+            ("sdd", true, &[("holders/dm-0/dm/uuid", "LVM-abc")]),
             ("nvme0n1", true, &[]),
             ("nbdisk", true, &[]),
             ("zram0", false, &[]),
