@@ -38,7 +38,7 @@ enum Command {
         #[arg(long, default_value = "/etc/highwater")]
         dir: PathBuf,
         /// Directory of the new vault.
-        #[arg(long, default_value = "/var/lib/highwater/vault")]
+        #[arg(long, default_value = "/var/lib/highwater-collector/vault")]
         vault: PathBuf,
         /// Host name or address under which agents reach this collector; may be repeated. The first is the main one.
         #[arg(long = "name", value_name = "HOST_OR_IP")]

@@ -32,7 +32,7 @@ fn check_in(dir: &tempfile::TempDir, daemon: &str, example: &str) -> Test {
     for text in variants(example)? {
         let (vault, key) = (dir.path().join("vault"), dir.path().join("vault.key"));
         let text = text
-            .replace("\"/var/lib/highwater/vault\"", &format!("{vault:?}"))
+            .replace("\"/var/lib/highwater-collector/vault\"", &format!("{vault:?}"))
             .replace("\"/etc/highwater/vault.key\"", &format!("{key:?}"))
             // The operator's own program: any that is there will do.
             .replace("\"/etc/highwater/freeze-hook\"", "\"/bin/true\"");
@@ -83,5 +83,57 @@ fn units_start_commands_that_exist() -> Test {
         }
         assert!(commands > 0, "{unit} starts nothing");
     }
+    Ok(())
+}
+
+/// The values of a unit's setting.
+fn values(unit: &str, key: &str) -> anyhow::Result<Vec<String>> {
+    let text = fs::read_to_string(packaging("systemd").join(unit))?;
+    let of_key = |line: &str| line.strip_prefix(key)?.strip_prefix('=').map(str::to_owned);
+    Ok(text.lines().filter_map(of_key).collect())
+}
+
+/// Both daemons may run on one machine: what the one keeps private must not be on the other's way.
+#[test]
+fn the_daemons_directories_are_their_own() -> Test {
+    let defaults = std::process::Command::new(program("highwater-agent")?)
+        .args(["--json", "--config", "/dev/null", "config", "show", "--effective"])
+        .output()?;
+    let defaults: serde_json::Value = serde_json::from_slice(&defaults.stdout)?;
+    let help =
+        std::process::Command::new(program("highwater-collector")?).args(["init", "--help"]).output()?;
+    let example = fs::read_to_string(packaging("examples/collector.toml"))?;
+    let [state] = &values("highwater-collector.service", "StateDirectory")?[..] else { panic!("one vault") };
+    let vault = format!("/var/lib/{state}");
+    assert!(String::from_utf8_lossy(&help.stdout).contains(&format!("[default: {vault}]")), "{vault}");
+    assert!(example.contains(&format!("vault = \"{vault}\"")), "{vault}");
+    let agents = defaults["state-dir"].as_str().unwrap_or_default();
+    assert!(agents.starts_with('/') && !Path::new(&vault).starts_with(agents), "{vault} in {agents}");
+    let run = values("highwater-agent.service", "RuntimeDirectory")?;
+    assert_eq!(defaults["run-dir"], format!("/run/{}", run[0]).as_str());
+    assert_ne!(run, values("highwater-collector.service", "RuntimeDirectory")?);
+    Ok(())
+}
+
+/// With the unit's capabilities and no others, the agent can see what is mounted in another's namespace.
+#[test]
+fn the_agents_capabilities_let_it_see_the_mounts_of_all_processes() -> Test {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: needs root to give capabilities up");
+        return Ok(());
+    }
+    let [set] = &values("highwater-agent.service", "CapabilityBoundingSet")?[..] else { panic!("one set") };
+    let names: Vec<String> =
+        set.split_whitespace().map(|c| format!("+{}", c.trim_start_matches("CAP_").to_lowercase())).collect();
+    // An own process with all the capabilities that the agent lacks, as a container's may have.
+    let mut other = std::process::Command::new("sleep").arg("60").spawn()?;
+    let seen = std::process::Command::new("setpriv")
+        .arg(format!("--bounding-set=-all,{}", names.join(",")))
+        .args(["readlink", &format!("/proc/{0}/ns/mnt", other.id()), &format!("/proc/{0}/root", other.id())])
+        .output();
+    other.kill()?;
+    other.wait()?;
+    let seen = seen?;
+    assert!(seen.status.success() && seen.stdout.starts_with(b"mnt:"), "{seen:?}");
     Ok(())
 }
