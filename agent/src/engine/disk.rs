@@ -1,6 +1,11 @@
 //! One protected disk as the engine holds it.
 
-use super::{ledger::Ledger, registry::Protected, state::Since, trouble::Trouble};
+use super::{
+    ledger::Ledger,
+    registry::Protected,
+    state::{DiskState, Since},
+    trouble::Trouble,
+};
 use crate::{
     device::BlockDevice,
     source::{BufferPool, SourceError, SourceReader},
@@ -29,6 +34,20 @@ pub struct Disk {
 }
 
 impl Disk {
+    /// One whose device is yet to be found.
+    #[must_use]
+    pub fn new(protected: Protected, state: DiskState) -> Self {
+        Self {
+            protected,
+            device: None,
+            trouble: None,
+            state: Since::new(state),
+            ledger: Ledger::new(0, &[]),
+            shift: 0,
+            copy_began: None,
+            has_filesystem: false,
+        }
+    }
     /// Its id.
     #[must_use]
     pub fn id(&self) -> DiskId {

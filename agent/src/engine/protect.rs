@@ -5,7 +5,7 @@ use super::{
     disk::{Disk, granules},
     ledger::Ledger,
     registry::Protected,
-    state::{DiskState, Since},
+    state::DiskState,
 };
 use crate::{
     device::{self, BlockDevice, Hook, StableIdentity},
@@ -26,16 +26,7 @@ impl Engine {
     /// At start: takes up every protected disk. `fresh`: why the programs were not taken over.
     pub(super) fn adopt(&mut self, fresh: Option<&str>) {
         for protected in self.registry.disks.clone() {
-            self.disks.push(Disk {
-                state: Since::new(DiskState::Error("not looked for yet".into())),
-                device: None,
-                trouble: None,
-                ledger: Ledger::new(0, &[]),
-                shift: 0,
-                copy_began: None,
-                has_filesystem: false,
-                protected,
-            });
+            self.disks.push(Disk::new(protected, DiskState::Error("not looked for yet".into())));
         }
         let reason = fresh.map_or("its device was not tracked", |f| f).to_owned();
         for at in 0..self.disks.len() {
@@ -297,16 +288,7 @@ impl Engine {
                 "check the state directory",
             ));
         }
-        self.disks.push(Disk {
-            state: Since::new(DiskState::InitialReplication),
-            device: None,
-            trouble: None,
-            ledger: Ledger::new(0, &[]),
-            shift: 0,
-            copy_began: None,
-            has_filesystem: false,
-            protected,
-        });
+        self.disks.push(Disk::new(protected, DiskState::InitialReplication));
         let at = self.disks.len() - 1;
         if let Err(error) = self.begin_tracking(at, device) {
             self.disks.pop();
