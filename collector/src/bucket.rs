@@ -20,14 +20,24 @@ impl Bucket {
 
     /// Takes one, or tells how long it is until there is one.
     pub fn take(&mut self, now: Instant) -> Result<(), Duration> {
-        let earned = now.saturating_duration_since(self.at).as_secs_f64() * self.per_second;
-        self.tokens = (self.tokens + earned).min(self.capacity);
+        self.tokens = self.tokens(now);
         self.at = self.at.max(now);
         if self.tokens >= 1.0 {
             self.tokens -= 1.0;
             return Ok(());
         }
         Err(Duration::from_secs_f64((1.0 - self.tokens) / self.per_second))
+    }
+
+    /// Which part of its capacity is there: 0 to 1.
+    #[must_use]
+    pub fn fullness(&self, now: Instant) -> f64 {
+        self.tokens(now) / self.capacity
+    }
+
+    fn tokens(&self, now: Instant) -> f64 {
+        let earned = now.saturating_duration_since(self.at).as_secs_f64() * self.per_second;
+        (self.tokens + earned).min(self.capacity)
     }
 }
 
@@ -51,5 +61,6 @@ mod tests {
             bucket.take(at(60_000)).unwrap();
         }
         assert!(bucket.take(at(60_000)).is_err(), "never more than its capacity");
+        assert!(bucket.fullness(at(60_000)) < 0.01 && bucket.fullness(at(60_750)) == 0.5);
     }
 }

@@ -68,7 +68,7 @@ pub struct Config {
     /// How long a machine's certificate is valid; machines renew it by themselves when a third is left.
     #[serde(default = "default_certificate_validity", with = "units::time")]
     pub certificate_validity: Duration,
-    /// Enrolment requests a second, averaged.
+    /// Enrolment requests a second from one address (of IPv6: one /64), averaged; eight times as many may be granted to all together.
     #[serde(default = "default_enrolments_per_second")]
     pub enrolments_per_second: u32,
     /// `text` or `json`.

@@ -20,6 +20,7 @@ mod log_limit;
 pub mod management;
 pub mod memory;
 pub mod metrics;
+mod per_peer;
 pub mod server;
 pub mod session;
 pub mod shared;

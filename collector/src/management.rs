@@ -1,9 +1,15 @@
 //! The management port (enrolment, health). HTTP/1.1, one request at a time, every connection bounded in time and every
 //! body in size.
+//!
+//! **Rates.** Each source ([`Source`]) has a rate of its own, so nobody's requests are counted against another's. What comes
+//! from all together is counted only for those who hold a token that is valid, before the costly part: a stranger cannot use it
+//! up from any number of addresses. What strangers cost before that (a handshake, one look into the vault) is bounded by the port's
+//! places.
 
 use crate::bucket::Bucket;
 use crate::certificates::{self, Origin};
 use crate::log_limit::LogLimit;
+use crate::per_peer::{PerPeer, Source};
 use crate::shared::{Shared, locked, now_ms};
 use crate::tokens::Returning;
 use crate::{CollectorError, tokens};
@@ -17,6 +23,7 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::header::HOST;
 use hyper::{Method, Request, StatusCode};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use tokio::net::TcpStream;
@@ -25,35 +32,42 @@ use tokio_rustls::TlsAcceptor;
 
 /// Seconds of the rate that may come at once.
 const BURST_SECONDS: f64 = 4.0;
+/// The rate of all sources together, for what is costly, is so many times that of one.
+const ALL_SOURCES: f64 = 8.0;
 
 /// The management port's service.
 pub struct Api {
     shared: Arc<Shared>,
     ingest_port: u16,
-    rate: Mutex<Bucket>,
-    log: Mutex<LogLimit>,
+    /// Of each source.
+    rates: Mutex<PerPeer<Source, Bucket>>,
+    /// Of all together.
+    certifying: Mutex<Bucket>,
+    log: Mutex<LogLimit<Source>>,
 }
 
 impl Api {
     /// `ingest_port` is told to machines that enrol.
     #[must_use]
     pub fn new(shared: Arc<Shared>, ingest_port: u16) -> Self {
+        let now = Instant::now();
         let per_second = f64::from(shared.config.enrolments_per_second);
-        let rate = Mutex::new(Bucket::new(per_second * BURST_SECONDS, per_second, Instant::now()));
-        let log = Mutex::new(LogLimit::new(Instant::now()));
-        Self { shared, ingest_port, rate, log }
+        let certifying = Mutex::new(rate(per_second * ALL_SOURCES, now));
+        let log = Mutex::new(LogLimit::new(now));
+        Self { shared, ingest_port, rates: Mutex::new(PerPeer::new()), certifying, log }
     }
 
-    async fn handle(&self, request: Request<Incoming>) -> Reply {
+    async fn handle(&self, source: Source, request: Request<Incoming>) -> Reply {
         match (request.method(), request.uri().path()) {
             (&Method::GET, "/healthz") => reply(StatusCode::OK, "text/plain", "ok\n"),
             (&Method::POST, ENROL_PATH) => {
                 let host = request.headers().get(HOST).and_then(|host| host.to_str().ok()).map(host_only);
-                match self.enrol(host, request.into_body()).await {
+                match self.enrol(source, host, request.into_body()).await {
                     Ok(response) => json(StatusCode::OK, &response),
                     Err(error) => {
-                        if let Some(left_out) = locked(&self.log).say(Instant::now()) {
-                            tracing::warn!(code = error.code(), %error, left_out, "an enrolment was refused");
+                        let said = locked(&self.log).say(source, Instant::now());
+                        if let Some(left_out) = self.shared.metrics.line(said) {
+                            tracing::warn!(%source, code = error.code(), %error, left_out, "an enrolment was refused");
                         }
                         refusal(&error)
                     }
@@ -66,9 +80,16 @@ impl Api {
         }
     }
 
-    async fn enrol(&self, host: Option<String>, body: Incoming) -> Result<EnrolResponse, CollectorError> {
-        if locked(&self.rate).take(Instant::now()).is_err() {
-            return Err(CollectorError::Full("too many enrolments at once"));
+    async fn enrol(
+        &self,
+        source: Source,
+        host: Option<String>,
+        body: Incoming,
+    ) -> Result<EnrolResponse, CollectorError> {
+        let at = Instant::now();
+        let own = || rate(f64::from(self.shared.config.enrolments_per_second), at);
+        if locked(&self.rates).of(source, at, own).take(at).is_err() {
+            return Err(CollectorError::Full("too many enrolments from one address"));
         }
         let bad = |cause: &str| CollectorError::BadRequest(cause.to_owned());
         if body.size_hint().lower() > REQUEST_BYTES_MAX as u64 {
@@ -94,6 +115,9 @@ impl Api {
         if certificates::revoked_upto(vault, machine).await?.is_some_and(|upto| generation <= upto) {
             return Err(WireError::Revoked(machine).into());
         }
+        if locked(&self.certifying).take(Instant::now()).is_err() {
+            return Err(CollectorError::Full("too many enrolments at once"));
+        }
         // Everything that may fail for the asker's fault comes before the token is used up.
         let validity = self.shared.config.certificate_validity;
         let grant = Grant { machine, generation, validity };
@@ -117,6 +141,10 @@ impl Api {
             endpoint: self.shared.config.endpoint_for(host.as_deref(), self.ingest_port),
         })
     }
+}
+
+fn rate(per_second: f64, now: Instant) -> Bucket {
+    Bucket::new(per_second * BURST_SECONDS, per_second, now)
 }
 
 fn host_only(host: &str) -> String {
@@ -152,7 +180,14 @@ fn json(status: StatusCode, value: &impl serde::Serialize) -> Reply {
 }
 
 /// A connection to the management port.
-pub async fn connection(api: Arc<Api>, acceptor: TlsAcceptor, stream: TcpStream, place: Arc<Place>) {
+pub async fn connection(
+    api: Arc<Api>,
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    peer: SocketAddr,
+    place: Arc<Place>,
+) {
+    let source = Source::from(peer.ip());
     let limit = api.shared.config.handshake_timeout;
     // Who cannot shake hands gets no answer; scanners do this all day.
     let shutdown = api.shared.shutdown.clone();
@@ -160,7 +195,7 @@ pub async fn connection(api: Arc<Api>, acceptor: TlsAcceptor, stream: TcpStream,
         let Ok(Ok(stream)) = timeout(limit, acceptor.accept(stream)).await else { return };
         let handle = move |request| {
             let api = api.clone();
-            async move { api.handle(request).await }
+            async move { api.handle(source, request).await }
         };
         http(stream, Limits::default(), handle).await;
     };

@@ -121,6 +121,7 @@ pub struct Metrics {
     enrolments: Counter,
     renewals: Counter,
     revocations_unread: Counter,
+    lines_left_out: Counter,
     rpo_age: Family<MachineLabel, Gauge<f64, AtomicU64>>,
     last_points_ms: Mutex<HashMap<MachineId, u64>>,
 }
@@ -154,6 +155,7 @@ impl Default for Metrics {
             enrolments: Counter::default(),
             renewals: Counter::default(),
             revocations_unread: Counter::default(),
+            lines_left_out: Counter::default(),
             rpo_age: Family::default(),
             last_points_ms: Mutex::default(),
         };
@@ -199,6 +201,11 @@ impl Default for Metrics {
             "revocation_read_failures",
             "Times that it could not be read who is revoked; after 30 s of it all sessions are refused",
             metrics.revocations_unread.clone(),
+        );
+        registry.register(
+            "log_lines_left_out",
+            "Lines about peers that were not logged, since the same peer had caused too many",
+            metrics.lines_left_out.clone(),
         );
         registry.register(
             "rpo_age_seconds",
@@ -254,6 +261,13 @@ impl Metrics {
     /// It could not be read who is revoked.
     pub fn revocations_unread(&self) {
         self.revocations_unread.inc();
+    }
+    /// Counts a line that is left out, and answers what was given.
+    pub fn line(&self, said: Option<u64>) -> Option<u64> {
+        if said.is_none() {
+            self.lines_left_out.inc();
+        }
+        said
     }
     /// A commit is durable.
     pub fn committed(

@@ -21,6 +21,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
+use tracing::Level;
 
 /// How long a shutdown waits for what has begun.
 pub const SHUTDOWN_MAX: Duration = Duration::from_secs(15);
@@ -114,8 +115,8 @@ impl Collector {
                 handshakes,
                 shutdown.clone(),
                 SHUTDOWN_MAX,
-                move |stream, _, place| {
-                    management::connection(api.clone(), api_acceptor.clone(), stream, place)
+                move |stream, peer, place| {
+                    management::connection(api.clone(), api_acceptor.clone(), stream, peer, place)
                 },
             )),
             tokio::spawn(serve_metrics(metrics, told, Limits::default(), shutdown)),
@@ -177,7 +178,9 @@ async fn connection(
         let error = match handshake.await {
             Ok((Ok(credential), stream)) => return Some((credential, stream)),
             Ok((Err(error @ WireError::Revoked(_)), stream)) => {
-                tracing::info!(%peer, code = error.code(), %error, "a revoked machine was turned away");
+                if let Some(left_out) = shared.say_of_stranger(peer) {
+                    tracing::info!(%peer, code = error.code(), %error, left_out, "a revoked machine was turned away");
+                }
                 // It is the machine that it says, and is told why; its place is still that of a stranger.
                 session::refuse(&shared, stream, &error.into()).await;
                 return None;
@@ -185,7 +188,9 @@ async fn connection(
             Ok((Err(error), _)) | Err(error) => error,
         };
         shared.metrics.refused(error.code());
-        tracing::info!(%peer, code = error.code(), %error, "a client was turned away");
+        if let Some(left_out) = shared.say_of_stranger(peer) {
+            tracing::info!(%peer, code = error.code(), %error, left_out, "a client was turned away");
+        }
         None
     };
     let (credential, stream) = tokio::select! {
@@ -206,18 +211,23 @@ async fn connection(
         session::refuse(&shared, stream, &CollectorError::Full("no more sessions")).await;
         return;
     };
-    match session::run(&shared, &credential, stream).await {
-        Ok(()) => tracing::info!(%machine, %peer, "session ended"),
-        // Machines come and go: the RPO's age tells whether one stays away for too long.
-        // It comes back with a newer certificate, or is turned away then.
-        Err(error @ CollectorError::CertificateExpired) => {
-            tracing::info!(%machine, %peer, code = error.code(), %error, "session ended");
+    let ended = session::run(&shared, &credential, stream).await;
+    // Machines come and go: the RPO's age tells whether one stays away for too long.
+    let broken_off = matches!(&ended, Err(error) if matches!(error.code(), 1101..=1104));
+    // Comes back with a newer certificate, or is turned away then.
+    let expired = matches!(ended, Err(CollectorError::CertificateExpired));
+    let level = if ended.is_ok() || broken_off || expired { Level::INFO } else { Level::WARN };
+    let Some(left_out) = shared.say_of_machine(machine, level) else { return };
+    match ended {
+        Ok(()) => tracing::info!(%machine, %peer, left_out, "session ended"),
+        Err(error) if broken_off => {
+            tracing::info!(%machine, %peer, code = error.code(), %error, left_out, "session broken off");
         }
-        Err(error) if matches!(error.code(), 1101..=1104) => {
-            tracing::info!(%machine, %peer, code = error.code(), %error, "session broken off");
+        Err(error) if expired => {
+            tracing::info!(%machine, %peer, code = error.code(), %error, left_out, "session ended");
         }
         Err(error) => {
-            tracing::warn!(%machine, %peer, code = error.code(), action = error.action(), %error, "session ended");
+            tracing::warn!(%machine, %peer, code = error.code(), action = error.action(), %error, left_out, "session ended");
         }
     }
 }

@@ -31,6 +31,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
+use tracing::Level;
 
 /// After how long a silence work for a machine shows that the collector lives. An agent waits for 15 s.
 const KEEPALIVE: Duration = Duration::from_secs(5);
@@ -158,7 +159,10 @@ where
         Ok(opened) => opened,
         Err(error) => return (Err(error), frames.into_inner()),
     };
-    tracing::info!(%machine, host = hello.host_name, agent = hello.agent_version, kernel = hello.kernel, "session begun");
+    if let Some(left_out) = shared.say_of_machine(machine, Level::INFO) {
+        tracing::info!(%machine, host = hello.host_name, agent = hello.agent_version, kernel = hello.kernel, left_out,
+            "session begun");
+    }
     let _gauge = shared.metrics.session();
     let mut owner = Owner::new(shared, credential, version, &seat.ended, (writer, state), &window, out);
     if let Err(error) = owner.welcome().await {

@@ -1,7 +1,9 @@
 //! What the sessions of a collector share.
 
 use crate::bucket::Bucket;
+use crate::log_limit::LogLimit;
 use crate::memory::{Memory, Share};
+use crate::per_peer::Source;
 use crate::{CollectorError, Config, certificates, config::WINDOW_BYTES_MIN, metrics::Metrics};
 use highwater_delta::{DiskId, MachineId};
 use highwater_vault::Vault;
@@ -9,10 +11,12 @@ use highwater_wire::identity::Authority;
 use highwater_wire::tls::Revoked;
 use highwater_wire::{Credential, WireError};
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::OwnedMutexGuard;
 use tokio_util::sync::CancellationToken;
+use tracing::Level;
 
 /// How long a newer session waits for the older one to let go.
 const SEAT_WAIT_MAX: Duration = Duration::from_secs(30);
@@ -43,6 +47,9 @@ pub struct Shared {
     claims: Mutex<HashMap<DiskId, MachineId>>,
     /// The memory of all sessions.
     pub memory: Memory,
+    /// Warnings have a limit of their own, or a machine could hide one behind what it may always do.
+    lines_of_machines: Mutex<LogLimit<(MachineId, Level)>>,
+    lines_of_strangers: Mutex<LogLimit<Source>>,
 }
 
 struct Seats {
@@ -117,7 +124,19 @@ impl Shared {
             seats: Mutex::default(),
             claims: Mutex::default(),
             memory,
+            lines_of_machines: Mutex::new(LogLimit::new(Instant::now())),
+            lines_of_strangers: Mutex::new(LogLimit::new(Instant::now())),
         }
+    }
+
+    /// Whether to say a line that a machine causes by coming and going: with how many were left out before.
+    pub fn say_of_machine(&self, machine: MachineId, level: Level) -> Option<u64> {
+        self.metrics.line(locked(&self.lines_of_machines).say((machine, level), Instant::now()))
+    }
+
+    /// The same for one who has shown no certificate that is valid.
+    pub fn say_of_stranger(&self, peer: SocketAddr) -> Option<u64> {
+        self.metrics.line(locked(&self.lines_of_strangers).say(Source::from(peer.ip()), Instant::now()))
     }
 
     /// Tells the older session of a machine to end, and waits until it has. The table holds an entry for each

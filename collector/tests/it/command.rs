@@ -72,6 +72,27 @@ pub fn run(config: &str) -> (Daemon, Value) {
     (child, ready["fields"].clone())
 }
 
+/// The same, with a file for its log.
+pub fn run_logging(config: &str, log: &Path) -> (Daemon, Value) {
+    let file = std::fs::File::create(log).unwrap();
+    let child = Daemon(command().args(["run", "--config", config]).stderr(file).spawn().unwrap());
+    let until = Instant::now() + Duration::from_secs(10);
+    loop {
+        if let Some(ready) = logged(log).into_iter().find(|line| line["message"] == "ready") {
+            return (child, ready);
+        }
+        assert!(Instant::now() < until, "not ready");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Whole lines of a log in JSON, their fields.
+pub fn logged(log: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(log).unwrap();
+    let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    lines.map(|line| line["fields"].clone()).collect()
+}
+
 pub fn any_ports(config: &str) {
     let text = std::fs::read_to_string(config).unwrap()
         + "\nlisten = \"127.0.0.1:0\"\nmanagement-listen = \"127.0.0.1:0\"\nmetrics-listen = \"127.0.0.1:0\"\nlog-format = \"json\"\n";

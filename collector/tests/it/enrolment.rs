@@ -91,8 +91,32 @@ async fn enrolments_are_rationed() {
     assert!(statuses.contains(&429), "{statuses:?}");
 }
 
-/// A raw request; answers the status line and the body.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_address_uses_up_its_own_rate_and_nobody_elses() {
+    let site = Site::with(|config| config.enrolments_per_second = 1).await;
+    let request = || {
+        let head = format!(
+            "POST {ENROL_PATH} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{{}}"
+        );
+        head.into_bytes()
+    };
+    let mut refused = 0;
+    // From more addresses, too, than all together may enrol in that time.
+    for n in 0..48 {
+        let from = if n < 12 { 2 } else { n };
+        let answer = http_from([127, 0, 0, from], &site, request()).await;
+        refused += u32::from(answer.starts_with("HTTP/1.1 429"));
+    }
+    assert!((5..=8).contains(&refused), "{refused} of twelve, and none of those who came once");
+    enroll(&site.url(), &site.token(Duration::from_secs(60)).await, "h").await.unwrap();
+}
+
 async fn http(site: &Site, request: Vec<u8>) -> String {
+    http_from([127, 0, 0, 1], site, request).await
+}
+
+/// A raw request; answers the status line and the body.
+async fn http_from(from: [u8; 4], site: &Site, request: Vec<u8>) -> String {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut roots = rustls::RootCertStore::empty();
     roots.add(site.running.shared.authority.cert().clone()).unwrap();
@@ -102,7 +126,9 @@ async fn http(site: &Site, request: Vec<u8>) -> String {
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
-    let stream = tokio::net::TcpStream::connect(site.running.management).await.unwrap();
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind((from, 0).into()).unwrap();
+    let stream = socket.connect(site.running.management).await.unwrap();
     let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
     let mut stream = connector.connect("127.0.0.1".try_into().unwrap(), stream).await.unwrap();
     // The server may answer and close before everything is sent.

@@ -9,5 +9,6 @@ mod enrolment;
 mod hostile;
 mod ingest;
 mod limits;
+mod logs;
 mod memory;
 mod support;

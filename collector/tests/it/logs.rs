@@ -1,0 +1,70 @@
+//! What peers can make the collector write into its log.
+
+use crate::command::{any_ports, init, json, logged, run_logging};
+use crate::support::Agent;
+use highwater_wire::enroll::enroll;
+use serde_json::Value;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+
+/// Reconnects of one machine, and visits of one stranger.
+const TIMES: usize = 60;
+
+#[test]
+fn reconnecting_in_a_loop_fills_no_log_and_hides_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = init(dir.path());
+    any_ports(&config);
+    let log = dir.path().join("log");
+    let (_child, ready) = run_logging(&config, &log);
+    let address = |port: &str| ready[port].as_str().unwrap().to_owned();
+    let (url, ingest) = (format!("https://{}", address("management")), address("ingest"));
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let identity = |host: &'static str| {
+        let (_, token) = json(&["token", "create", "--config", &config]);
+        let token = token["token"].as_str().unwrap().parse().unwrap();
+        runtime.block_on(enroll(&url, &token, host)).unwrap().identity
+    };
+    let (restless, honest) = (identity("restless"), identity("honest"));
+    runtime.block_on(async {
+        for _ in 0..TIMES {
+            let agent = Agent::connect(&ingest, &restless, restless.machine).await.unwrap();
+            agent.sender.close().await.unwrap();
+            nonsense(TcpStream::connect(&ingest).await.unwrap()).await;
+        }
+        // The other machine, and a stranger from elsewhere, after all that.
+        Agent::connect(&ingest, &honest, honest.machine).await.unwrap().sender.close().await.unwrap();
+        let elsewhere = TcpSocket::new_v4().unwrap();
+        elsewhere.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+        nonsense(elsewhere.connect(ingest.parse().unwrap()).await.unwrap()).await;
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        Agent::connect(&ingest, &restless, restless.machine).await.unwrap();
+    });
+    let lines = logged(&log);
+    let of = |machine: highwater_delta::MachineId| {
+        lines.iter().filter(move |line| {
+            line["machine"] == machine.to_string()
+                && line["message"].as_str().is_some_and(|said| said.starts_with("session"))
+        })
+    };
+    let said = of(restless.machine).count();
+    assert!((20..=26).contains(&said), "{said} lines of one machine");
+    let left_out: u64 = of(restless.machine).filter_map(|line| line["left_out"].as_u64()).sum();
+    assert!(left_out as usize + said >= 2 * TIMES, "{said} lines, and {left_out} left out");
+    assert!(of(honest.machine).any(|line| line["message"] == "session begun"));
+    assert!(of(honest.machine).any(|line| line["message"] != "session begun"), "its end");
+    let strangers: Vec<&Value> =
+        lines.iter().filter(|line| line["message"] == "a client was turned away").collect();
+    assert!((21..=24).contains(&strangers.len()), "{}", strangers.len());
+    assert!(
+        strangers.iter().any(|line| line["peer"].as_str().is_some_and(|peer| peer.starts_with("127.0.0.2:")))
+    );
+}
+
+/// Says something that is no handshake, and waits until it is turned away.
+async fn nonsense(mut stream: TcpStream) {
+    let _ = stream.write_all(&[0x16, 3, 1, 0, 1, 0xff]).await;
+    let _ = stream.write_all(&[0xff; 64]).await;
+    let _ = stream.read_to_end(&mut Vec::new()).await;
+}
