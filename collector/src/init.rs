@@ -118,6 +118,8 @@ key-file = {key_file}
 #handshake-timeout = "10s"
 # A machine that is silent for so long is disconnected; agents say something every 30 s.
 #idle-timeout = "90s"
+# Enrolments a second from one address (of IPv6: one /64), averaged; those beyond are refused. Raise it where many machines
+# come from one address, as through a NAT.
 #enrolments-per-second = 5
 # How long a machine's certificate is valid. Machines renew it by themselves when a third is left; one that is off for longer
 # must be enrolled again.

@@ -310,11 +310,12 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
                     continue;
                 }
             };
-            let action = match incoming {
-                Incoming::Message(message) => self.state.message(message)?,
+            // What a message weighs is given back once it was worked off.
+            let (action, _counted) = match incoming {
+                Incoming::Message(message, counted) => (self.state.message(message)?, Some(counted)),
                 Incoming::Chunk(delta, chunk) => {
                     shared.metrics.received(chunk.len());
-                    self.state.chunk(delta, chunk)?
+                    (self.state.chunk(delta, chunk)?, None)
                 }
                 Incoming::End => return Ok(()),
                 Incoming::Failed(error) => return Err(error),
