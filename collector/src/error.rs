@@ -139,6 +139,21 @@ pub enum CollectorError {
     /// An open delta that nothing was added to.
     #[error("delta {0} was open for too long without progress")]
     DeltaIdle(DeltaId),
+    /// An open delta that hardly anything was added to.
+    #[error("delta {0} grew too slowly while others waited for its memory")]
+    DeltaSlow(DeltaId),
+    /// Soon a machine's commits will be refused.
+    #[error(
+        "what is recorded of machine {machine} takes {bytes} of the {bytes_max} bytes of memory that it may"
+    )]
+    NearlyFull {
+        /// The machine.
+        machine: MachineId,
+        /// What it takes.
+        bytes: u64,
+        /// What it may take.
+        bytes_max: u64,
+    },
     /// A control document of the vault is unusable.
     #[error("the vault's document {0} is missing or unusable")]
     Document(String),
@@ -186,6 +201,8 @@ impl CollectorError {
             Self::ConfigUnreadable { .. } => 1333,
             Self::MapTooLarge { .. } => 1334,
             Self::DeltaIdle(_) => 1335,
+            Self::DeltaSlow(_) => 1336,
+            Self::NearlyFull { .. } => 1337,
         }
     }
 
@@ -216,8 +233,11 @@ impl CollectorError {
             Self::Window(_) | Self::NotOpen(_) | Self::StillOpen(_) | Self::Unexpected(_) | Self::Disks(_) => {
                 "check that agent and collector are releases that belong together"
             }
-            Self::Count { .. } | Self::DeltaIdle(_) => "the delta is sent anew by itself",
+            Self::Count { .. } | Self::DeltaIdle(_) | Self::DeltaSlow(_) => "the delta is sent anew by itself",
             Self::MapTooLarge { .. } => "raise `memory` in collector.toml; the disk is compared by itself then",
+            Self::NearlyFull { .. } => {
+                "raise `memory` in collector.toml before it is all taken: then the machine's commits are refused (HW-1223)"
+            }
             Self::Replaced => "nothing, if the agent was restarted; otherwise look for a second agent with this identity",
             Self::Busy | Self::ShuttingDown => "the connection is tried again by itself",
             Self::Full(_) => "raise the limits in collector.toml, or spread the machines over more collectors",
@@ -261,6 +281,7 @@ impl CollectorError {
             | Self::RevocationsUnknown
             | Self::MapTooLarge { .. }
             | Self::DeltaIdle(_)
+            | Self::DeltaSlow(_)
             | Self::Quota(_) => true,
             _ => false,
         }

@@ -9,11 +9,16 @@
 //! | pages | a sixteenth, at most 64 MiB | decoded index pages, of all block maps | the oldest are thrown out |
 //!
 //! No machine keeps others out: its state takes a quarter of the work at most ([`Memory::machine_bytes_max`]; the vault refuses commits
-//! beyond), a block map another quarter, and it has one open delta.
+//! beyond), a block map another quarter, and it has one open delta. Nor do several together: each session has its part of
+//! what is kept, and what others hold beyond theirs is taken back for it; a delta that drips makes room for those who wait
+//! ([`claim`]).
 //!
 //! A share that is larger than its pool is granted when the pool is whole: so a small collector does one thing at a time.
 
+pub mod claim;
+
 use crate::{CollectorError, metrics::MemoryMetrics};
+use claim::{Claim, Claims};
 use highwater_vault::MachineWriter;
 use prometheus_client::metrics::gauge::Gauge;
 use std::sync::Arc;
@@ -25,6 +30,8 @@ use tokio::time::timeout;
 pub const WAIT_MAX: Duration = Duration::from_secs(60);
 /// How long a new one does.
 pub const WELCOME_WAIT_MAX: Duration = Duration::from_secs(20);
+/// How often those who hold what another waits for are asked.
+const ASK_EVERY: Duration = Duration::from_millis(200);
 /// Bytes that one permit stands for.
 const UNIT: u64 = 64 * 1024;
 /// What a machine may take in a small budget.
@@ -41,6 +48,8 @@ pub struct Memory {
     /// What states and block maps may take of that.
     kept: Pool,
     machine_bytes_max: u64,
+    /// Who holds what.
+    pub claims: Claims,
 }
 
 /// A bounded number of bytes.
@@ -62,6 +71,13 @@ pub struct Share {
 pub struct Kept {
     part: Share,
     all: Share,
+    claim: Arc<Claim>,
+}
+
+/// Bytes of an open delta; given back when dropped.
+pub struct OpenDelta {
+    _share: Share,
+    claim: Arc<Claim>,
 }
 
 /// Bytes for index pages in a budget.
@@ -71,9 +87,9 @@ pub fn page_cache_bytes(memory: u64) -> u64 {
 }
 
 impl Memory {
-    /// Divides a budget.
+    /// Divides a budget. A delta may be slow for `patience` before it makes room for others.
     #[must_use]
-    pub fn new(memory: u64, metrics: &MemoryMetrics) -> Self {
+    pub fn new(memory: u64, patience: Duration, metrics: &MemoryMetrics) -> Self {
         let (windows, pages) = (memory / 2, page_cache_bytes(memory));
         let work = memory - windows - pages;
         metrics.budget("pages", pages);
@@ -84,6 +100,7 @@ impl Memory {
             work: Pool::new("work", work, metrics),
             kept: Pool::new("kept", kept, metrics),
             machine_bytes_max: Self::machine_bytes_max_of(memory),
+            claims: Claims::new(kept / UNIT * UNIT, patience),
         }
     }
 
@@ -101,12 +118,42 @@ impl Memory {
     }
 
     /// Waits for memory for a state or a block map. Cancellation-safe.
-    pub async fn keep(&self, bytes: u64, wait_max: Duration) -> Result<Kept, CollectorError> {
+    pub async fn keep(
+        &self,
+        claim: &Arc<Claim>,
+        bytes: u64,
+        wait_max: Duration,
+    ) -> Result<Kept, CollectorError> {
         let taken = async {
-            let part = self.kept.take(bytes, wait_max).await?;
-            Ok::<_, CollectorError>(Kept { part, all: self.work.take(bytes, wait_max).await? })
+            let part = match self.kept.try_take(bytes) {
+                Some(part) => part,
+                None if claim.kept() + self.kept.bytes(bytes) <= self.claims.part() => {
+                    self.claims.ask_for_kept(self.kept.take(bytes, wait_max)).await?
+                }
+                None => self.kept.left_over(bytes).await,
+            };
+            let all = match self.work.try_take(bytes) {
+                Some(all) => all,
+                None => self.claims.ask_for_deltas(self.work.take(bytes, wait_max)).await?,
+            };
+            Ok::<_, CollectorError>(Kept::new(part, all, claim.clone()))
         };
         timeout(wait_max, taken).await.unwrap_or(Err(CollectorError::Full("its memory is in use")))
+    }
+
+    /// Waits for memory for a delta. Cancellation-safe.
+    pub async fn open_delta(
+        &self,
+        claim: &Arc<Claim>,
+        wait_max: Duration,
+    ) -> Result<OpenDelta, CollectorError> {
+        let bytes = MachineWriter::DELTA_BYTES_MAX;
+        let share = match self.work.try_take(bytes) {
+            Some(share) => share,
+            None => self.claims.ask_for_deltas(self.work.take(bytes, wait_max)).await?,
+        };
+        claim.delta(true);
+        Ok(OpenDelta { _share: share, claim: claim.clone() })
     }
 }
 
@@ -145,6 +192,22 @@ impl Pool {
         }
     }
 
+    /// Waits until so much is left by those who wait for their turn.
+    async fn left_over(&self, bytes: u64) -> Share {
+        self.metrics.waited();
+        loop {
+            tokio::time::sleep(ASK_EVERY).await;
+            if let Some(share) = self.try_take(bytes) {
+                return share;
+            }
+        }
+    }
+
+    /// What a share of so many bytes takes.
+    fn bytes(&self, bytes: u64) -> u64 {
+        u64::from(self.units(bytes)) * UNIT
+    }
+
     fn share(&self, bytes: u64, permit: OwnedSemaphorePermit) -> Share {
         self.used.inc_by(i64::try_from(bytes).unwrap_or(i64::MAX));
         Share { bytes, used: self.used.clone(), permit }
@@ -162,6 +225,11 @@ impl Share {
         self.bytes
     }
 
+    /// What it takes of its pool.
+    fn taken(&self) -> u64 {
+        self.permit.num_permits() as u64 * UNIT
+    }
+
     /// Gives back all but so many.
     fn shrink(&mut self, bytes: u64) {
         let units = usize::try_from(bytes.div_ceil(UNIT)).unwrap_or(usize::MAX);
@@ -173,6 +241,11 @@ impl Share {
 }
 
 impl Kept {
+    fn new(part: Share, all: Share, claim: Arc<Claim>) -> Self {
+        claim.more(part.taken());
+        Self { part, all, claim }
+    }
+
     /// How many.
     #[must_use]
     pub const fn bytes(&self) -> u64 {
@@ -181,8 +254,22 @@ impl Kept {
 
     /// Gives back all but so many.
     pub fn shrink(&mut self, bytes: u64) {
+        let before = self.part.taken();
         self.part.shrink(bytes);
+        self.claim.less(before - self.part.taken());
         self.all.shrink(bytes);
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.claim.less(self.part.taken());
+    }
+}
+
+impl Drop for OpenDelta {
+    fn drop(&mut self) {
+        self.claim.delta(false);
     }
 }
 
@@ -195,8 +282,71 @@ impl Drop for Share {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use claim::Asked;
 
     const MIB: u64 = 1 << 20;
+    const PATIENCE: Duration = Duration::from_millis(300);
+
+    /// A machine that holds so much, and lets go of it only when it is asked.
+    async fn greedy(memory: &Arc<Memory>, mib: &[u64]) -> tokio::task::JoinHandle<Asked> {
+        let claim = memory.claims.begin();
+        let mut kept = Vec::new();
+        for mib in mib {
+            kept.push(memory.keep(&claim, mib * MIB, WAIT_MAX).await.unwrap());
+        }
+        let memory = memory.clone();
+        tokio::spawn(async move {
+            let asked = memory.claims.asked(&claim).await;
+            drop(kept);
+            asked
+        })
+    }
+
+    #[tokio::test]
+    async fn several_greedy_ones_leave_each_its_part() {
+        let memory = Arc::new(Memory::new(64 * MIB, PATIENCE, &MemoryMetrics::default()));
+        let first = greedy(&memory, &[7, 7]).await;
+        let (second, third) = (greedy(&memory, &[4]).await, greedy(&memory, &[3]).await);
+        assert!(memory.kept.try_take(UNIT).is_none(), "they hold it all");
+        // More than its part: waits for what is left over, and nobody is asked.
+        let late = memory.claims.begin();
+        let part = memory.claims.part();
+        let short = Duration::from_millis(700);
+        assert_eq!(memory.keep(&late, part + UNIT, short).await.err().unwrap().code(), 1309);
+        assert!(!first.is_finished() && !second.is_finished() && !third.is_finished());
+        // Its part, in two pieces: the one who holds most is asked, and no more than are needed.
+        let state = memory.keep(&late, part / 2, WAIT_MAX).await.unwrap();
+        let more = memory.keep(&late, part / 2, short).await.unwrap();
+        assert!(late.kept() <= part && late.kept() + 2 * UNIT >= part, "{} of {part}", late.kept());
+        assert_eq!(first.await.unwrap(), Asked::Kept);
+        assert!(!second.is_finished() && !third.is_finished());
+        drop((state, more));
+    }
+
+    #[tokio::test]
+    async fn a_delta_that_drips_makes_room_for_those_who_wait_and_only_then() {
+        let memory = Memory::new(64 * MIB, PATIENCE, &MemoryMetrics::default());
+        let (drips, flows, waits) = (memory.claims.begin(), memory.claims.begin(), memory.claims.begin());
+        let dripping = memory.open_delta(&drips, WAIT_MAX).await.unwrap();
+        let flowing = memory.open_delta(&flows, WAIT_MAX).await.unwrap();
+        let kept = memory.keep(&flows, 14 * MIB, WAIT_MAX).await.unwrap();
+        for _ in 0..8 {
+            tokio::time::sleep(PATIENCE / 4).await;
+            memory.claims.grown(&drips, 1);
+            memory.claims.grown(&flows, MIB as usize);
+        }
+        let nobody = timeout(PATIENCE, memory.claims.asked(&drips)).await;
+        assert!(nobody.is_err(), "nobody waits, and it was asked");
+        let giving = async {
+            let asked = memory.claims.asked(&drips).await;
+            drop(dripping);
+            asked
+        };
+        let (asked, delta) = tokio::join!(giving, memory.open_delta(&waits, WAIT_MAX));
+        assert_eq!(asked, Asked::Delta);
+        assert!(timeout(PATIENCE / 2, memory.claims.asked(&flows)).await.is_err());
+        drop((delta.unwrap(), flowing, kept));
+    }
 
     fn pool(bytes: u64) -> Pool {
         Pool::new("work", bytes, &MemoryMetrics::default())
@@ -230,19 +380,21 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_kept_leaves_deltas_their_part() {
-        let memory = Memory::new(64 * MIB, &MemoryMetrics::default());
+        let memory = Memory::new(64 * MIB, PATIENCE, &MemoryMetrics::default());
+        let one = memory.claims.begin();
         let work = u64::from(memory.work.units_all) * UNIT;
         assert_eq!((work, memory.machine_bytes_max()), (28 * MIB, 7 * MIB));
         let mut kept = Vec::new();
         for _ in 0..3 {
-            kept.push(memory.keep(memory.machine_bytes_max(), WAIT_MAX).await.unwrap());
+            kept.push(memory.keep(&one, memory.machine_bytes_max(), WAIT_MAX).await.unwrap());
         }
         let short = Duration::from_millis(20);
-        assert_eq!(memory.keep(UNIT, short).await.err().unwrap().code(), 1309);
-        let delta = memory.work.try_take(MachineWriter::DELTA_BYTES_MAX).unwrap();
+        assert_eq!(memory.keep(&one, UNIT, short).await.err().unwrap().code(), 1309);
+        let delta = memory.open_delta(&one, short).await.unwrap();
         kept[0].shrink(MIB);
-        assert_eq!(memory.keep(6 * MIB, short).await.unwrap().bytes(), 6 * MIB);
+        assert_eq!(memory.keep(&one, 6 * MIB, short).await.unwrap().bytes(), 6 * MIB);
         drop((kept, delta));
+        assert_eq!(one.kept(), 0);
         assert_eq!((memory.work.used.get(), memory.kept.used.get()), (0, 0));
         assert_eq!(memory.work.units.available_permits() as u64 * UNIT, 28 * MIB);
     }
@@ -251,7 +403,7 @@ mod tests {
     fn a_budget_is_divided_without_a_rest() {
         for memory in [64 * MIB, 1 << 30, 1 << 36] {
             let metrics = MemoryMetrics::default();
-            let all = Memory::new(memory, &metrics);
+            let all = Memory::new(memory, PATIENCE, &metrics);
             let work = u64::from(all.work.units_all) * UNIT;
             let windows = u64::from(all.windows.units_all) * UNIT;
             assert!(memory - (work + windows + page_cache_bytes(memory)) < 2 * UNIT);

@@ -123,6 +123,7 @@ pub struct Metrics {
     revocations_unread: Counter,
     lines_left_out: Counter,
     rpo_age: Family<MachineLabel, Gauge<f64, AtomicU64>>,
+    state_ratio: Family<MachineLabel, Gauge<f64, AtomicU64>>,
     last_points_ms: Mutex<HashMap<MachineId, u64>>,
 }
 
@@ -157,6 +158,7 @@ impl Default for Metrics {
             revocations_unread: Counter::default(),
             lines_left_out: Counter::default(),
             rpo_age: Family::default(),
+            state_ratio: Family::default(),
             last_points_ms: Mutex::default(),
         };
         let registry = &mut metrics.registry;
@@ -211,6 +213,11 @@ impl Default for Metrics {
             "rpo_age_seconds",
             "Age of a machine's latest recovery point, by its marker",
             metrics.rpo_age.clone(),
+        );
+        registry.register(
+            "machine_state_ratio",
+            "Memory of what is recorded of a machine, as a part of what it may take; at 1 its commits are refused",
+            metrics.state_ratio.clone(),
         );
         metrics
     }
@@ -284,6 +291,10 @@ impl Metrics {
         if let Some(taken_at_ms) = point_ms {
             self.last_point(machine, taken_at_ms);
         }
+    }
+    /// What is recorded of a machine takes this part of what it may.
+    pub fn state(&self, machine: MachineId, ratio: f64) {
+        self.state_ratio.get_or_create(&MachineLabel { machine: machine.to_string() }).set(ratio);
     }
     /// A machine's latest point is known.
     pub fn last_point(&self, machine: MachineId, taken_at_ms: u64) {

@@ -65,9 +65,11 @@ impl Collector {
     pub async fn start_with(config: Config, vault: Vault) -> Result<Running, CollectorError> {
         let authority = authority::load(&vault).await?;
         let metrics = Metrics::default();
+        let mut states = Vec::new();
         for machine in vault.machines().await? {
             match vault.machine_within(machine, memory::Memory::machine_bytes_max_of(config.memory)).await {
                 Ok(state) => {
+                    states.push((machine, state.memory_bytes()));
                     if let Some(point) = state.points.last() {
                         metrics.last_point(machine, point.info.taken_at_ms);
                     }
@@ -80,6 +82,9 @@ impl Collector {
         }
         let cert = Arc::new(OwnCert::issue(&authority, &config.names)?);
         let shared = Arc::new(Shared::new(config, vault, authority, metrics));
+        for (machine, bytes) in states {
+            shared.note_state(machine, bytes);
+        }
         shared.refresh_revoked().await?;
         let ingest_tls = tls::ingest_server(shared.authority.cert(), cert.clone())?;
         let management_tls = tls::management_server(cert.clone())?;

@@ -15,7 +15,8 @@
 pub mod reader;
 pub mod state;
 
-use crate::memory::{Kept, Share, WAIT_MAX, WELCOME_WAIT_MAX};
+use crate::memory::claim::{Asked, Claim};
+use crate::memory::{Kept, OpenDelta, Share, WAIT_MAX, WELCOME_WAIT_MAX};
 use crate::shared::{Ended, Shared};
 use crate::{CollectorError, certificates, metrics::Kind};
 use highwater_delta::{BlockRange, CommitId, CommitKind, DeltaId, DiskId, MachineId, StoredBlock};
@@ -46,6 +47,8 @@ const ABORT_MAX: Duration = Duration::from_secs(10);
 const CLAIMS_MAX: usize = 512;
 /// How many times the longest silence a delta may be open without progress: its memory is that of others too.
 const DELTA_IDLE: u32 = 4;
+/// See [`crate::memory::claim`].
+const BEYOND_ITS_PART: CollectorError = CollectorError::Full("others need the memory that it holds");
 
 /// Runs a session over an authenticated stream until its end. Answers why it ended, if not by a goodbye.
 pub async fn run<S>(shared: &Arc<Shared>, credential: &Credential, stream: S) -> Result<(), CollectorError>
@@ -150,12 +153,13 @@ where
         let state_max = shared.memory.machine_bytes_max();
         // Before anything is loaded.
         let bytes = shared.vault.load_bytes(machine, state_max).await?;
-        let mut state = shared.memory.keep(bytes, WELCOME_WAIT_MAX).await?;
+        let claim = shared.memory.claims.begin();
+        let mut state = shared.memory.keep(&claim, bytes, WELCOME_WAIT_MAX).await?;
         let writer = open_writer(shared.vault.clone(), machine, state_max).await?;
         state.shrink(writer.state().memory_bytes());
-        Ok::<_, CollectorError>((window, seat, writer, state))
+        Ok::<_, CollectorError>((window, seat, (writer, claim, state)))
     };
-    let (window, seat, writer, state) = match opened.await {
+    let (window, seat, held) = match opened.await {
         Ok(opened) => opened,
         Err(error) => return (Err(error), frames.into_inner()),
     };
@@ -164,7 +168,7 @@ where
             "session begun");
     }
     let _gauge = shared.metrics.session();
-    let mut owner = Owner::new(shared, credential, version, &seat.ended, (writer, state), &window, out);
+    let mut owner = Owner::new(shared, credential, version, &seat.ended, held, &window, out);
     if let Err(error) = owner.welcome().await {
         return (Err(error), frames.into_inner());
     }
@@ -233,10 +237,11 @@ struct Owner<'a, W> {
     map: Option<(DiskId, CommitId, BlockMap, Kept)>,
     /// When the map was asked for last.
     map_used: Instant,
+    claim: Arc<Claim>,
     /// Memory of what is stored of the machine, grown with each commit.
     kept: Vec<Kept>,
     /// Memory of the open delta.
-    delta: Option<Share>,
+    delta: Option<OpenDelta>,
     /// When the open delta was begun, or added to last.
     progress: Instant,
     ended: &'a Ended,
@@ -248,7 +253,7 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
         credential: &'a Credential,
         version: Version,
         ended: &'a Ended,
-        (writer, kept): (MachineWriter, Kept),
+        (writer, claim, kept): (MachineWriter, Arc<Claim>, Kept),
         window: &Share,
         out: &'a mut Out<W>,
     ) -> Self {
@@ -268,6 +273,7 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
             claims: 0,
             map: None,
             map_used: Instant::now(),
+            claim,
             kept: vec![kept],
             delta: None,
             progress: Instant::now(),
@@ -297,6 +303,10 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
                 biased;
                 why = ended.wait() => return Err(why),
                 () = shared.shutdown.cancelled() => return Err(CollectorError::ShuttingDown),
+                asked = shared.memory.claims.asked(&self.claim) => {
+                    self.give(asked)?;
+                    continue;
+                }
                 () = sleep_until(self.progress + idle * DELTA_IDLE), if self.state.open().is_some() => {
                     return Err(self.state.open().map_or(CollectorError::Busy, CollectorError::DeltaIdle));
                 }
@@ -333,6 +343,16 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
         }
     }
 
+    /// Others need what this session holds.
+    fn give(&mut self, asked: Asked) -> Result<(), CollectorError> {
+        match (asked, self.state.open()) {
+            (Asked::Delta, Some(delta)) => Err(CollectorError::DeltaSlow(delta)),
+            (Asked::Delta, None) => Ok(()),
+            (Asked::Kept, _) if self.map.take().is_some() => Ok(()),
+            (Asked::Kept, _) => Err(BEYOND_ITS_PART),
+        }
+    }
+
     async fn apply(&mut self, action: Action) -> Result<(), CollectorError> {
         let last = self.told;
         match action {
@@ -340,8 +360,8 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
             Action::Begin(delta) => {
                 self.shared.metrics.delta_opened();
                 self.map = None;
-                let memory = self.shared.memory.work.take(MachineWriter::DELTA_BYTES_MAX, WAIT_MAX);
-                self.delta = Some(self.turn(memory).await??);
+                let (shared, claim) = (self.shared, self.claim.clone());
+                self.delta = Some(self.turn(shared.memory.open_delta(&claim, WAIT_MAX)).await??);
                 self.progress = Instant::now();
                 Ok(self.writer.begin(delta).await?)
             }
@@ -349,6 +369,7 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
                 let bytes = chunk.len();
                 alive(self.out, last, self.writer.push(chunk)).await??;
                 self.progress = Instant::now();
+                self.shared.memory.claims.grown(&self.claim, bytes);
                 self.unacknowledged += bytes;
                 self.shared.metrics.window(bytes);
                 Ok(())
@@ -369,11 +390,17 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
 
     /// Waits for something that may take long, and shows that it lives meanwhile; unless the session is to end.
     async fn turn<T>(&mut self, turn: impl Future<Output = T>) -> Result<T, CollectorError> {
-        let (shared, ended, last) = (self.shared, self.ended, self.told);
+        let (shared, ended, last, claim) = (self.shared, self.ended, self.told, self.claim.clone());
+        let open = self.state.open();
         let turn = async {
             tokio::select! {
                 biased;
                 why = ended.wait() => Err(why),
+                // Whoever waits for more memory holds what it has meanwhile.
+                asked = shared.memory.claims.asked(&claim) => Err(match (asked, open) {
+                    (Asked::Delta, Some(delta)) => CollectorError::DeltaSlow(delta),
+                    _ => BEYOND_ITS_PART,
+                }),
                 () = shared.shutdown.cancelled() => Err(CollectorError::ShuttingDown),
                 done = turn => Ok(done),
             }
@@ -385,9 +412,11 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
     async fn grow(&mut self) -> Result<(), CollectorError> {
         let have: u64 = self.kept.iter().map(Kept::bytes).sum();
         let need = self.writer.state().memory_bytes();
+        self.shared.note_state(self.machine, need);
         if need > have {
             // Some more than that, or there would be a share for each commit.
-            let more = self.shared.memory.keep(need - have + need / 16, WAIT_MAX);
+            let (shared, claim) = (self.shared, self.claim.clone());
+            let more = shared.memory.keep(&claim, need - have + need / 16, WAIT_MAX);
             let more = self.turn(more).await??;
             self.kept.push(more);
         }
@@ -463,7 +492,8 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
                     if bytes > bytes_max {
                         return Err(CollectorError::MapTooLarge { bytes, bytes_max });
                     }
-                    let share = self.turn(self.shared.memory.keep(bytes, WAIT_MAX)).await??;
+                    let (shared, claim) = (self.shared, self.claim.clone());
+                    let share = self.turn(shared.memory.keep(&claim, bytes, WAIT_MAX)).await??;
                     let state = self.writer.state();
                     (alive(self.out, last, self.shared.vault.block_map_of(state, disk, at)).await??, share)
                 }

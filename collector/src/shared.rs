@@ -10,7 +10,7 @@ use highwater_vault::Vault;
 use highwater_wire::identity::Authority;
 use highwater_wire::tls::Revoked;
 use highwater_wire::{Credential, WireError};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -24,6 +24,8 @@ const SEAT_WAIT_MAX: Duration = Duration::from_secs(30);
 pub const REVOCATIONS_UNKNOWN_MAX: Duration = Duration::from_secs(30);
 /// Disks that a machine may claim at once, and again within a day. They are claimed for ever.
 pub const CLAIMS_A_DAY: u32 = 512;
+/// From this part of what a machine's state may take, somebody has to know.
+const STATE_WARNING: f64 = 0.75;
 /// Minutes' worth of commits that may come at once.
 const COMMITS_BURST_MINUTES: f64 = 5.0;
 
@@ -50,6 +52,8 @@ pub struct Shared {
     /// Warnings have a limit of their own, or a machine could hide one behind what it may always do.
     lines_of_machines: Mutex<LogLimit<(MachineId, Level)>>,
     lines_of_strangers: Mutex<LogLimit<Source>>,
+    /// Machines whose state is larger than [`STATE_WARNING`] of what it may be.
+    nearly_full: Mutex<HashSet<MachineId>>,
 }
 
 struct Seats {
@@ -112,7 +116,7 @@ impl Shared {
     /// For a collector that starts.
     #[must_use]
     pub fn new(config: Config, vault: Vault, authority: Authority, metrics: Metrics) -> Self {
-        let memory = Memory::new(config.memory, &metrics.memory);
+        let memory = Memory::new(config.memory, config.idle_timeout, &metrics.memory);
         Self {
             config,
             vault,
@@ -126,6 +130,20 @@ impl Shared {
             memory,
             lines_of_machines: Mutex::new(LogLimit::new(Instant::now())),
             lines_of_strangers: Mutex::new(LogLimit::new(Instant::now())),
+            nearly_full: Mutex::default(),
+        }
+    }
+
+    /// What is recorded of a machine takes so much memory: warns once when that comes near to what it may.
+    pub fn note_state(&self, machine: MachineId, bytes: u64) {
+        let bytes_max = self.memory.machine_bytes_max();
+        let ratio = bytes as f64 / bytes_max as f64;
+        self.metrics.state(machine, ratio);
+        if ratio < STATE_WARNING {
+            locked(&self.nearly_full).remove(&machine);
+        } else if locked(&self.nearly_full).insert(machine) {
+            let error = CollectorError::NearlyFull { machine, bytes, bytes_max };
+            tracing::warn!(%machine, code = error.code(), action = error.action(), %error, "a machine's history is large");
         }
     }
 

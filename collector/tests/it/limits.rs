@@ -198,6 +198,53 @@ async fn a_machine_with_a_huge_history_stops_at_its_share_and_others_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_delta_that_drips_makes_room_when_others_wait() {
+    // Work for one delta at a time.
+    let site = Site::with(|config| {
+        config.window = 1 << 20;
+        config.memory = 16 << 20;
+        config.idle_timeout = Duration::from_secs(1);
+    })
+    .await;
+    let (one, two, disk, other) = (site.machine().await, site.machine().await, DiskId::new(), DiskId::new());
+    let mut drips = site.agent(&one, disk).await;
+    let held = DeltaId::new();
+    drips.send(AgentMessage::DeltaBegin(held)).await;
+    let drip = async |drips: &mut Agent, n: u64| {
+        let chunk = drips.chunk(disk, n, &[1]);
+        // The window is large enough for all.
+        drips.sender.send_chunk(held, &chunk).await?;
+        drips.sender.flush().await
+    };
+    for n in 0..4 {
+        drip(&mut drips, n).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(800)).await;
+    }
+    let begun = Instant::now();
+    let delivered = tokio::spawn({
+        let mut second = site.agent(&two, other).await;
+        async move { second.deliver(other, 0, &[1]).await }
+    });
+    // It goes on as if nothing were.
+    for n in 4..30 {
+        if delivered.is_finished() || drip(&mut drips, n).await.is_err() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(800)).await;
+    }
+    delivered.await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    let refusal = loop {
+        match drips.receiver.recv().await.unwrap() {
+            CollectorMessage::Refused(refusal) => break refusal,
+            CollectorMessage::Received { .. } | CollectorMessage::Pong(_) => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!((refusal.code, refusal.retry), (1336, true));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn memory_that_nobody_uses_is_given_back() {
     let site = Site::with(|config| config.idle_timeout = Duration::from_secs(1)).await;
     let (identity, disk) = (site.machine().await, DiskId::new());

@@ -1,8 +1,10 @@
 //! What peers can make the collector write into its log.
 
 use crate::command::{any_ports, init, json, logged, run_logging};
-use crate::support::Agent;
+use crate::support::{Agent, point};
+use highwater_delta::{CommitKind, DeltaId, DiskId, PointDisk};
 use highwater_wire::enroll::enroll;
+use highwater_wire::message::AgentMessage;
 use serde_json::Value;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -60,6 +62,51 @@ fn reconnecting_in_a_loop_fills_no_log_and_hides_nobody() {
     assert!(
         strangers.iter().any(|line| line["peer"].as_str().is_some_and(|peer| peer.starts_with("127.0.0.2:")))
     );
+}
+
+#[test]
+fn a_history_near_its_limit_is_told_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = init(dir.path());
+    any_ports(&config);
+    let more = "memory = \"32MiB\"\nwindow = \"1MiB\"\ncommits-per-minute = 1000000\n";
+    std::fs::write(&config, std::fs::read_to_string(&config).unwrap() + more).unwrap();
+    let log = dir.path().join("log");
+    let (mut child, ready) = run_logging(&config, &log);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (_, token) = json(&["token", "create", "--config", &config]);
+    let token = token["token"].as_str().unwrap().parse().unwrap();
+    let url = format!("https://{}", ready["management"].as_str().unwrap());
+    let identity = runtime.block_on(enroll(&url, &token, "h")).unwrap().identity;
+    let warned = || logged(&log).iter().filter(|line| line["code"] == 1337).count();
+    let disks: Vec<_> = (0..256).map(|_| DiskId::new()).collect();
+    let history = async |points: usize| {
+        let ingest = ready["ingest"].as_str().unwrap();
+        let mut agent = Agent::connect(ingest, &identity, identity.machine).await.unwrap();
+        agent.disks(&disks).await;
+        for _ in 0..points {
+            let CommitKind::Point(mut info) = point(disks[0]) else { panic!() };
+            info.disks = disks.iter().map(|disk| PointDisk { disk: *disk, size_bytes: 4096 }).collect();
+            let delta = DeltaId::new();
+            agent.send(AgentMessage::DeltaBegin(delta)).await;
+            agent.commit(delta, 0, CommitKind::Point(info)).await;
+            agent.stored().await;
+        }
+    };
+    // Each point takes some 9 KiB of 4 MiB.
+    runtime.block_on(history(200));
+    assert_eq!(warned(), 0);
+    runtime.block_on(async {
+        history(150).await;
+        history(10).await;
+        history(10).await;
+    });
+    assert_eq!(warned(), 1, "once, however many sessions and commits there are");
+    // Whoever starts a collector is told as well.
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let (_child, _) = run_logging(&config, &log);
+    assert_eq!(warned(), 1);
 }
 
 /// Says something that is no handshake, and waits until it is turned away.

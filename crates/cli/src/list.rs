@@ -64,6 +64,7 @@ fn machine_document(state: &MachineState) -> Value {
         "disks": disks(state),
         "points": state.points.len(),
         "latest-point": state.points.last().map(|point| point_document(state, point)),
+        "state-bytes": state.memory_bytes(),
         "bytes-stored": state.segments.iter().map(|segment| segment.bytes).sum::<u64>(),
     })
 }
