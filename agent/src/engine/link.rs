@@ -18,7 +18,10 @@ use highwater_wire::{
 };
 use std::{
     pin::pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tokio::{
@@ -117,7 +120,10 @@ pub async fn run(
     while !events.is_closed() {
         let started = Instant::now();
         let mut welcomed = false;
-        let end = session(&endpoint, &renewal, patience, &throttle, &pulse, &events, &mut welcomed).await;
+        let let_go = LetGo::default();
+        let end =
+            session(&endpoint, &renewal, patience, &throttle, &pulse, &events, (&mut welcomed, &let_go))
+                .await;
         // A session that the collector ended with a refusal was no success, however long it lasted.
         let refused = matches!(end, WireError::Refused(_));
         if !refused && started.elapsed() >= STABLE.min(patience.retry_unit * 10) {
@@ -126,12 +132,10 @@ pub async fn run(
         let critical = !end.retry();
         let failure = if critical { Failure::Refused } else { Failure::Network };
         let retry_in = backoff.next(failure, jitter());
+        let (code, cause) = let_go.why(&end);
         let down = LinkDown {
-            code: end.code(),
-            cause: match &end {
-                WireError::Closed => "the collector closed the connection".to_owned(),
-                other => other.to_string(),
-            },
+            code,
+            cause,
             action: end.action(),
             retry_in,
             critical,
@@ -157,7 +161,7 @@ async fn session(
     throttle: &Arc<Throttle>,
     pulse: &Arc<Pulse>,
     events: &mpsc::Sender<LinkEvent>,
-    welcomed: &mut bool,
+    (welcomed, let_go): (&mut bool, &LetGo),
 ) -> WireError {
     let identity = renewal.connecting();
     let hello = hello(identity.machine);
@@ -188,6 +192,7 @@ async fn session(
         pings: 0,
         pinged: Instant::now(),
         renewal,
+        let_go: let_go.clone(),
     };
     carry(writer, outgoing, receiver, events.clone()).await
 }
@@ -241,6 +246,28 @@ struct Writer {
     pings: u64,
     pinged: Instant,
     renewal: Option<Arc<Renewal>>,
+    let_go: LetGo,
+}
+
+/// Whether the engine ended the session. What follows then, a closed connection mostly, is not the collector's doing.
+#[derive(Clone, Default)]
+struct LetGo(Arc<AtomicBool>);
+
+impl LetGo {
+    fn note(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    /// Code and cause of a session's end.
+    fn why(&self, end: &WireError) -> (u16, String) {
+        match end {
+            WireError::Closed if self.0.load(Ordering::SeqCst) => {
+                (1489, "the agent ended the session by itself; it was said before why".to_owned())
+            }
+            WireError::Closed => (end.code(), "the collector closed the connection".to_owned()),
+            other => (other.code(), other.to_string()),
+        }
+    }
 }
 
 impl Writer {
@@ -250,6 +277,7 @@ impl Writer {
             match self.next(&mut outgoing).await {
                 Ok(true) => {}
                 Ok(false) => {
+                    self.let_go.note();
                     let _ = self.sender.close().await;
                     return WireError::Closed;
                 }
@@ -271,7 +299,12 @@ impl Writer {
         };
         match next {
             None => return Ok(false),
-            Some(Outgoing::Message(message)) => self.sender.send(&message).await?,
+            Some(Outgoing::Message(message)) => {
+                if message == AgentMessage::Goodbye {
+                    self.let_go.note();
+                }
+                self.sender.send(&message).await?;
+            }
             Some(Outgoing::Chunk(delta, chunk)) => self.chunk(delta, &chunk).await?,
         }
         Ok(true)

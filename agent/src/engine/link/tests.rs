@@ -1,6 +1,6 @@
 use super::*;
 use highwater_wire::{Frame, FrameReader, FrameWriter, codec};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use tokio::io::DuplexStream;
 
 const CHUNK_BYTES: usize = 1000;
@@ -17,6 +17,8 @@ enum Manner {
     Silent,
     /// Answers pings and takes nothing over.
     Stalled,
+    /// Closes the connection once something has come.
+    Leaving,
     /// Takes nothing off the wire, as a host that is gone.
     Dead,
 }
@@ -27,6 +29,7 @@ struct Fake {
     pings: Arc<AtomicU64>,
     pulse: Arc<Pulse>,
     began: Instant,
+    let_go: LetGo,
     _events: mpsc::Receiver<LinkEvent>,
 }
 
@@ -39,6 +42,9 @@ async fn collector(stream: DuplexStream, manner: Manner, pings: Arc<AtomicU64>) 
         return tokio::time::sleep(HOUR).await;
     }
     while let Ok(Some(frame)) = frames.next().await {
+        if manner == Manner::Leaving {
+            return;
+        }
         let answer = match frame {
             Frame::Control(body) => match codec::decode(&body) {
                 Ok(AgentMessage::Ping(number)) => {
@@ -77,11 +83,13 @@ fn session(manner: Manner, bandwidth: Option<u64>) -> Fake {
         pings: 0,
         pinged: Instant::now(),
         renewal: None,
+        let_go: LetGo::default(),
     };
+    let let_go = writer.let_go.clone();
     let (queue, outgoing) = mpsc::channel(QUEUE_MAX);
     let (sender, events) = mpsc::channel(256);
     let end = tokio::spawn(carry(writer, outgoing, SessionReceiver::over(input, timeouts), sender));
-    Fake { end, queue, pings, pulse, began: Instant::now(), _events: events }
+    Fake { end, queue, pings, pulse, began: Instant::now(), let_go, _events: events }
 }
 
 impl Fake {
@@ -111,7 +119,23 @@ async fn a_good_collector_is_kept_for_as_long_as_it_answers() {
     let pings = fake.pings.load(Ordering::Relaxed);
     assert!((8..=16).contains(&pings), "{pings} pings in five times the silence");
     drop(fake.queue);
-    assert!(matches!(fake.end.await, Ok(WireError::Closed)));
+    let end = fake.end.await.unwrap();
+    assert!(matches!(end, WireError::Closed));
+    assert_eq!(fake.let_go.why(&end).0, 1489, "blamed on the collector");
+}
+
+/// Who closes the connection says nothing about who ended the session.
+#[tokio::test]
+async fn an_end_is_blamed_on_who_caused_it() {
+    for (goodbye, code) in [(true, 1489), (false, 1104)] {
+        let fake = session(Manner::Leaving, None);
+        // Anything makes it close the connection.
+        let message = if goodbye { AgentMessage::Goodbye } else { AgentMessage::DeltaAbort(DeltaId::new()) };
+        fake.queue.send(Outgoing::Message(message)).await.unwrap();
+        let let_go = fake.let_go.clone();
+        let (end, _) = fake.ended().await;
+        assert_eq!(let_go.why(&end).0, code, "{end}");
+    }
 }
 
 #[tokio::test]
