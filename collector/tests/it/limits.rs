@@ -250,6 +250,9 @@ async fn memory_that_nobody_uses_is_given_back() {
     let (identity, disk) = (site.machine().await, DiskId::new());
     let mut agent = site.agent(&identity, disk).await;
     agent.deliver(disk, 0, &[1]).await;
+    // What is stored is charged after it was said to be stored.
+    agent.send(AgentMessage::Ping(0)).await;
+    agent.receiver.recv().await.unwrap();
     let before = used(&site.metrics().await, "kept");
     agent.send(AgentMessage::Hashes { disk, range: BlockRange::new(0, 1) }).await;
     agent.receiver.recv().await.unwrap();
