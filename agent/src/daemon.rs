@@ -5,7 +5,7 @@
 
 use crate::{
     config::{Config, LogFormat, Resync},
-    control,
+    control::{self, Board, Desk},
     engine::{
         Engine, EngineOptions, Parts,
         link::{self, Endpoint, Patience},
@@ -192,7 +192,8 @@ pub fn run(config: &Config, metrics: Arc<Metrics>) -> Result<()> {
 
     let throttle = Arc::new(Throttle::new(config.replication.bandwidth.0));
     let (asks, control) = mpsc::channel(16);
-    runtime.spawn(control::serve(listener, asks));
+    let board = Arc::new(Board::default());
+    runtime.spawn(control::serve(listener, Desk::new(asks, board.clone(), throttle.clone())));
     serve_metrics(&runtime, config, metrics.clone());
     let (events, link_events) = mpsc::channel(256);
     let wake = Arc::new(Notify::new());
@@ -231,6 +232,7 @@ pub fn run(config: &Config, metrics: Arc<Metrics>) -> Result<()> {
         link: link_events,
         wake,
         control,
+        board,
         machine,
         stop: stop.clone(),
         pulse: pulse.clone(),

@@ -1,13 +1,17 @@
 //! The control socket, with a stand-in for the engine.
 
 use highwater_agent::{
-    control::{ControlError, REQUEST_BYTES_MAX, Request, Response, SOCKET_NAME, bind, call, serve},
+    control::{
+        ControlError, Desk, REQUEST_BYTES_MAX, Request, Response, SOCKET_NAME, Work, bind, call, serve,
+    },
     error::OperatorError,
+    throttle::Throttle,
 };
 use std::{
     io::{BufRead, BufReader, Write},
     os::unix::{fs::PermissionsExt, net::UnixStream},
     path::Path,
+    sync::Arc,
     time::Duration,
 };
 use tokio::sync::mpsc;
@@ -18,15 +22,16 @@ const PATIENCE: Duration = Duration::from_secs(5);
 fn start(run_dir: &Path) -> tokio::task::JoinHandle<()> {
     let listener = bind(run_dir).expect("free");
     let (asks, mut requests) = mpsc::channel(4);
-    tokio::spawn(serve(listener, asks));
+    let desk = Desk::new(asks, Arc::default(), Arc::new(Throttle::new(None)));
+    tokio::spawn(serve(listener, desk));
     tokio::spawn(async move {
         while let Some((request, answer)) = requests.recv().await {
             let response = match request {
-                Request::Unprotect { .. } => {
+                Work::Unprotect { .. } => {
                     Response::Error(OperatorError { code: 1450, cause: "no".into(), action: "Do.".into() })
                 }
                 // The engine forgets to answer.
-                Request::ResyncNow { .. } => continue,
+                Work::Resync { .. } => continue,
                 other => Response::Done { message: format!("{other:?}"), point: None },
             };
             let _ = answer.send(response);
@@ -59,7 +64,8 @@ async fn asks_and_answers() {
     let mode = std::fs::metadata(run_dir.join(SOCKET_NAME)).expect("there").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let request = Request::Protect { path: "/dev/x".into(), name: Some("data".into()) };
-    let expected = Response::Done { message: format!("{request:?}"), point: None };
+    let work = Work::Protect { path: "/dev/x".into(), name: Some("data".into()) };
+    let expected = Response::Done { message: format!("{work:?}"), point: None };
     assert_eq!(ask(&run_dir, request).expect("answers"), expected);
     let refused = ask(&run_dir, Request::Unprotect { disk: "x".into() }).expect("answers");
     assert!(matches!(refused, Response::Error(OperatorError { code: 1450, .. })));

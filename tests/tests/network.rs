@@ -1,6 +1,6 @@
 //! A network that cuts, stalls, slows down and alters what passes: the agent goes on by itself, and points stay exact.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use highwater_tests::{
     Arena, Backing, FileSystem, Load, LoopDisk, Mounted, Proxy, Random, Site, SiteOptions, daemon::free_port,
     proxy::Way,
@@ -113,5 +113,43 @@ fn the_connection_fails_in_every_way() -> Result<()> {
     println!("{} connections", proxy.connections());
     ensure!(!site.agent_log().contains("HW-1460"), "{}", site.agent_log());
     ensure!(site.metric("highwater_agent_resynchronizations_total")? == 0.0);
+    site.stop_agent()
+}
+
+/// A round that would take minutes under its limit: operators are answered meanwhile, and a higher limit holds for it at once.
+#[test]
+fn a_limit_is_changed_within_a_round() -> Result<()> {
+    let arena = Arena::enter("bandwidth")?;
+    let disk = LoopDisk::new(Backing::Tmpfs, 64 * MIB)?;
+    let options = SiteOptions { point_interval: "1h".into(), ..SiteOptions::default() };
+    let mut site = Site::new(&arena, &options)?;
+    site.start_agent()?;
+    site.protect(disk.path(), "data")?;
+    site.wait_replicated()?;
+    site.point()?;
+    site.agent_command(&["bandwidth", "64KiB"])?;
+    let mut content = vec![0; 12 * MIB as usize];
+    Random::new(9).fill(&mut content);
+    let mut device = File::options().write(true).open(disk.path())?;
+    device.write_all(&content)?;
+    device.sync_all()?;
+    drop(device);
+    thread::scope(|scope| {
+        let point = scope.spawn(|| site.agent_command(&["point"]));
+        thread::sleep(Duration::from_secs(2));
+        let (asked, said, early) = (Instant::now(), site.agent_command(&["status"]), point.is_finished());
+        let answered = asked.elapsed();
+        let (raised, done) = (Instant::now(), site.agent_command(&["bandwidth", "unlimited"]));
+        point.join().map_err(|_| anyhow!("the thread panicked"))??;
+        let (took, said) = (raised.elapsed(), said?);
+        done?;
+        println!("answered after {answered:?}; the point was there {took:?} after the limit went");
+        ensure!(answered < Duration::from_secs(8) && !early, "answered after {answered:?}, early: {early}");
+        ensure!(said.contains("the agent is busy sending") && said.contains("connected"), "{said}");
+        ensure!(said.contains("bandwidth  64KiB/s"), "{said}");
+        ensure!(took < Duration::from_secs(30), "the point took {took:?} more");
+        Ok(())
+    })?;
+    site.assert_all_exact()?;
     site.stop_agent()
 }

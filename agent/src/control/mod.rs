@@ -5,13 +5,15 @@
 //! most 64 KiB; connections are few and time out, so that a stuck client costs nothing.
 
 mod client;
+mod desk;
 mod render;
 mod server;
 pub mod status;
 
 pub use client::call;
+pub use desk::{Ask, Board, Desk, Work};
 pub use render::render;
-pub use server::{Ask, bind, serve};
+pub use server::{bind, serve};
 pub use status::StatusReport;
 
 use crate::{
@@ -92,6 +94,11 @@ pub enum Response {
     },
     /// It was not done.
     Error(OperatorError),
+}
+
+fn refused(cause: &str) -> Response {
+    let action = "Use `highwater-agent` of the agent's own version, and look into its log.".into();
+    Response::Error(OperatorError { code: 1444, cause: cause.into(), action })
 }
 
 /// Why the agent cannot be controlled.

@@ -7,6 +7,8 @@ use std::fmt::Write;
 /// A copy that has got nowhere yet is no cause for concern for so long.
 const BEGUN_MS: u64 = 10_000;
 
+/// A report as old as this is told to be old.
+const STALE_S: u64 = 3;
 const HEAD: [&str; 7] = ["NAME", "DEVICE", "SIZE", "STATE", "DIRTY", "PENDING", "CHURN/S"];
 
 /// The status as text; `now_ms` is the present time.
@@ -68,6 +70,10 @@ fn fill(out: &mut String, status: &StatusReport, now_ms: u64) -> std::fmt::Resul
     table(out, &status.disks)?;
     for disk in &status.disks {
         details(out, disk, now_ms)?;
+    }
+    let seconds_ago = now_ms.saturating_sub(status.as_of_ms) / 1000;
+    if status.as_of_ms > 0 && seconds_ago >= STALE_S {
+        writeln!(out, "! So it was {} ago: the agent is busy sending.", span(seconds_ago))?;
     }
     for note in &status.notes {
         writeln!(out, "! {note}")?;
@@ -162,4 +168,4 @@ fn span(seconds: u64) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -1,7 +1,6 @@
 //! The answering side.
 
-use super::{ControlError, REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX, Request, Response, SOCKET_NAME};
-use crate::error::OperatorError;
+use super::{ControlError, Desk, REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX, Response, SOCKET_NAME, refused};
 use std::{
     fs, io,
     os::unix::fs::{DirBuilderExt, PermissionsExt},
@@ -12,19 +11,14 @@ use std::{
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{UnixListener, UnixStream},
-    sync::{Semaphore, mpsc, oneshot},
+    sync::Semaphore,
     time::timeout,
 };
-
-/// A request on its way to the engine, and where its response goes.
-pub type Ask = (Request, oneshot::Sender<Response>);
 
 /// Conversations at once.
 const CONNECTIONS_MAX: usize = 16;
 /// A client that says nothing for so long is hung up on.
 const IDLE: Duration = Duration::from_secs(30);
-/// How long the engine may take to answer.
-const ANSWER: Duration = Duration::from_secs(300);
 
 /// Takes the socket in the run directory (made if it is not there, 0700). A socket left by a killed agent is replaced.
 ///
@@ -54,15 +48,16 @@ fn listen(run_dir: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Serves until the engine's end of `asks` is closed. Cancelling it ends all conversations.
-pub async fn serve(listener: UnixListener, asks: mpsc::Sender<Ask>) {
+/// Serves until the engine is gone. Cancelling it ends all conversations.
+pub async fn serve(listener: UnixListener, desk: Desk) {
+    let desk = Arc::new(desk);
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut conversations = tokio::task::JoinSet::new();
     loop {
         while conversations.try_join_next().is_some() {}
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let stream = tokio::select! {
-            () = asks.closed() => return,
+            () = desk.closed() => return,
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => stream,
                 // Out of descriptors, or the client left: try again, but not in a spin.
@@ -72,16 +67,16 @@ pub async fn serve(listener: UnixListener, asks: mpsc::Sender<Ask>) {
                 }
             },
         };
-        let asks = asks.clone();
+        let desk = Arc::clone(&desk);
         conversations.spawn(async move {
             // Its errors are the client's: it hung up, or said nothing.
-            let _ = converse(stream, &asks).await;
+            let _ = converse(stream, &desk).await;
             drop(place);
         });
     }
 }
 
-async fn converse(mut stream: UnixStream, asks: &mpsc::Sender<Ask>) -> io::Result<()> {
+async fn converse(mut stream: UnixStream, desk: &Desk) -> io::Result<()> {
     let user = stream.peer_cred()?.uid();
     if user != 0 && user != nix::unistd::geteuid().as_raw() {
         return Err(io::ErrorKind::PermissionDenied.into());
@@ -96,7 +91,7 @@ async fn converse(mut stream: UnixStream, asks: &mpsc::Sender<Ask>) -> io::Resul
         }
         let complete = line.last() == Some(&b'\n');
         let response =
-            if complete { answer(&line, asks).await } else { refused("the request is too long or cut off") };
+            if complete { answer(&line, desk).await } else { refused("the request is too long or cut off") };
         let mut text = serde_json::to_vec(&response)?;
         if text.len() >= RESPONSE_BYTES_MAX {
             text = serde_json::to_vec(&refused("the response is too long"))?;
@@ -109,23 +104,9 @@ async fn converse(mut stream: UnixStream, asks: &mpsc::Sender<Ask>) -> io::Resul
     }
 }
 
-async fn answer(line: &[u8], asks: &mpsc::Sender<Ask>) -> Response {
-    let request = match serde_json::from_slice(line) {
-        Ok(request) => request,
-        Err(error) => return refused(&format!("the request is not understood: {error}")),
-    };
-    let (sender, receiver) = oneshot::channel();
-    if asks.send((request, sender)).await.is_err() {
-        return refused("the agent is stopping");
+async fn answer(line: &[u8], desk: &Desk) -> Response {
+    match serde_json::from_slice(line) {
+        Ok(request) => desk.answer(request).await,
+        Err(error) => refused(&format!("the request is not understood: {error}")),
     }
-    match timeout(ANSWER, receiver).await {
-        Ok(Ok(response)) => response,
-        Ok(Err(_)) => refused("the agent is stopping"),
-        Err(_) => refused("the agent is too busy to answer"),
-    }
-}
-
-fn refused(cause: &str) -> Response {
-    let action = "Use `highwater-agent` of the agent's own version, and look into its log.".into();
-    Response::Error(OperatorError { code: 1444, cause: cause.into(), action })
 }

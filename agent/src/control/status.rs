@@ -14,6 +14,9 @@ pub struct StatusReport {
     pub pid: u32,
     /// Since when it runs, ms since 1970.
     pub started_at_ms: u64,
+    /// When all this was so, ms since 1970: some time ago if the agent is busy sending.
+    #[serde(default)]
+    pub as_of_ms: u64,
     /// The machine; none before enrolment.
     pub machine: Option<MachineId>,
     /// The connection.

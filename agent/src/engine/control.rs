@@ -3,16 +3,16 @@
 use super::{Engine, Link, protect::operator, state::DiskState};
 use crate::{
     config::ByteSize,
-    control::{Request, Response},
+    control::{Response, Work},
 };
 use std::time::Instant;
 use tokio::sync::oneshot;
 
 impl Engine {
-    pub(super) fn on_request(&mut self, request: Request, answer: oneshot::Sender<Response>) {
-        let response = match request {
-            Request::Status => Response::Status(Box::new(self.status())),
-            Request::Protect { path, name } => match self.protect(&path, name) {
+    pub(super) fn on_request(&mut self, work: Work, answer: oneshot::Sender<Response>) {
+        let response = match work {
+            Work::Status => Response::Status(Box::new(self.status())),
+            Work::Protect { path, name } => match self.protect(&path, name) {
                 Ok((at, notes)) => {
                     let disk = &self.disks[at];
                     Response::Protected {
@@ -25,22 +25,15 @@ impl Engine {
                 }
                 Err(error) => Response::Error(error),
             },
-            Request::Unprotect { disk } => match self.unprotect(&disk) {
+            Work::Unprotect { disk } => match self.unprotect(&disk) {
                 Ok(message) => {
                     self.announce();
                     Response::Done { message, point: None }
                 }
                 Err(error) => Response::Error(error),
             },
-            Request::Point {} => return self.want_point(answer),
-            Request::SetBandwidth { bandwidth } => {
-                self.throttle.set_rate(bandwidth.0);
-                Response::Done {
-                    message: format!("The bandwidth limit is now {bandwidth}, until the agent restarts."),
-                    point: None,
-                }
-            }
-            Request::ResyncNow { disk } => match self.find_disk(&disk) {
+            Work::Point => return self.want_point(answer),
+            Work::Resync { disk } => match self.find_disk(&disk) {
                 Ok(at) if !self.disks[at].protected.replicated => {
                     refused(1473, "its first copy is not complete yet")
                 }

@@ -30,7 +30,7 @@ mod status;
 pub mod trouble;
 
 use crate::{
-    control::{Request, Response},
+    control::{Ask, Board, Response},
     error::OperatorError,
     freeze::FreezeOptions,
     guardian::GuardianHandle,
@@ -88,9 +88,6 @@ pub struct EngineOptions {
     pub stored_max: Duration,
 }
 
-/// Requests with the place for their answer.
-pub type ControlQueue = mpsc::Receiver<(Request, oneshot::Sender<Response>)>;
-
 /// What the engine is given.
 pub struct Parts {
     /// The tracker, opened.
@@ -109,8 +106,10 @@ pub struct Parts {
     pub link: mpsc::Receiver<LinkEvent>,
     /// Ends a back-off early.
     pub wake: Arc<Notify>,
-    /// Requests of operators.
-    pub control: ControlQueue,
+    /// What operators ask for.
+    pub control: mpsc::Receiver<Ask>,
+    /// For the last report, told while the engine is busy.
+    pub board: Arc<Board>,
     /// Who this machine is, once enrolled.
     pub machine: Option<MachineId>,
     /// Set when the process is to end.
@@ -154,7 +153,8 @@ pub struct Engine {
     metrics: Arc<Metrics>,
     events: mpsc::Receiver<LinkEvent>,
     wake: Arc<Notify>,
-    control: ControlQueue,
+    control: mpsc::Receiver<Ask>,
+    board: Arc<Board>,
     machine: Option<MachineId>,
     stop: Arc<std::sync::atomic::AtomicBool>,
     pulse: Arc<Pulse>,
@@ -207,6 +207,7 @@ impl Engine {
             events: parts.link,
             wake: parts.wake,
             control: parts.control,
+            board: parts.board,
             machine: parts.machine,
             stop: parts.stop,
             pulse: parts.pulse,
@@ -350,7 +351,7 @@ impl Engine {
         let runtime = self.runtime.clone();
         enum Woken {
             Link(Option<LinkEvent>),
-            Control(Option<(Request, oneshot::Sender<Response>)>),
+            Control(Option<Ask>),
             Time,
         }
         let woken = runtime.block_on(async {

@@ -153,6 +153,7 @@ impl Engine {
 
     fn try_point(&mut self) -> Result<(), PointError> {
         self.pulse.work();
+        self.board.put(self.status());
         let (devices, members): (Vec<_>, Vec<DiskId>) = (self.disks.iter())
             .filter(|d| *d.state.state() == DiskState::Bitmap)
             .filter_map(|d| d.device.clone().map(|device| (device, d.id())))

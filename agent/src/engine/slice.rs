@@ -42,6 +42,7 @@ impl Engine {
     /// A disk is known by its id alone here: while the collector's hashes are awaited, operators are served, and any disk can
     /// come or go.
     fn send_slice(&mut self, id: DiskId) -> Result<(), SendError> {
+        self.board.put(self.status());
         self.pulse.work();
         let delta = DeltaId::new();
         let slice_bytes = self.options.partial_commit_bytes;

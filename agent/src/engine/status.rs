@@ -21,6 +21,7 @@ impl Engine {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             started_at_ms: ms(self.metrics.started_at),
+            as_of_ms: ms(now),
             machine: self.machine,
             collector: self.collector_status(now),
             last_point: self.last_point.as_ref().map(|p| PointStatus {
@@ -142,15 +143,17 @@ impl Engine {
         if !self.metrics.publish_due() {
             return;
         }
-        let rows: Vec<_> = (self.disks.iter())
-            .map(|d| {
+        let report = self.status();
+        let rows: Vec<_> = (self.disks.iter().zip(&report.disks))
+            .map(|(d, status)| {
                 let figures = self.tracker.figures(d.id()).unwrap_or_default();
-                (self.disk_status(d, SystemTime::now()), d.state.spent(), figures)
+                (status.clone(), d.state.spent(), figures)
             })
             .collect();
         let connected = matches!(self.link, Link::Up(_));
         let age = self.last_point.as_ref().and_then(|p| SystemTime::now().duration_since(p.at()).ok());
         self.metrics.publish(&rows, connected, age, self.pool.allocated_bytes());
+        self.board.put(report);
     }
 }
 

@@ -5,7 +5,7 @@ use crate::{
 };
 use highwater_delta::{CommitId, Consistency, DiskId};
 
-fn report() -> StatusReport {
+pub(in crate::control) fn report() -> StatusReport {
     let disk = DiskStatus {
         id: DiskId::from_bytes([7; 16]),
         name: "data".into(),
@@ -37,6 +37,7 @@ fn report() -> StatusReport {
         agent_version: "0.1.0".into(),
         pid: 9,
         started_at_ms: 0,
+        as_of_ms: 60_000,
         machine: None,
         collector: CollectorStatus {
             endpoint: Some("dr.example:9443".into()),
