@@ -121,6 +121,7 @@ fn the_connection_fails_in_every_way() -> Result<()> {
 fn a_limit_is_changed_within_a_round() -> Result<()> {
     let arena = Arena::enter("bandwidth")?;
     let disk = LoopDisk::new(Backing::Tmpfs, 64 * MIB)?;
+    let other = LoopDisk::new(Backing::Tmpfs, 8 * MIB)?;
     let options = SiteOptions { point_interval: "1h".into(), ..SiteOptions::default() };
     let mut site = Site::new(&arena, &options)?;
     site.start_agent()?;
@@ -137,12 +138,17 @@ fn a_limit_is_changed_within_a_round() -> Result<()> {
     thread::scope(|scope| {
         let point = scope.spawn(|| site.agent_command(&["point"]));
         thread::sleep(Duration::from_secs(2));
+        // Disks come and go between deltas.
+        let path = other.path().to_string_lossy();
+        let site = &site;
+        let protected = scope.spawn(move || site.agent_command(&["protect", &path, "--name", "other"]));
         let (asked, said, early) = (Instant::now(), site.agent_command(&["status"]), point.is_finished());
         let answered = asked.elapsed();
         let (raised, done) = (Instant::now(), site.agent_command(&["bandwidth", "unlimited"]));
         point.join().map_err(|_| anyhow!("the thread panicked"))??;
         let (took, said) = (raised.elapsed(), said?);
         done?;
+        protected.join().map_err(|_| anyhow!("the thread panicked"))??;
         println!("answered after {answered:?}; the point was there {took:?} after the limit went");
         ensure!(answered < Duration::from_secs(8) && !early, "answered after {answered:?}, early: {early}");
         ensure!(said.contains("the agent is busy sending") && said.contains("connected"), "{said}");
@@ -150,6 +156,10 @@ fn a_limit_is_changed_within_a_round() -> Result<()> {
         ensure!(took < Duration::from_secs(30), "the point took {took:?} more");
         Ok(())
     })?;
+    site.wait_state("other", "bitmap", Duration::from_secs(30))?;
+    site.agent_command(&["unprotect", "other"])?;
+    let told = site.agent_log();
+    ensure!(!told.contains("disconnected from the collector"), "the session broke off:\n{told}");
     site.assert_all_exact()?;
     site.stop_agent()
 }

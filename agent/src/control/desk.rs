@@ -110,7 +110,7 @@ impl Desk {
             let asks = self.asks.clone();
             // Goes on when nobody waits any more, so that the turn ends with the engine's answer.
             let task = tokio::spawn(async move {
-                let answer = ask(&asks, Work::Status).await;
+                let answer = pass_on(&asks, Work::Status).await;
                 drop(turn);
                 answer
             });
@@ -129,17 +129,20 @@ impl Desk {
     }
 }
 
+/// What is not answered in time is not done: the engine passes over what nobody waits for.
 async fn ask(asks: &mpsc::Sender<Ask>, work: Work) -> Response {
-    let (sender, receiver) = oneshot::channel();
-    let asked = async {
-        asks.send((work, sender)).await.ok()?;
-        receiver.await.ok()
-    };
-    match timeout(ANSWER, asked).await {
-        Ok(Some(response)) => response,
-        Ok(None) => refused("the agent is stopping"),
-        Err(_) => refused("the agent is too busy to answer"),
+    match timeout(ANSWER, pass_on(asks, work)).await {
+        Ok(response) => response,
+        Err(_) => refused("the agent is too busy to answer; it was not done"),
     }
+}
+
+async fn pass_on(asks: &mpsc::Sender<Ask>, work: Work) -> Response {
+    let (sender, receiver) = oneshot::channel();
+    if asks.send((work, sender)).await.is_err() {
+        return refused("the agent is stopping");
+    }
+    receiver.await.unwrap_or_else(|_| refused("the agent is stopping"))
 }
 
 #[cfg(test)]

@@ -15,8 +15,8 @@ use tokio::{
     time::timeout,
 };
 
-/// Conversations at once.
-const CONNECTIONS_MAX: usize = 16;
+/// Conversations at once: many operators may wait for a recovery point, and others still ask how things stand.
+const CONNECTIONS_MAX: usize = 64;
 /// A client that says nothing for so long is hung up on.
 const IDLE: Duration = Duration::from_secs(30);
 
@@ -55,7 +55,11 @@ pub async fn serve(listener: UnixListener, desk: Desk) {
     let mut conversations = tokio::task::JoinSet::new();
     loop {
         while conversations.try_join_next().is_some() {}
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let place = tokio::select! {
+            () = desk.closed() => return,
+            place = Arc::clone(&places).acquire_owned() => place,
+        };
+        let Ok(place) = place else { return };
         let stream = tokio::select! {
             () = desk.closed() => return,
             accepted = listener.accept() => match accepted {

@@ -10,6 +10,14 @@ use tokio::sync::oneshot;
 
 impl Engine {
     pub(super) fn on_request(&mut self, work: Work, answer: oneshot::Sender<Response>) {
+        if answer.is_closed() {
+            // Whoever asked was told that it was not done, or has gone.
+            return;
+        }
+        if self.delta_open && work != Work::Status {
+            self.put_off.push_back((work, answer));
+            return;
+        }
         let response = match work {
             Work::Status => Response::Status(Box::new(self.status())),
             Work::Protect { path, name } => match self.protect(&path, name) {

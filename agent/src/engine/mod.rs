@@ -154,6 +154,10 @@ pub struct Engine {
     events: mpsc::Receiver<LinkEvent>,
     wake: Arc<Notify>,
     control: mpsc::Receiver<Ask>,
+    /// Asked for while a delta is open. Disks come and go between deltas only: the collector is told of them, and so are the
+    /// ledgers that the delta was taken from.
+    put_off: VecDeque<Ask>,
+    delta_open: bool,
     board: Arc<Board>,
     machine: Option<MachineId>,
     stop: Arc<std::sync::atomic::AtomicBool>,
@@ -207,6 +211,8 @@ impl Engine {
             events: parts.link,
             wake: parts.wake,
             control: parts.control,
+            put_off: VecDeque::new(),
+            delta_open: false,
             board: parts.board,
             machine: parts.machine,
             stop: parts.stop,
@@ -270,12 +276,18 @@ impl Engine {
         if self.awaited.len() >= AWAITED_MAX {
             return false;
         }
+        // Who has gone was told that it was not done.
+        self.point_wanted.retain(|waiting| !waiting.is_closed());
         let due = Instant::now() >= self.point_due || !self.point_wanted.is_empty();
-        if due && self.points_possible() {
+        self.delta_open = true;
+        let worked = if due && self.points_possible() {
             self.make_point();
-            return true;
-        }
-        self.copy_slice()
+            true
+        } else {
+            self.copy_slice()
+        };
+        self.delta_open = false;
+        worked
     }
 
     /// Ends an epoch; disks whose bits can't be trusted become suspect.
@@ -335,13 +347,21 @@ impl Engine {
         }
     }
 
-    /// Takes in what the session and operators have sent, without waiting.
-    fn take_events(&mut self) {
+    /// Takes in what the session has sent, without waiting.
+    fn take_link_events(&mut self) {
         while let Ok(event) = self.events.try_recv() {
             self.on_link(event);
         }
-        while let Ok((request, answer)) = self.control.try_recv() {
-            self.on_request(request, answer);
+    }
+
+    /// Takes in what the session and operators have sent, without waiting.
+    fn take_events(&mut self) {
+        self.take_link_events();
+        while let Some((work, answer)) = self.put_off.pop_front() {
+            self.on_request(work, answer);
+        }
+        while let Ok((work, answer)) = self.control.try_recv() {
+            self.on_request(work, answer);
         }
     }
 
@@ -357,13 +377,13 @@ impl Engine {
         let woken = runtime.block_on(async {
             tokio::select! {
                 event = self.events.recv(), if !self.events.is_closed() => Woken::Link(event),
-                request = self.control.recv(), if !self.control.is_closed() => Woken::Control(request),
+                ask = self.control.recv(), if !self.control.is_closed() => Woken::Control(ask),
                 () = tokio::time::sleep(most) => Woken::Time,
             }
         });
         match woken {
             Woken::Link(Some(event)) => self.on_link(event),
-            Woken::Control(Some((request, answer))) => self.on_request(request, answer),
+            Woken::Control(Some((work, answer))) => self.on_request(work, answer),
             _ => {}
         }
     }

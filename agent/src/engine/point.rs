@@ -235,7 +235,7 @@ impl Engine {
                 for id in members {
                     self.send_live(open, *id)?;
                 }
-                self.take_events();
+                self.take_link_events();
                 continue;
             }
             // Rounds take their time: what was mounted meanwhile must be frozen too, and what was swap may be a filesystem now.

@@ -39,8 +39,8 @@ impl Engine {
         true
     }
 
-    /// A disk is known by its id alone here: while the collector's hashes are awaited, operators are served, and any disk can
-    /// come or go.
+    /// A disk is known by its id alone here: while the collector's hashes are awaited, the session is heard, and any disk can
+    /// change.
     fn send_slice(&mut self, id: DiskId) -> Result<(), SendError> {
         self.board.put(self.status());
         self.pulse.work();

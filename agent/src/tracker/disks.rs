@@ -1,7 +1,7 @@
 //! Which disks are tracked: beginning and ending, and what the programs are told of it.
 
 use super::{
-    Tracker, TrackerError,
+    Fault, Tracker, TrackerError,
     account::Account,
     quiet,
     record::{DeviceRecord, DiskRecord},
@@ -60,6 +60,10 @@ impl Tracker {
             .map_err(|_| TrackerError::TooLarge(sectors))?;
         if !goes_on {
             entry.account = Account::default();
+            // What went unseen of the disks that are here already will not show any more.
+            let others = self.slots.values().filter(|s| s.record.dev == dev).map(|s| s.record.disk);
+            let tampered: Vec<_> = others.map(|disk| (disk, Fault::Tampered)).collect();
+            self.faults.extend(tampered);
         }
         let parity = self.epochs.parity(slot);
         let attached = self.object.attach(entry.hook);

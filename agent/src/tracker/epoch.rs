@@ -4,8 +4,16 @@
 //! The order: a look at each device (`Look`), the turn of all bitmaps, one barrier, what was marked, then the counts. The
 //! one barrier serves both the bitmaps (no program writes the old one after it) and the counts (see `quiet`).
 
-use super::{Fault, Tracker, TrackerError, account::Sample, object::hooks_of, proof::Verdict, quiet, used};
-use highwater_abi::{class, hook};
+use super::{
+    Fault, Tracker, TrackerError,
+    account::Sample,
+    object::{Noted, hooks_of},
+    proof::Verdict,
+    quiet,
+    record::Hauled,
+    used,
+};
+use highwater_abi::{Issued, class, hook};
 use highwater_delta::DiskId;
 use std::time::Instant;
 
@@ -166,27 +174,31 @@ impl Tracker {
         let Some(kernel) = quiet::kernel_count(dev, rested) else {
             return Ok(Checked { fault: None, settled: !net, exact: false });
         };
+        let notes = if net && kernel.idle { self.haul(dev, bio, taken_ns, each)? } else { vec![] };
+        // After the net: a request that was used again meanwhile was counted by its issue, and shows here.
         let mut after = self.sample(dev)?;
-        if net && kernel.idle {
-            let Some(entry) = self.devices.get(&dev) else { return Ok(Checked::default()) };
-            let unexplained = entry.account.unexplained(entry.hook, &before, &kernel, &after);
-            // What was counted in between hides how much of the net's was: the notes stay until a quiet moment tells.
-            let counted = super::account::quiet(&before, &kernel, &after);
-            let found = self.haul(dev, bio, taken_ns, counted, each)?;
-            // The net holds also what ended without being counted; marking that was harmless, counting it would not be.
+        let quiet = super::account::quiet(&before, &kernel, &after);
+        // What was counted in between hides how much of the net's was: the notes stay until a quiet moment tells. What is
+        // compared of a bio-based device is counted at submission, which the net has seen by definition.
+        if quiet && !bio {
             let Some(entry) = self.devices.get_mut(&dev) else { return Ok(Checked::default()) };
-            for class in 0..class::COUNT {
-                // What is compared of a bio-based device is counted at submission, which the net has seen by definition.
-                let sectors = if bio { 0 } else { unexplained.map_or(0, |u| u[class].min(found[class])) };
+            let mut left =
+                entry.account.unexplained(entry.hook, &before, &kernel, &after).unwrap_or_default();
+            for (noted, note) in notes {
+                let class = (note.class as usize).min(class::COUNT - 1);
+                // The net holds also what ended without being counted; marking that was harmless, counting it would not be.
+                let sectors = left[class].min(note.bytes >> 9);
+                left[class] -= sectors;
                 entry.reaped[class] += sectors;
                 before.late[class] += sectors;
                 after.late[class] += sectors;
+                self.hauled.push(Hauled { noted, dev, class, sectors });
             }
         }
         let Some(entry) = self.devices.get_mut(&dev) else { return Ok(Checked::default()) };
         let proves = entry.account.proves();
         let fault = entry.account.check(entry.hook, &before, &kernel, &after, net && !bio);
-        let exact = proves && entry.account.proves() && super::account::quiet(&before, &kernel, &after);
+        let exact = proves && entry.account.proves() && quiet;
         Ok(Checked { fault, settled: !net || kernel.idle, exact })
     }
 
@@ -210,27 +222,23 @@ impl Tracker {
         Ok(Some(target.hook))
     }
 
-    /// Marks what the net holds of a device that is at rest: changes whose completion no program was shown. Answers their
-    /// sectors by class. `counted`: the notes are done with as soon as that is recorded.
+    /// Marks what the net holds of a device that is at rest: changes whose completion no program was shown. Answers the notes
+    /// that are not counted yet.
     fn haul(
         &mut self,
         dev: u32,
         bio: bool,
         until_ns: u64,
-        counted: bool,
         each: &mut impl FnMut(DiskId, usize, u64),
-    ) -> Result<[u64; class::COUNT], TrackerError> {
-        let mut sectors = [0; class::COUNT];
-        for (noted, note) in self.object.unseen(dev, bio, until_ns)? {
-            let count = note.bytes >> 9;
-            sectors[(note.class as usize).min(class::COUNT - 1)] += count;
+    ) -> Result<Vec<(Noted, Issued)>, TrackerError> {
+        let mut notes = self.object.unseen(dev, bio, until_ns)?;
+        for (_, note) in &notes {
             for slot in self.slots.values().filter(|s| s.record.dev == dev) {
-                slot.mark_sectors(note.sector, count, |index, bits| each(slot.record.disk, index, bits));
-            }
-            if counted && !bio {
-                self.hauled.push(noted);
+                let mut tell = |index, bits| each(slot.record.disk, index, bits);
+                slot.mark_sectors(note.sector, note.bytes >> 9, &mut tell);
             }
         }
-        Ok(sectors)
+        notes.retain(|(noted, _)| self.hauled.iter().all(|hauled| hauled.noted != *noted));
+        Ok(notes)
     }
 }

@@ -40,12 +40,12 @@ pub use epoch::EpochEnd;
 pub use error::TrackerError;
 
 use barrier::Barrier;
-use highwater_abi::{ABI_VERSION, RANGES_MAX, Target};
+use highwater_abi::{ABI_VERSION, RANGES_MAX, Target, class};
 use highwater_delta::DiskId;
-use object::{Noted, Object};
+use object::Object;
 use probe::Kernel;
 use proof::Prover;
-use record::{DeviceRecord, DiskRecord, Record, boot_id};
+use record::{DeviceRecord, DiskRecord, Hauled, Record, boot_id};
 use slot::{Epochs, Slot};
 use std::{
     collections::BTreeMap,
@@ -90,9 +90,9 @@ pub struct Tracker {
     faults: Vec<(DiskId, Fault)>,
     /// The bitmaps of the epoch before still hold bits, and programs may still write them.
     spares_full: bool,
-    /// Notes of the net that are marked and counted, to be taken away once that is recorded: a life that ends in between would
-    /// take the change for unseen. (One that ends after it finds them again, and nothing left to explain by them.)
-    hauled: Vec<Noted>,
+    /// Notes of the net that are marked and counted. They are taken away once that is recorded: a life that ended in between
+    /// would leave a change that nobody counted. Until then they count for nothing else.
+    hauled: Vec<Hauled>,
 }
 
 impl Tracker {
@@ -157,7 +157,7 @@ impl Tracker {
             slots: BTreeMap::new(),
             faults: record.faults,
             spares_full: true,
-            hauled: vec![],
+            hauled: record.hauled,
         };
         for disk in record.disks {
             let slot = tracker.reopen(disk)?;
@@ -166,6 +166,9 @@ impl Tracker {
         // The life before may have ended between sending the programs to the other bitmap and emptying the one before.
         tracker.barrier.wait()?;
         tracker.empty_spares(&mut |_, _, _| ());
+        // Where another note is in the place of one that the life before had counted, it can't be told who counted it: its count
+        // is given up, which may end in a false alarm. The other way an alarm could be lost.
+        tracker.save()?;
         Ok(tracker)
     }
 
@@ -202,7 +205,30 @@ impl Tracker {
         self.slots.get(&disk).ok_or(TrackerError::Unknown(disk))
     }
 
+    /// Records how things stand, and takes away what was hauled.
     fn save(&mut self) -> Result<(), TrackerError> {
+        self.write()?;
+        if self.hauled.is_empty() {
+            return Ok(());
+        }
+        self.forget_hauled()?;
+        self.write()
+    }
+
+    /// What was used again in the meantime has been counted by the issue program too: once is enough.
+    fn forget_hauled(&mut self) -> Result<(), TrackerError> {
+        while let Some(hauled) = self.hauled.last() {
+            let forgotten = self.object.forget(&hauled.noted)?;
+            if let Some(device) = self.devices.get_mut(&hauled.dev).filter(|_| !forgotten) {
+                let reaped = &mut device.reaped[hauled.class.min(class::COUNT - 1)];
+                *reaped = reaped.saturating_sub(hauled.sectors);
+            }
+            self.hauled.pop();
+        }
+        Ok(())
+    }
+
+    fn write(&self) -> Result<(), TrackerError> {
         let record = Record {
             abi: ABI_VERSION,
             boot_id: boot_id(),
@@ -210,13 +236,9 @@ impl Tracker {
             devices: self.devices.values().cloned().collect(),
             disks: self.slots.values().map(|s| s.record.clone()).collect(),
             faults: self.faults.clone(),
+            hauled: self.hauled.clone(),
         };
-        record.save(&record_path(&self.options))?;
-        for noted in std::mem::take(&mut self.hauled) {
-            // What stays is found again.
-            self.object.forget(&noted)?;
-        }
-        Ok(())
+        record.save(&record_path(&self.options))
     }
 }
 

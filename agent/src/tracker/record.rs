@@ -8,6 +8,7 @@
 use super::{
     TrackerError,
     account::{Account, Fault},
+    object::Noted,
     proof::Prover,
 };
 use highwater_abi::class;
@@ -53,6 +54,19 @@ pub struct DeviceRecord {
     pub began: [[u64; class::COUNT]; 2],
 }
 
+/// A note of the net that is marked and counted, and is to be taken away.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hauled {
+    /// Which.
+    pub noted: Noted,
+    /// The device, one of `highwater_abi::class`, and the sectors that were counted for it.
+    pub dev: u32,
+    /// See `dev`.
+    pub class: usize,
+    /// See `dev`.
+    pub sectors: u64,
+}
+
 /// All of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
@@ -69,6 +83,9 @@ pub struct Record {
     /// Faults that were found and that nobody has noted yet. They lie here because the counts are compared from a new base
     /// once a fault was found: it is not found twice.
     pub faults: Vec<(DiskId, Fault)>,
+    /// Counted, and perhaps still in the net: only in a record whose writer died before the next one.
+    #[serde(default)]
+    pub hauled: Vec<Hauled>,
 }
 
 impl Record {

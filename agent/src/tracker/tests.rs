@@ -194,7 +194,7 @@ fn write_hidden(tracker: &mut Tracker, disk: &Loop) {
         dev,
         ..Default::default()
     };
-    tracker.object.forge(0xffff_8880_0000_0000, note);
+    tracker.object.forge(FORGED, note);
 }
 
 /// The agent dies after the net's notes were marked and counted, but before that was written down.
@@ -219,6 +219,58 @@ fn a_life_that_ends_before_its_record_leaves_the_net_as_it_was() {
     assert_eq!(blocks(&mut tracker, id), (vec![], vec![]));
     let figures = tracker.figures(id).unwrap();
     assert_eq!((figures.late, figures.kernel), (16, Some(figures.counters.sectors)));
+    tracker.detach().unwrap();
+}
+
+/// The address of a forged note.
+const FORGED: u64 = 0xffff_8880_0000_0000;
+
+/// The request of a note is used again after it was counted, before it is taken away: the issue program counts it then.
+#[test]
+fn a_note_that_is_used_again_counts_once() {
+    let Some(disk) = Loop::new(16 << 20) else { return };
+    let pins = Pins::new("net-reused");
+    let id = DiskId::new();
+    let mut tracker = match Tracker::open(pins.options()) {
+        Err(TrackerError::NoObject) => return,
+        other => other.unwrap().0,
+    };
+    tracker.protect(id, &disk.device).unwrap();
+    write_hidden(&mut tracker, &disk);
+    let dev = disk.device.whole_kernel_dev();
+    let look = tracker.look(dev).unwrap();
+    tracker.barrier.wait().unwrap();
+    assert!(tracker.compare(look, &mut |_, _, _| ()).unwrap().fault.is_none());
+    assert_eq!(tracker.devices[&dev].reaped[class::WRITE], 16);
+    // While it is counted and not recorded yet, it explains nothing else.
+    let look = tracker.look(dev).unwrap();
+    tracker.barrier.wait().unwrap();
+    assert!(tracker.compare(look, &mut |_, _, _| ()).unwrap().fault.is_none());
+    assert_eq!((tracker.devices[&dev].reaped[class::WRITE], tracker.hauled.len()), (16, 1));
+    let again = highwater_abi::Issued { started_ns: 2, seen: 1, dev, ..Default::default() };
+    tracker.object.forge(FORGED, again);
+    tracker.save().unwrap();
+    assert_eq!((tracker.devices[&dev].reaped[class::WRITE], tracker.hauled.len()), (0, 0));
+    tracker.detach().unwrap();
+}
+
+/// Tracking of a device is broken, and put right because another of its disks is protected: the first is in doubt all the same.
+#[test]
+fn protecting_another_partition_heals_no_doubt() {
+    let Some(disk) = Loop::new(16 << 20) else { return };
+    let pins = Pins::new("healed");
+    let mut tracker = match Tracker::open(pins.options()) {
+        Err(TrackerError::NoObject) => return,
+        other => other.unwrap().0,
+    };
+    let half = |start_sector| BlockDevice { start_sector, size_bytes: 8 << 20, ..disk.device.clone() };
+    let (first, second) = (DiskId::new(), DiskId::new());
+    tracker.protect(first, &half(0)).unwrap();
+    tracker.object.remove_target(disk.device.whole_kernel_dev()).unwrap();
+    disk.write(5, 2);
+    tracker.protect(second, &half(16 << 10)).unwrap();
+    let end = tracker.end_epoch(|_, _, _| ()).unwrap();
+    assert_eq!(end.faults, vec![(first, Fault::Tampered)]);
     tracker.detach().unwrap();
 }
 

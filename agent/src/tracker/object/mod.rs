@@ -15,6 +15,7 @@ use aya::{
 };
 use highwater_abi::{COPIES_MAX, Counters, Issued, Offsets, Target};
 use hooks::Hooks;
+use serde::{Deserialize, Serialize};
 use std::{
     fs, io,
     os::fd::{AsFd, OwnedFd},
@@ -41,7 +42,7 @@ pod!(PodOffsets(Offsets));
 pod!(PodIssued(Issued));
 
 /// Which note: that of a request, while it is used for the same I/O.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Noted {
     address: u64,
     started_ns: u64,
@@ -223,7 +224,7 @@ impl Object {
             }
             if note.seen == 0 {
                 unseen.push((Noted { address, started_ns: note.started_ns }, note));
-            } else if bio {
+            } else if bio && self.still(&self.inflight, address, &note) {
                 // What was seen of requests stays with them, to be written over; the address of a bio may not come back.
                 absent_is_removed(self.inflight.remove(&address)).map_err(|e| looking(name, &e))?;
             }
@@ -231,15 +232,23 @@ impl Object {
         Ok(unseen)
     }
 
-    /// Takes the note of a request away, unless the request has been used again since.
-    pub fn forget(&mut self, noted: &Noted) -> Result<(), TrackerError> {
+    /// Takes the note of a request away, or finds it gone. False if another is in its place: the request has been used again, and
+    /// the issue program has counted what was left of it, or it has ended after all.
+    pub fn forget(&mut self, noted: &Noted) -> Result<bool, TrackerError> {
         match self.issued.get(&noted.address, 0) {
             Ok(PodIssued(note)) if note.started_ns == noted.started_ns && note.seen == 0 => {
-                absent_is_removed(self.issued.remove(&noted.address)).map_err(|e| looking("ISSUED", &e))
+                absent_is_removed(self.issued.remove(&noted.address)).map_err(|e| looking("ISSUED", &e))?;
+                Ok(true)
             }
-            Ok(_) | Err(aya::maps::MapError::KeyNotFound) => Ok(()),
+            Ok(_) => Ok(false),
+            Err(aya::maps::MapError::KeyNotFound) => Ok(true),
             Err(e) => Err(looking("ISSUED", &e)),
         }
+    }
+
+    /// Whether an element is still this one: what was read a moment ago may have made place for another.
+    fn still(&self, map: &HashMap<MapData, u64, PodIssued>, address: u64, note: &Issued) -> bool {
+        map.get(&address, 0).is_ok_and(|PodIssued(now)| now == *note)
     }
 
     /// Puts a note into the net, as if no completion had been shown.
