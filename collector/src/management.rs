@@ -1,7 +1,7 @@
 //! The management port (enrolment, health). HTTP/1.1, one request at a time, every connection bounded in time and every
 //! body in size.
 //!
-//! **Rates.** Each source ([`Source`]) has a rate of its own, so nobody's requests are counted against another's. What comes
+//! **Rates.** Each source (`Source`) has a rate of its own, so nobody's requests are counted against another's. What comes
 //! from all together is counted only for those who hold a token that is valid, before the costly part: a stranger cannot use it
 //! up from any number of addresses. What strangers cost before that (a handshake, one look into the vault) is bounded by the port's
 //! places.
