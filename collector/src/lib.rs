@@ -26,6 +26,7 @@ pub mod session;
 pub mod shared;
 pub mod tokens;
 pub mod units;
+pub mod visits;
 
 pub use config::Config;
 pub use error::CollectorError;

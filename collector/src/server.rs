@@ -2,7 +2,11 @@
 //!
 //! Before a client has shown a certificate it costs a socket, one of `handshakes-max` places and at most
 //! `handshake-timeout`. When all places are taken, the one that has had its place longest is cut off: a client that
-//! means it has shaken hands long before, so those who only hold places cannot keep it out. Shutdown lets pushes and commits that have begun finish, tells every agent to come back, and takes
+//! means it has shaken hands long before, so those who only hold places cannot keep it out. One that has shown a certificate is
+//! one of its machine's few visits ([`crate::visits`]) until it has the machine's seat, and only then one of `sessions-max`: so a
+//! machine cannot keep others out either.
+//!
+//! Shutdown lets pushes and commits that have begun finish, tells every agent to come back, and takes
 //! [`SHUTDOWN_MAX`] at most; what it then interrupts is as safe as after a kill.
 
 use crate::shared::{REVOCATIONS_UNKNOWN_MAX, Shared, now_ms};
@@ -17,7 +21,6 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::io::BufReader;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -92,7 +95,6 @@ impl Collector {
         let (management_at, management) = listen(shared.config.management_listen).await?;
         let (metrics_at, metrics) = listen(shared.config.metrics_listen).await?;
         let handshakes = shared.config.handshakes_max;
-        let sessions = Arc::new(Semaphore::new(shared.config.sessions_max));
         let shutdown = shared.shutdown.clone();
         let told = {
             let shared = shared.clone();
@@ -111,9 +113,7 @@ impl Collector {
         let tasks = vec![
             tokio::spawn(accept(ingest, handshakes, shutdown.clone(), SHUTDOWN_MAX, {
                 let shared = shared.clone();
-                move |stream, peer, place| {
-                    connection(shared.clone(), acceptor.clone(), sessions.clone(), stream, peer, place)
-                }
+                move |stream, peer, place| connection(shared.clone(), acceptor.clone(), stream, peer, place)
             })),
             tokio::spawn(accept(
                 management,
@@ -161,7 +161,6 @@ async fn listen(address: SocketAddr) -> Result<(SocketAddr, TcpListener), Collec
 async fn connection(
     shared: Arc<Shared>,
     acceptor: TlsAcceptor,
-    sessions: Arc<Semaphore>,
     stream: TcpStream,
     peer: SocketAddr,
     place: Arc<Place>,
@@ -211,12 +210,17 @@ async fn connection(
         }
     };
     let machine = credential.machine;
-    drop(place);
-    let Ok(_session) = sessions.try_acquire_owned() else {
-        session::refuse(&shared, stream, &CollectorError::Full("no more sessions")).await;
+    let Some(visit) = shared.visits.begin(machine) else {
+        // Without a word, which would have to be waited for.
+        let error = CollectorError::Full("too many connections of one machine");
+        shared.metrics.refused(error.code());
+        if let Some(left_out) = shared.say_of_machine(machine, Level::WARN) {
+            tracing::warn!(%machine, %peer, code = error.code(), %error, left_out, "a connection was closed");
+        }
         return;
     };
-    let ended = session::run(&shared, &credential, stream).await;
+    drop(place);
+    let ended = session::run(&shared, &credential, visit, stream).await;
     // Machines come and go: the RPO's age tells whether one stays away for too long.
     let broken_off = matches!(&ended, Err(error) if matches!(error.code(), 1101..=1104));
     // Comes back with a newer certificate, or is turned away then.

@@ -7,7 +7,8 @@
 //! **End.** Whatever ends a session (the peer, an error, a newer session, shutdown), the open delta is discarded in the
 //! vault, then the writer is dropped, then the seat is given to the next. A push or commit that has begun is never
 //! interrupted by any of these. A refusal is sent before the end and the peer's remaining bytes are drained for a
-//! moment, since a reset would otherwise overtake it.
+//! moment, since a reset would otherwise overtake it; unless the machine has too many connections without a seat
+//! ([`crate::visits`]), as whoever has lost its seat is one of those again.
 //!
 //! **Errors.** An error of the vault is fatal for the session, with the vault's own code: the agent comes back and sends anew
 //! what was not stored. Earlier points are untouched.
@@ -18,6 +19,7 @@ pub mod state;
 use crate::memory::claim::{Asked, Claim};
 use crate::memory::{Kept, OpenDelta, Share, WAIT_MAX, WELCOME_WAIT_MAX};
 use crate::shared::{Ended, Shared};
+use crate::visits::Visit;
 use crate::{CollectorError, certificates, metrics::Kind};
 use highwater_delta::{BlockRange, CommitId, CommitKind, DeltaId, DiskId, MachineId, StoredBlock};
 use highwater_vault::{BlockMap, DiskRecord, MachineWriter, Vault};
@@ -51,7 +53,12 @@ const DELTA_IDLE: u32 = 4;
 const BEYOND_ITS_PART: CollectorError = CollectorError::Full("others need the memory that it holds");
 
 /// Runs a session over an authenticated stream until its end. Answers why it ended, if not by a goodbye.
-pub async fn run<S>(shared: &Arc<Shared>, credential: &Credential, stream: S) -> Result<(), CollectorError>
+pub async fn run<S>(
+    shared: &Arc<Shared>,
+    credential: &Credential,
+    visit: Visit,
+    stream: S,
+) -> Result<(), CollectorError>
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
@@ -61,7 +68,7 @@ where
     let greeting = Timeouts { idle: config.handshake_timeout, frame: config.handshake_timeout, ..timeouts };
     let mut frames = FrameReader::new(input, greeting);
     let mut out = Out { frames: FrameWriter::new(output, timeouts), said: Instant::now() };
-    let stop = CancellationToken::new();
+    let mut visit = Some(visit);
     let greeted = tokio::select! {
         greeted = hello(&mut frames, credential.machine) => greeted,
         () = shared.shutdown.cancelled() => Err(CollectorError::ShuttingDown),
@@ -70,17 +77,18 @@ where
         Err(error) => (Err(error), frames.into_inner()),
         Ok((hello, version)) => {
             frames.set_timeouts(timeouts);
-            serve(shared, credential, &hello, version, frames, &mut out, stop).await
+            serve(shared, credential, &hello, version, frames, &mut out, &mut visit).await
         }
     };
+    if let Err(error) = &ended {
+        shared.metrics.refused(error.code());
+    }
+    let Some(_visit) = visit.or_else(|| shared.visits.begin(credential.machine)) else { return ended };
     match &ended {
         Ok(()) => {
-            let _ = out.frames.shutdown().await;
+            let _ = timeout(DRAIN_MAX, out.frames.shutdown()).await;
         }
-        Err(error) => {
-            shared.metrics.refused(error.code());
-            turn_away(&mut out, rest, error).await;
-        }
+        Err(error) => turn_away(&mut out, rest, error).await,
     }
     ended
 }
@@ -129,7 +137,7 @@ async fn hello<R: AsyncRead + Unpin>(
     }
 }
 
-/// Seat, writer, welcome, and the loop. The seat is given back last.
+/// Seat, writer, welcome, and the loop. The seat is given back last. With the seat, the visit is over.
 async fn serve<R, W>(
     shared: &Arc<Shared>,
     credential: &Credential,
@@ -137,7 +145,7 @@ async fn serve<R, W>(
     version: Version,
     frames: FrameReader<R>,
     out: &mut Out<W>,
-    stop: CancellationToken,
+    visit: &mut Option<Visit>,
 ) -> (Result<(), CollectorError>, R)
 where
     R: AsyncRead + Unpin + Send + 'static,
@@ -149,6 +157,8 @@ where
         shared.vault.host_name(machine).await?;
         let seat = shared.take_seat(credential).await?;
         // Only now has an older session of the machine given its own back.
+        let session = shared.take_session()?;
+        *visit = None;
         let window = shared.take_window()?;
         let state_max = shared.memory.machine_bytes_max();
         // Before anything is loaded.
@@ -157,9 +167,9 @@ where
         let mut state = shared.memory.keep(&claim, bytes, WELCOME_WAIT_MAX).await?;
         let writer = open_writer(shared.vault.clone(), machine, state_max).await?;
         state.shrink(writer.state().memory_bytes());
-        Ok::<_, CollectorError>((window, seat, (writer, claim, state)))
+        Ok::<_, CollectorError>((seat, session, window, (writer, claim, state)))
     };
-    let (window, seat, held) = match opened.await {
+    let (seat, session, window, held) = match opened.await {
         Ok(opened) => opened,
         Err(error) => return (Err(error), frames.into_inner()),
     };
@@ -172,13 +182,15 @@ where
     if let Err(error) = owner.welcome().await {
         return (Err(error), frames.into_inner());
     }
+    let stop = CancellationToken::new();
     let (sender, queue) = mpsc::channel(reader::QUEUE_FRAMES);
     let reading =
         tokio::spawn(reader::read(frames, owner.window.clone(), window.bytes(), sender, stop.clone()));
     let ended = owner.work(queue).await;
     owner.close().await;
-    // Before the seat, so that the next session of the machine finds its window free.
+    // Before the seat, so that the next session of the machine finds its window free, and a session for it.
     drop(window);
+    drop(session);
     drop(seat);
     stop.cancel();
     match reading.await {

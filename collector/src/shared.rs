@@ -4,6 +4,7 @@ use crate::bucket::Bucket;
 use crate::log_limit::LogLimit;
 use crate::memory::{Memory, Share};
 use crate::per_peer::Source;
+use crate::visits::Visits;
 use crate::{CollectorError, Config, certificates, config::WINDOW_BYTES_MIN, metrics::Metrics};
 use highwater_delta::{DiskId, MachineId};
 use highwater_vault::Vault;
@@ -14,7 +15,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tokio::sync::OwnedMutexGuard;
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tracing::Level;
 
@@ -45,6 +46,10 @@ pub struct Shared {
     revoked_read: Mutex<Instant>,
     /// Asks everybody to end.
     pub shutdown: CancellationToken,
+    /// Connections of machines that have no seat.
+    pub visits: Visits,
+    /// `sessions-max`: only who has a seat has one of them.
+    sessions: Arc<Semaphore>,
     seats: Mutex<HashMap<MachineId, Seats>>,
     claims: Mutex<HashMap<DiskId, MachineId>>,
     /// The memory of all sessions.
@@ -117,6 +122,7 @@ impl Shared {
     #[must_use]
     pub fn new(config: Config, vault: Vault, authority: Authority, metrics: Metrics) -> Self {
         let memory = Memory::new(config.memory, config.idle_timeout, &metrics.memory);
+        let sessions = Arc::new(Semaphore::new(config.sessions_max));
         Self {
             config,
             vault,
@@ -125,6 +131,8 @@ impl Shared {
             revoked: RwLock::default(),
             revoked_read: Mutex::new(Instant::now()),
             shutdown: CancellationToken::new(),
+            visits: Visits::default(),
+            sessions,
             seats: Mutex::default(),
             claims: Mutex::default(),
             memory,
@@ -188,6 +196,12 @@ impl Shared {
                 Ok(Seat { _guard: guard.map_err(|_| CollectorError::Busy)?, ended })
             }
         }
+    }
+
+    /// One of the sessions that there may be, for whoever has a seat.
+    pub fn take_session(&self) -> Result<OwnedSemaphorePermit, CollectorError> {
+        let session = Arc::clone(&self.sessions).try_acquire_owned();
+        session.map_err(|_| CollectorError::Full("no more sessions"))
     }
 
     /// Whether a certificate is among those that are known to be revoked.

@@ -1,6 +1,7 @@
 //! What everybody else gets.
 
 use crate::support::{Agent, Site, point};
+use highwater_collector::visits::VISITS_MAX;
 use highwater_delta::{CommitId, CommitKind, DeltaId, DiskId, MachineId};
 use highwater_wire::frame::{FrameHeader, FrameKind};
 use highwater_wire::message::{AgentMessage, CollectorMessage, Hello};
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 fn refused(result: Result<Agent, WireError>) -> u16 {
@@ -214,6 +216,34 @@ async fn silent_ones_are_not_waited_for() {
     assert_eq!(Raw::new(&site, &identity).await.refusal().await, 1102);
     let mut agent = site.connect(&identity).await.unwrap();
     assert_eq!(agent.refusal().await.code, 1102);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_only_connects_keeps_nobody_out() {
+    let site = Site::with(|config| config.sessions_max = 2).await;
+    let (silent, other) = (site.machine().await, site.machine().await);
+    let mut held = Vec::new();
+    for _ in 0..12 {
+        held.push(Raw::new(&site, &silent).await);
+    }
+    // Those beyond what one machine may have are closed, and the others have no session.
+    let mut closed = 0;
+    for raw in &mut held {
+        let read = timeout(Duration::from_millis(500), raw.stream.read(&mut [0; 100])).await;
+        closed += usize::from(matches!(read, Ok(Ok(0) | Err(_))));
+    }
+    assert_eq!(closed, held.len() - usize::from(VISITS_MAX));
+    let mut agent = site.connect(&other).await.unwrap();
+    // Nor do they keep it from coming back.
+    let again = site.connect(&other).await.unwrap();
+    assert_eq!(agent.refusal().await.code, 1307);
+    drop((held, again));
+    let mut tries = 0;
+    while site.connect(&silent).await.is_err() {
+        tries += 1;
+        assert!(tries < 50);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
