@@ -29,6 +29,12 @@ impl Bucket {
         Err(Duration::from_secs_f64((1.0 - self.tokens) / self.per_second))
     }
 
+    /// Whether there is one to take.
+    #[must_use]
+    pub fn has_one(&self, now: Instant) -> bool {
+        self.tokens(now) >= 1.0
+    }
+
     /// Which part of its capacity is there: 0 to 1.
     #[must_use]
     pub fn fullness(&self, now: Instant) -> f64 {
@@ -56,6 +62,7 @@ mod tests {
         assert_eq!(bucket.take(start), Err(Duration::from_millis(500)));
         assert_eq!(bucket.take(at(250)), Err(Duration::from_millis(250)));
         bucket.take(at(500)).unwrap();
+        assert!(!bucket.has_one(at(999)) && bucket.has_one(at(1000)));
         assert!(bucket.take(at(400)).is_err(), "a clock that goes back earns nothing");
         for _ in 0..3 {
             bucket.take(at(60_000)).unwrap();

@@ -2,8 +2,9 @@
 //! body in size.
 //!
 //! **Rates.** Each source (`Source`) has a rate of its own, so nobody's requests are counted against another's. What comes
-//! from all together is counted only for those who hold a token that is valid, before the costly part: a stranger cannot use it
-//! up from any number of addresses. What strangers cost before that (a handshake, one look into the vault) is bounded by the port's
+//! from all together is counted only for those who hold a token that is valid and unused and ask for what can be had, before the
+//! costly part: a stranger cannot use it up from any number of addresses, and whoever holds a token only by using that.
+//! Requests that cannot be granted are counted against the token. What strangers cost before that (a handshake, one look into the vault) is bounded by the port's
 //! places.
 
 use crate::bucket::Bucket;
@@ -18,7 +19,7 @@ use highwater_serve::{Limits, Place, Reply, http, reply};
 use highwater_vault::NAME_BYTES_MAX;
 use highwater_wire::WireError;
 use highwater_wire::enroll::{ENROL_PATH, EnrolRefusal, EnrolRequest, EnrolResponse, REQUEST_BYTES_MAX};
-use highwater_wire::identity::Grant;
+use highwater_wire::identity::{Grant, check_request};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::header::HOST;
@@ -35,6 +36,10 @@ const BURST_SECONDS: f64 = 4.0;
 /// The rate of all sources together, for what is costly, is so many times that of one.
 const ALL_SOURCES: f64 = 8.0;
 
+/// Requests with one token that could not be granted: so many at once, and one again after each [`FAILED_TRY_SECONDS`].
+const FAILED_TRIES: f64 = 5.0;
+const FAILED_TRY_SECONDS: f64 = 60.0;
+
 /// The management port's service.
 pub struct Api {
     shared: Arc<Shared>,
@@ -43,6 +48,8 @@ pub struct Api {
     rates: Mutex<PerPeer<Source, Bucket>>,
     /// Of all together.
     certifying: Mutex<Bucket>,
+    /// Failed tries with each token that is valid, by its id.
+    tries: Mutex<PerPeer<[u8; 16], Bucket>>,
     log: Mutex<LogLimit<Source>>,
 }
 
@@ -54,7 +61,8 @@ impl Api {
         let per_second = f64::from(shared.config.enrolments_per_second);
         let certifying = Mutex::new(rate(per_second * ALL_SOURCES, now));
         let log = Mutex::new(LogLimit::new(now));
-        Self { shared, ingest_port, rates: Mutex::new(PerPeer::new()), certifying, log }
+        let (rates, tries) = (Mutex::new(PerPeer::new()), Mutex::new(PerPeer::new()));
+        Self { shared, ingest_port, rates, certifying, tries, log }
     }
 
     async fn handle(&self, source: Source, request: Request<Incoming>) -> Reply {
@@ -104,9 +112,14 @@ impl Api {
         let vault = &self.shared.vault;
         let now = now_ms();
         let token = tokens::check(vault, &request.token_id, &request.secret, now).await?;
-        let name = &request.host_name;
-        if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
-            return Err(bad("the host name must have 1 to 255 printable bytes"));
+        let tries = || Bucket::new(FAILED_TRIES, 1.0 / FAILED_TRY_SECONDS, at);
+        if !locked(&self.tries).of(token.id, at, tries).has_one(at) {
+            return Err(CollectorError::Full("too many failed tries with one token"));
+        }
+        if let Err(error) = check(&request) {
+            // Those that come at the same time may be some more.
+            let _ = locked(&self.tries).of(token.id, at, tries).take(at);
+            return Err(error);
         }
         let returning = token.returning;
         let Returning { machine, generation } =
@@ -118,10 +131,9 @@ impl Api {
         if locked(&self.certifying).take(Instant::now()).is_err() {
             return Err(CollectorError::Full("too many enrolments at once"));
         }
-        // Everything that may fail for the asker's fault comes before the token is used up.
+        // Everything that may fail for the asker's fault came before the token is used up.
         let validity = self.shared.config.certificate_validity;
         let grant = Grant { machine, generation, validity };
-        self.shared.authority.certify(&request.csr_pem, grant).map_err(|e| bad(&e.to_string()))?;
         let shared = self.shared.clone();
         let (host_name, csr_pem) = (request.host_name.clone(), request.csr_pem.clone());
         // A task of its own: a client that goes away, or is cut off, cannot leave a used token without its machine.
@@ -141,6 +153,16 @@ impl Api {
             endpoint: self.shared.config.endpoint_for(host.as_deref(), self.ingest_port),
         })
     }
+}
+
+/// Whether what a request asks for can be had.
+fn check(request: &EnrolRequest) -> Result<(), CollectorError> {
+    let name = &request.host_name;
+    if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
+        let cause = "the host name must have 1 to 255 printable bytes";
+        return Err(CollectorError::BadRequest(cause.to_owned()));
+    }
+    check_request(&request.csr_pem).map_err(|error| CollectorError::BadRequest(error.to_string()))
 }
 
 fn rate(per_second: f64, now: Instant) -> Bucket {

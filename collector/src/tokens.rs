@@ -70,8 +70,8 @@ pub async fn create(
     if vault.control_create(&name, &text).await? { Ok(token) } else { Err(CollectorError::Document(name)) }
 }
 
-/// Checks a token, without using it. An unknown token and a wrong secret are told apart to nobody, and only who
-/// knows the secret hears that it has expired.
+/// Checks a token, without using it: that it was not used yet may change until [`use_up`]. An unknown token and a wrong secret are told apart to nobody, and only who
+/// knows the secret hears that it has expired, or was used.
 pub async fn check(
     vault: &Vault,
     id_hex: &str,
@@ -89,6 +89,9 @@ pub async fn check(
     if now_ms >= document.expires_at_ms {
         return Err(CollectorError::TokenExpired);
     }
+    if vault.control_get(&used_name(&id)).await?.is_some() {
+        return Err(CollectorError::TokenUsed);
+    }
     Ok(Checked { id, returning: document.returning })
 }
 
@@ -99,7 +102,7 @@ pub async fn use_up(
     machine: MachineId,
     now_ms: u64,
 ) -> Result<(), CollectorError> {
-    let name = format!("tokens-used/{}", hex(id));
+    let name = used_name(id);
     let text = serde_json::to_vec(&Used { machine, used_at_ms: now_ms })
         .map_err(|_| CollectorError::Document(name.clone()))?;
     if vault.control_create(&name, &text).await? { Ok(()) } else { Err(CollectorError::TokenUsed) }
@@ -107,6 +110,10 @@ pub async fn use_up(
 
 fn name(id: &[u8; 16]) -> String {
     format!("tokens/{}", hex(id))
+}
+
+fn used_name(id: &[u8; 16]) -> String {
+    format!("tokens-used/{}", hex(id))
 }
 
 fn sha256(bytes: &[u8]) -> [u8; 32] {

@@ -2,7 +2,8 @@
 
 use crate::support::Site;
 use highwater_delta::DiskId;
-use highwater_wire::enroll::{ENROL_PATH, enroll};
+use highwater_wire::enroll::{ENROL_PATH, Token, enroll};
+use highwater_wire::identity::Csr;
 use highwater_wire::{WireError, certificate};
 use std::time::Duration;
 use zeroize::Zeroizing;
@@ -109,6 +110,39 @@ async fn one_address_uses_up_its_own_rate_and_nobody_elses() {
     }
     assert!((5..=8).contains(&refused), "{refused} of twelve, and none of those who came once");
     enroll(&site.url(), &site.token(Duration::from_secs(60)).await, "h").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_holds_a_token_uses_up_its_tries_and_nobody_elses() {
+    let site = Site::with(|config| config.enrolments_per_second = 1).await;
+    let (token, spent) =
+        (site.token(Duration::from_secs(60)).await, site.token(Duration::from_secs(60)).await);
+    enroll(&site.url(), &spent, "h").await.unwrap();
+    let csr = Csr::create().unwrap().csr_pem;
+    let request = |token: &Token, csr_pem: &str| {
+        let body = serde_json::json!({
+            "token_id": certificate::hex(&token.id),
+            "secret": certificate::hex(token.secret.as_ref()),
+            "csr_pem": csr_pem,
+            "host_name": "h",
+        });
+        let (body, close) = (body.to_string(), "Host: x\r\nConnection: close");
+        format!("POST {ENROL_PATH} HTTP/1.1\r\n{close}\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+            .into_bytes()
+    };
+    // More than all together may enrol in that time, each from an address of its own: for what cannot be certified, and with a
+    // token that was used.
+    let mut statuses = Vec::new();
+    for n in 0..48 {
+        let bad = http_from([127, 0, 1, n], &site, request(&token, "no request")).await;
+        let used = http_from([127, 0, 2, n], &site, request(&spent, &csr)).await;
+        assert!(used.starts_with("HTTP/1.1 409"), "{used}");
+        statuses.push(bad[9..12].to_owned());
+    }
+    assert!(statuses[..5].iter().all(|status| status == "400"), "{statuses:?}");
+    assert!(statuses[6..].iter().all(|status| status == "429"), "{statuses:?}");
+    enroll(&site.url(), &site.token(Duration::from_secs(60)).await, "h").await.unwrap();
+    assert_eq!(status(enroll(&site.url(), &token, "h").await).0, 429);
 }
 
 async fn http(site: &Site, request: Vec<u8>) -> String {

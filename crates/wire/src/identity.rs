@@ -176,6 +176,14 @@ impl Authority {
     }
 }
 
+/// Whether [`Authority::certify`] would take a signing request. Costs a check of its signature, and no signature.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_request(csr_pem: &str) -> Result<(), WireError> {
+    read_request(csr_pem).map(drop)
+}
+
 /// Reads a request, bounded; its signature is checked.
 fn read_request(csr_pem: &str) -> Result<CertificateSigningRequestParams, WireError> {
     let unusable = |cause: String| WireError::identity("the signing request", cause);
