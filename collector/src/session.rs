@@ -316,7 +316,7 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
                 why = ended.wait() => return Err(why),
                 () = shared.shutdown.cancelled() => return Err(CollectorError::ShuttingDown),
                 asked = shared.memory.claims.asked(&self.claim) => {
-                    self.give(asked)?;
+                    give(asked, self.state.open(), &mut self.map)?;
                     continue;
                 }
                 () = sleep_until(self.progress + idle * DELTA_IDLE), if self.state.open().is_some() => {
@@ -352,16 +352,6 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
             if !push || self.unacknowledged as u64 >= self.window_bytes / 8 {
                 self.acknowledge().await?;
             }
-        }
-    }
-
-    /// Others need what this session holds.
-    fn give(&mut self, asked: Asked) -> Result<(), CollectorError> {
-        match (asked, self.state.open()) {
-            (Asked::Delta, Some(delta)) => Err(CollectorError::DeltaSlow(delta)),
-            (Asked::Delta, None) => Ok(()),
-            (Asked::Kept, _) if self.map.take().is_some() => Ok(()),
-            (Asked::Kept, _) => Err(BEYOND_ITS_PART),
         }
     }
 
@@ -403,18 +393,18 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
     /// Waits for something that may take long, and shows that it lives meanwhile; unless the session is to end.
     async fn turn<T>(&mut self, turn: impl Future<Output = T>) -> Result<T, CollectorError> {
         let (shared, ended, last, claim) = (self.shared, self.ended, self.told, self.claim.clone());
-        let open = self.state.open();
+        let (open, map) = (self.state.open(), &mut self.map);
         let turn = async {
-            tokio::select! {
-                biased;
-                why = ended.wait() => Err(why),
-                // Whoever waits for more memory holds what it has meanwhile.
-                asked = shared.memory.claims.asked(&claim) => Err(match (asked, open) {
-                    (Asked::Delta, Some(delta)) => CollectorError::DeltaSlow(delta),
-                    _ => BEYOND_ITS_PART,
-                }),
-                () = shared.shutdown.cancelled() => Err(CollectorError::ShuttingDown),
-                done = turn => Ok(done),
+            let mut turn = pin!(turn);
+            loop {
+                tokio::select! {
+                    biased;
+                    why = ended.wait() => return Err(why),
+                    // Whoever waits for more memory holds what it has meanwhile.
+                    asked = shared.memory.claims.asked(&claim) => give(asked, open, map)?,
+                    () = shared.shutdown.cancelled() => return Err(CollectorError::ShuttingDown),
+                    done = &mut turn => return Ok(done),
+                }
             }
         };
         alive(self.out, last, turn).await?
@@ -463,6 +453,7 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
     }
 
     async fn commit(&mut self, delta: DeltaId, kind: CommitKind) -> Result<(), CollectorError> {
+        self.shared.memory.claims.complete(&self.claim);
         self.acknowledge().await?;
         let metrics = &self.shared.metrics;
         metrics.delta_closed();
@@ -555,6 +546,16 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
                 tracing::warn!(machine = %self.machine, "the vault does not answer; leaving an open delta")
             }
         }
+    }
+}
+
+/// Others need what a session holds: it gives its map, or ends.
+fn give<M>(asked: Asked, open: Option<DeltaId>, map: &mut Option<M>) -> Result<(), CollectorError> {
+    match (asked, open) {
+        (Asked::Delta, Some(delta)) => Err(CollectorError::DeltaSlow(delta)),
+        (Asked::Delta, None) => Ok(()),
+        (Asked::Kept, _) if map.take().is_some() => Ok(()),
+        (Asked::Kept, _) => Err(BEYOND_ITS_PART),
     }
 }
 

@@ -7,7 +7,8 @@
 //! asks nobody.
 //!
 //! **A delta** holds memory while it is open. One that has grown by less than [`FLOOR_BYTES_PER_SECOND`] for long is ended when
-//! others wait for its memory, and only then.
+//! others wait for its memory, and only then. All that are so slow are asked: one that cannot hear it at that moment must not be
+//! the others' excuse. One that is complete, and waits to be committed, is slow no longer, however long the vault takes.
 
 use crate::shared::locked;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -119,12 +120,12 @@ impl Claims {
         .await
     }
 
-    /// The same for deltas that are slow.
+    /// The same for deltas that are slow: all of them.
     pub async fn ask_for_deltas<T>(&self, wait: impl Future<Output = T>) -> T {
         let _waiting = Waiting::new(&self.waiting_for_deltas);
         again_and_again(wait, || {
             let now = Instant::now();
-            if let Some(slow) = self.sessions().iter().find(|claim| claim.is_slow(now, self.patience)) {
+            for slow in self.sessions().iter().filter(|claim| claim.is_slow(now, self.patience)) {
                 slow.asked.notify_one();
             }
         })
@@ -144,6 +145,11 @@ impl Claims {
                 return Asked::Delta;
             }
         }
+    }
+
+    /// The open delta has all that it will have: what it still takes is not its machine's doing.
+    pub fn complete(&self, claim: &Claim) {
+        claim.delta(false);
     }
 
     /// The open delta has grown.
@@ -191,5 +197,46 @@ impl Claim {
 
     fn is_slow(&self, now: Instant, patience: Duration) -> bool {
         locked(&self.delta).is_some_and(|growth| growth.is_slow(now, patience))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::{sleep, timeout};
+
+    const PATIENCE: Duration = Duration::from_millis(20);
+    const LONG: Duration = Duration::from_secs(5);
+
+    /// Sessions with a delta of which nothing has come for long.
+    async fn slow(claims: &Claims) -> [Arc<Claim>; 2] {
+        let slow = [claims.begin(), claims.begin()];
+        slow.iter().for_each(|claim| claim.delta(true));
+        sleep(PATIENCE * 2).await;
+        slow
+    }
+
+    #[tokio::test]
+    async fn all_who_are_slow_are_asked() {
+        let claims = Claims::new(1 << 20, PATIENCE);
+        let [first, second] = slow(&claims).await;
+        let both = async { (claims.asked(&second).await, claims.asked(&first).await) };
+        let asked = claims.ask_for_deltas(timeout(LONG, both)).await;
+        assert_eq!(asked, Ok((Asked::Delta, Asked::Delta)));
+    }
+
+    #[tokio::test]
+    async fn a_delta_that_is_committed_is_not_slow() {
+        let claims = Claims::new(1 << 20, PATIENCE);
+        let [committed, slow] = slow(&claims).await;
+        claims.complete(&committed);
+        let asked = claims.ask_for_deltas(timeout(super::super::ASK_EVERY * 2, claims.asked(&committed)));
+        assert!(asked.await.is_err(), "it can do no more");
+        let asked = claims.ask_for_deltas(timeout(LONG, claims.asked(&slow))).await;
+        assert_eq!(asked, Ok(Asked::Delta), "nor does it hide one that is slow");
+        // The next one starts anew.
+        committed.delta(true);
+        sleep(PATIENCE * 2).await;
+        assert!(committed.is_slow(Instant::now(), PATIENCE));
     }
 }
