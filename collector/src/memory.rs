@@ -19,7 +19,6 @@ pub mod claim;
 
 use crate::{CollectorError, metrics::MemoryMetrics};
 use claim::{Claim, Claims};
-use highwater_vault::MachineWriter;
 use prometheus_client::metrics::gauge::Gauge;
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,6 +47,7 @@ pub struct Memory {
     /// What states and block maps may take of that.
     kept: Pool,
     machine_bytes_max: u64,
+    delta_bytes: u64,
     /// Who holds what.
     pub claims: Claims,
 }
@@ -87,21 +87,31 @@ pub fn page_cache_bytes(memory: u64) -> u64 {
 }
 
 impl Memory {
-    /// Divides a budget. A delta may be slow for `patience` before it makes room for others.
+    /// Divides a budget. One open delta takes `delta_bytes` ([`highwater_vault::Vault::delta_bytes_max`]), and may be slow for
+    /// `patience` before it makes room for others.
     #[must_use]
-    pub fn new(memory: u64, patience: Duration, metrics: &MemoryMetrics) -> Self {
+    pub fn new(memory: u64, delta_bytes: u64, patience: Duration, metrics: &MemoryMetrics) -> Self {
         let (windows, pages) = (memory / 2, page_cache_bytes(memory));
         let work = memory - windows - pages;
         metrics.budget("pages", pages);
         // A delta must have its place, whatever else is kept.
-        let kept = work - (work / 4).max(MachineWriter::DELTA_BYTES_MAX).min(work / 2);
+        let kept = work - (work / 4).max(delta_bytes).min(work / 2);
         Self {
             windows: Pool::new("windows", windows, metrics),
             work: Pool::new("work", work, metrics),
             kept: Pool::new("kept", kept, metrics),
             machine_bytes_max: Self::machine_bytes_max_of(memory),
+            delta_bytes,
             claims: Claims::new(kept / UNIT * UNIT, patience),
         }
+    }
+
+    /// Takes what one open delta needs.
+    ///
+    /// # Errors
+    /// As [`Pool::take`].
+    pub async fn delta(&self) -> Result<Share, CollectorError> {
+        self.work.take(self.delta_bytes, WAIT_MAX).await
     }
 
     /// Most bytes of a machine's state, and of a block map, in a budget.
@@ -147,7 +157,7 @@ impl Memory {
         claim: &Arc<Claim>,
         wait_max: Duration,
     ) -> Result<OpenDelta, CollectorError> {
-        let bytes = MachineWriter::DELTA_BYTES_MAX;
+        let bytes = self.delta_bytes;
         let share = match self.work.try_take(bytes) {
             Some(share) => share,
             None => self.claims.ask_for_deltas(self.work.take(bytes, wait_max)).await?,
@@ -304,7 +314,7 @@ mod tests {
 
     #[tokio::test]
     async fn several_greedy_ones_leave_each_its_part() {
-        let memory = Arc::new(Memory::new(64 * MIB, PATIENCE, &MemoryMetrics::default()));
+        let memory = Arc::new(Memory::new(64 * MIB, 6 * MIB, PATIENCE, &MemoryMetrics::default()));
         let first = greedy(&memory, &[7, 7]).await;
         let (second, third) = (greedy(&memory, &[4]).await, greedy(&memory, &[3]).await);
         assert!(memory.kept.try_take(UNIT).is_none(), "they hold it all");
@@ -325,7 +335,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_delta_that_drips_makes_room_for_those_who_wait_and_only_then() {
-        let memory = Memory::new(64 * MIB, PATIENCE, &MemoryMetrics::default());
+        let memory = Memory::new(64 * MIB, 6 * MIB, PATIENCE, &MemoryMetrics::default());
         let (drips, flows, waits) = (memory.claims.begin(), memory.claims.begin(), memory.claims.begin());
         let dripping = memory.open_delta(&drips, WAIT_MAX).await.unwrap();
         let flowing = memory.open_delta(&flows, WAIT_MAX).await.unwrap();
@@ -380,7 +390,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_kept_leaves_deltas_their_part() {
-        let memory = Memory::new(64 * MIB, PATIENCE, &MemoryMetrics::default());
+        let memory = Memory::new(64 * MIB, 6 * MIB, PATIENCE, &MemoryMetrics::default());
         let one = memory.claims.begin();
         let work = u64::from(memory.work.units_all) * UNIT;
         assert_eq!((work, memory.machine_bytes_max()), (28 * MIB, 7 * MIB));
@@ -403,7 +413,7 @@ mod tests {
     fn a_budget_is_divided_without_a_rest() {
         for memory in [64 * MIB, 1 << 30, 1 << 36] {
             let metrics = MemoryMetrics::default();
-            let all = Memory::new(memory, PATIENCE, &metrics);
+            let all = Memory::new(memory, 6 * MIB, PATIENCE, &metrics);
             let work = u64::from(all.work.units_all) * UNIT;
             let windows = u64::from(all.windows.units_all) * UNIT;
             assert!(memory - (work + windows + page_cache_bytes(memory)) < 2 * UNIT);

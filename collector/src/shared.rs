@@ -121,7 +121,8 @@ impl Shared {
     /// For a collector that starts.
     #[must_use]
     pub fn new(config: Config, vault: Vault, authority: Authority, metrics: Metrics) -> Self {
-        let memory = Memory::new(config.memory, config.idle_timeout, &metrics.memory);
+        let memory =
+            Memory::new(config.memory, vault.delta_bytes_max(), config.idle_timeout, &metrics.memory);
         let sessions = Arc::new(Semaphore::new(config.sessions_max));
         Self {
             config,

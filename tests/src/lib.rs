@@ -19,6 +19,7 @@ pub mod mount;
 pub mod proxy;
 pub mod random;
 pub mod raw;
+pub mod s3;
 pub mod sector;
 pub mod site;
 
@@ -34,5 +35,6 @@ pub use load::Load;
 pub use mount::{FileSystem, Mounted};
 pub use proxy::Proxy;
 pub use random::Random;
+pub use s3::S3Server;
 pub use sector::{Sectors, Wrong};
 pub use site::{Site, SiteOptions, write_all_within};

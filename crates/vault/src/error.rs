@@ -111,6 +111,14 @@ pub enum VaultError {
         /// What it may take.
         bytes_max: u64,
     },
+    /// Where a vault should lie.
+    #[error("{location} can't be used: {cause}")]
+    Location {
+        /// As it was written, without what might be secret.
+        location: String,
+        /// Why.
+        cause: String,
+    },
     /// A limit.
     #[error("too many or too large: {0}")]
     Limit(&'static str),
@@ -147,6 +155,7 @@ impl VaultError {
             Self::Limit(_) => 1221,
             Self::Crypto(_) => 1222,
             Self::StateFull { .. } => 1223,
+            Self::Location { .. } => 1224,
         }
     }
 
@@ -186,6 +195,9 @@ impl VaultError {
             Self::Limit(_) => "Reduce the number or size; limits are listed in docs/FORMAT.md.",
             Self::StateFull { .. } => {
                 "Raise `memory` in collector.toml; it goes on by itself then. What is stored can be recovered as before."
+            }
+            Self::Location { .. } => {
+                "Give a directory, or an address like s3://BUCKET/PREFIX?region=REGION; docs/OPERATIONS.md tells them, and where credentials are looked for."
             }
             Self::Crypto(_) => "Check the system's random number generator, then report this as a defect.",
         }

@@ -12,7 +12,7 @@
 //! - Everything but the objects' names is encrypted and authenticated, bound to its place; corrupted objects are
 //!   typed errors, never a panic and never an allocation of a length that was not checked.
 //! - Memory: a writer keeps what is stored of its machine ([`MachineState::memory_bytes`]) and, while a delta is open,
-//!   [`MachineWriter::DELTA_BYTES_MAX`]; a block map keeps page directories ([`Vault::block_map_bytes`]); all block maps of a
+//!   [`Vault::delta_bytes_max`]; a block map keeps page directories ([`Vault::block_map_bytes`]); all block maps of a
 //!   vault share one cache of index pages ([`Vault::with_page_cache`]).
 //!
 //! `docs/FORMAT.md` describes every byte.
@@ -21,6 +21,7 @@ mod error;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod key;
+mod location;
 mod map;
 mod pages;
 mod record;
@@ -37,9 +38,10 @@ mod tests;
 
 pub use error::VaultError;
 pub use key::VaultKey;
+pub use location::{Bucket, Location, Provider};
 pub use map::BlockMap;
 pub use record::{DiskRecord, DiskSpan, MachineState, PointRecord, SegmentRef};
-pub use store::local_store;
+pub use store::{Store, local_store};
 pub use vault::{STATE_BYTES_MAX, Vault};
 pub use writer::{DISKS_EVER_MAX, MachineWriter};
 

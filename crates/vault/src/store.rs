@@ -1,15 +1,66 @@
 //! Where objects lie: paths, a local directory as a store, and bounded reads.
 
 mod ownership;
+mod profile;
+mod remote;
 mod write_behind;
 
-use crate::{Result, VaultError};
+use crate::{Location, Result, VaultError};
 use bytes::Bytes;
 use highwater_delta::{MachineId, SegmentId};
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, local::LocalFileSystem, path::Path};
 use ownership::Ownership;
 use std::{fs, os::unix::fs::DirBuilderExt, sync::Arc};
 use write_behind::WriteBehind;
+
+/// Bytes of an upload's part into a directory: little waits in memory.
+const PART_BYTES_LOCAL: usize = 1 << 20;
+/// Into a bucket: the least that Amazon takes.
+const PART_BYTES_REMOTE: usize = 5 << 20;
+
+/// An object store, and how large the parts of an upload into it are.
+#[derive(Clone, Debug)]
+pub struct Store {
+    objects: Arc<dyn ObjectStore>,
+    part_bytes: usize,
+}
+
+impl Store {
+    /// Opens the store at a location: a directory is made if it is missing (see [`local_store`]); of a bucket nothing is asked
+    /// yet.
+    ///
+    /// # Errors
+    /// The directory cannot be used; the address or the credentials make no sense ([`VaultError::Location`]).
+    pub fn open(location: &Location) -> Result<Self> {
+        match location {
+            Location::Directory(dir) => local_store(dir).map(Self::from),
+            Location::Bucket(bucket) => {
+                Ok(Self { objects: remote::open(bucket)?, part_bytes: PART_BYTES_REMOTE })
+            }
+        }
+    }
+
+    pub(crate) const fn objects(&self) -> &Arc<dyn ObjectStore> {
+        &self.objects
+    }
+    pub(crate) const fn part_bytes(&self) -> usize {
+        self.part_bytes
+    }
+}
+
+/// One that takes parts of any size.
+impl From<Arc<dyn ObjectStore>> for Store {
+    fn from(objects: Arc<dyn ObjectStore>) -> Self {
+        Self { objects, part_bytes: PART_BYTES_LOCAL }
+    }
+}
+
+impl<S: ObjectStore> From<Arc<S>> for Store {
+    fn from(objects: Arc<S>) -> Self {
+        let objects: Arc<dyn ObjectStore> = objects;
+        objects.into()
+    }
+}
 
 /// A directory as an object store. Every put is synced before it returns, the file and each directory whose entries
 /// changed; a put that must create is a hard link, which refuses an existing name. Directories that an interrupted

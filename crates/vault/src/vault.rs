@@ -7,7 +7,7 @@ use crate::{
     pages::{self, PageCache},
     record::{Envelope, check_name},
     seal::{self, DOCUMENT_BYTES_MAX},
-    store,
+    store::{self, Store},
 };
 use futures::{StreamExt, TryStreamExt, stream};
 use highwater_delta::{CommitId, DiskId, HashKey, MachineId, VaultId};
@@ -68,7 +68,7 @@ pub struct Vault {
     pub(crate) pages: Arc<PageCache>,
 }
 struct Inner {
-    store: Arc<dyn ObjectStore>,
+    store: Store,
     id: VaultId,
     control: Secret,
     wrapping: Secret,
@@ -82,27 +82,31 @@ impl std::fmt::Debug for Vault {
 
 impl Vault {
     /// Makes a new vault. Refuses a store that holds one, and a store that cannot create if absent.
-    pub async fn create(store: Arc<dyn ObjectStore>, key: &VaultKey) -> Result<Self> {
+    pub async fn create(store: impl Into<Store>, key: &VaultKey) -> Result<Self> {
+        let opened = store.into();
+        let store = opened.objects();
         let id = VaultId::new();
         let file = VaultFile::new(id, key)?.encode()?;
-        if !store::create_object(&*store, &store::vault_path(), file.clone()).await? {
+        if !store::create_object(&**store, &store::vault_path(), file.clone()).await? {
             return Err(VaultError::Exists);
         }
         // All safety of commits rests on this refusal, so it is tried out once on every store.
-        if store::create_object(&*store, &store::vault_path(), file).await? {
+        if store::create_object(&**store, &store::vault_path(), file).await? {
             let cleaned = store.delete(&store::vault_path()).await;
             return Err(VaultError::NoCreateIfAbsent(match cleaned {
                 Ok(()) => store.to_string(),
                 Err(e) => format!("{store}; vault.json could not be deleted: {e}"),
             }));
         }
-        Self::with(store, id, key)
+        Self::with(opened, id, key)
     }
 
     /// Opens a vault.
-    pub async fn open(store: Arc<dyn ObjectStore>, key: &VaultKey) -> Result<Self> {
+    pub async fn open(store: impl Into<Store>, key: &VaultKey) -> Result<Self> {
+        let opened = store.into();
+        let store = opened.objects();
         let path = store::vault_path();
-        let bytes = match store::read_object(&*store, &path, VAULT_JSON_BYTES_MAX).await {
+        let bytes = match store::read_object(&**store, &path, VAULT_JSON_BYTES_MAX).await {
             Err(VaultError::Missing { .. }) => return Err(VaultError::NotAVault),
             other => other?,
         };
@@ -123,13 +127,27 @@ impl Vault {
         if expected.encode()? != bytes {
             return Err(VaultError::corrupt(&path, "not as it was written"));
         }
-        Self::with(store, file.vault, key)
+        Self::with(opened, file.vault, key)
     }
 
-    fn with(store: Arc<dyn ObjectStore>, id: VaultId, key: &VaultKey) -> Result<Self> {
+    fn with(store: Store, id: VaultId, key: &VaultKey) -> Result<Self> {
         let (control, wrapping) = (key.control_key(id)?, key.wrapping_key(id)?);
         let pages = Arc::new(PageCache::new(pages::BYTES_MAX));
         Ok(Self { inner: Arc::new(Inner { store, id, control, wrapping }), pages })
+    }
+
+    /// Sees that the store still refuses to create what exists, as all safety of commits wants it: it is asked to create
+    /// `vault.json` as it is. To be called before the vault is written to; a store may have been moved behind the same address.
+    ///
+    /// # Errors
+    /// [`VaultError::NoCreateIfAbsent`]; nothing has changed then.
+    pub async fn probe(&self) -> Result<()> {
+        let (store, path) = (self.store(), store::vault_path());
+        let bytes = store::read_object(&**store, &path, VAULT_JSON_BYTES_MAX).await?;
+        match store::create_object(&**store, &path, bytes.to_vec()).await? {
+            true => Err(VaultError::NoCreateIfAbsent(store.to_string())),
+            false => Ok(()),
+        }
     }
 
     /// The same vault, whose block maps keep so many bytes of index pages in all, instead of 64 MiB.
@@ -154,7 +172,18 @@ impl Vault {
         self.inner.id
     }
     pub(crate) fn store(&self) -> &Arc<dyn ObjectStore> {
-        &self.inner.store
+        self.inner.store.objects()
+    }
+    /// Bytes of memory that an open delta of a writer needs at most: four upload parts (of the segment being written one filled
+    /// and one under way, of the one before, while it is completed, two as well) and the index of a segment, which is small while the
+    /// one before is completed, since what takes memory is its building, at a segment's end. What is stored of the machine
+    /// ([`MachineState::memory_bytes`]) comes on top.
+    #[must_use]
+    pub fn delta_bytes_max(&self) -> u64 {
+        4 * self.part_bytes() as u64 + (2 << 20)
+    }
+    pub(crate) fn part_bytes(&self) -> usize {
+        self.inner.store.part_bytes()
     }
 
     /// The machines that are registered, sorted.

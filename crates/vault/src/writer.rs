@@ -74,11 +74,6 @@ impl std::fmt::Debug for MachineWriter {
 }
 
 impl MachineWriter {
-    /// Bytes of memory that an open delta needs at most: two upload parts, one being filled and one under way, and the index of a
-    /// segment. While the segment before is completed, two parts of it as well; the index is small then, since
-    /// what takes memory is its building, at a segment's end. What is stored of the machine ([`MachineState::memory_bytes`]) comes on top.
-    pub const DELTA_BYTES_MAX: u64 = 6 << 20;
-
     pub(crate) async fn open(vault: Vault, machine: MachineId, state_bytes_max: u64) -> Result<Self> {
         let (keys, host_name) = vault.machine_keys(machine).await?;
         let mut identity = [0; 16];
@@ -220,8 +215,7 @@ impl MachineWriter {
         let segment = match &mut open.current {
             Some(segment) => segment,
             None => {
-                let store = self.vault.store().clone();
-                let segment = SegmentWriter::new(store, self.machine, &self.keys)?;
+                let segment = SegmentWriter::new(&self.vault, self.machine, &self.keys)?;
                 open.paths.push(segment.path().clone());
                 open.current.insert(segment)
             }

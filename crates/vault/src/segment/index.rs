@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 /// A segment is finished when its index has this many entries …
 const ENTRIES_MAX: usize = 12 << 10;
 /// … or hashes (192 MiB of content); collecting and building the index takes less than 4 MiB of memory then, which
-/// [`crate::MachineWriter::DELTA_BYTES_MAX`] counts on.
+/// [`crate::Vault::delta_bytes_max`] counts on.
 const HASHES_MAX: usize = 48 << 10;
 /// A page is closed at this size.
 const PAGE_BYTES_TARGET: usize = 64 << 10;

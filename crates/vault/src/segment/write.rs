@@ -5,11 +5,11 @@ use super::{
     frame_header, index::IndexBuilder,
 };
 use crate::{
-    Result, VaultError,
+    Result, Vault, VaultError,
     key::{MachineKeys, random},
     record::SegmentRef,
     seal::{cipher, nonce},
-    store::{create_object, segment_path},
+    store::{create_object, read_object, segment_path},
 };
 use aws_lc_rs::aead::LessSafeKey;
 use highwater_delta::{ChunkView, CommitId, MachineId, SegmentId};
@@ -17,10 +17,8 @@ use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, path::Path};
 use std::sync::Arc;
 use tokio::task::JoinHandle;
 
-/// Bytes of an upload's part. A local store takes any; one that wants more wants a constant of its own, and memory for it.
-const PART_BYTES: usize = 1 << 20;
 /// The frame that fills a part may reach beyond it by the largest chunk.
-const BUFFER_BYTES: usize = PART_BYTES + highwater_delta::CHUNK_BYTES_MAX + 4096;
+const BEYOND_PART_BYTES: usize = highwater_delta::CHUNK_BYTES_MAX + 4096;
 
 /// A segment being written. Dropped unfinished, it leaves nothing in a local store and an incomplete multipart
 /// upload in a remote one, which the store's own rules expire.
@@ -34,12 +32,12 @@ pub(crate) struct SegmentWriter {
 }
 
 impl SegmentWriter {
-    pub(crate) fn new(store: Arc<dyn ObjectStore>, machine: MachineId, keys: &MachineKeys) -> Result<Self> {
+    pub(crate) fn new(vault: &Vault, machine: MachineId, keys: &MachineKeys) -> Result<Self> {
         let segment = SegmentId::new();
         let mut salt = [0; 16];
         random(&mut salt)?;
         let identity = Identity { machine, segment, salt };
-        let mut upload = Upload::new(store, segment_path(machine, segment));
+        let mut upload = Upload::new(vault, segment_path(machine, segment));
         upload.buffer.extend_from_slice(&identity.header());
         Ok(Self {
             identity,
@@ -124,6 +122,8 @@ impl SegmentWriter {
 /// An object on its way into the store.
 pub(crate) struct Upload {
     store: Arc<dyn ObjectStore>,
+    /// Of each part but the last.
+    part_bytes: usize,
     path: Path,
     buffer: Vec<u8>,
     multipart: Option<Box<dyn MultipartUpload>>,
@@ -131,18 +131,19 @@ pub(crate) struct Upload {
 }
 
 impl Upload {
-    fn new(store: Arc<dyn ObjectStore>, path: Path) -> Self {
-        Self { store, path, buffer: Vec::new(), multipart: None, under_way: None }
+    fn new(vault: &Vault, path: Path) -> Self {
+        let (store, part_bytes) = (vault.store().clone(), vault.part_bytes());
+        Self { store, part_bytes, path, buffer: Vec::new(), multipart: None, under_way: None }
     }
 
     /// Sends full parts; at most one is under way.
     async fn flush(&mut self) -> Result<()> {
-        while self.buffer.len() >= PART_BYTES {
+        while self.buffer.len() >= self.part_bytes {
             // Of its final size at once: growing by doubling would take twice as much.
-            let mut rest = Vec::with_capacity(BUFFER_BYTES);
-            rest.extend_from_slice(&self.buffer[PART_BYTES..]);
+            let mut rest = Vec::with_capacity(self.part_bytes + BEYOND_PART_BYTES);
+            rest.extend_from_slice(&self.buffer[self.part_bytes..]);
             let mut part = std::mem::replace(&mut self.buffer, rest);
-            part.truncate(PART_BYTES);
+            part.truncate(self.part_bytes);
             self.send(part).await?;
         }
         Ok(())
@@ -177,10 +178,13 @@ impl Upload {
     async fn finish(&mut self) -> Result<()> {
         if self.multipart.is_none() {
             let content = std::mem::take(&mut self.buffer);
-            return match create_object(&*self.store, &self.path, content).await? {
-                true => Ok(()),
-                false => Err(VaultError::corrupt(&self.path, "a new segment's name exists already")),
-            };
+            if !create_object(&*self.store, &self.path, content.clone()).await?
+                // A client of a remote store may have put it twice, having lost the first answer.
+                && read_object(&*self.store, &self.path, content.len() as u64).await? != content
+            {
+                return Err(VaultError::corrupt(&self.path, "a new segment's name exists already"));
+            }
+            return Ok(());
         }
         if !self.buffer.is_empty() {
             let part = std::mem::take(&mut self.buffer);

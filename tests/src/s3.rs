@@ -1,0 +1,50 @@
+//! A real S3 server of our own, in this process, over a directory: `s3s-fs`.
+
+use anyhow::Result;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto::Builder;
+use s3s::auth::SimpleAuth;
+use s3s::service::S3ServiceBuilder;
+use s3s_fs::FileSystem;
+use std::net::SocketAddr;
+use std::path::Path;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+
+/// Ends when it is dropped.
+pub struct S3Server {
+    address: SocketAddr,
+    _runtime: Runtime,
+}
+
+impl S3Server {
+    /// Who may use it.
+    pub const KEY: (&str, &str) = ("highwater", "not-a-secret");
+
+    /// Serves the buckets that are directories of this one.
+    pub fn start(root: &Path) -> Result<Self> {
+        let files = FileSystem::new(root).map_err(|e| anyhow::anyhow!("{e:?}"))?;
+        let mut service = S3ServiceBuilder::new(files);
+        service.set_auth(SimpleAuth::from_single(Self::KEY.0, Self::KEY.1));
+        let service = service.build();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0"))?;
+        let address = listener.local_addr()?;
+        runtime.spawn(async move {
+            let http = Builder::new(TokioExecutor::new());
+            while let Ok((stream, _)) = listener.accept().await {
+                let serving = http.serve_connection(TokioIo::new(stream), service.clone()).into_owned();
+                tokio::spawn(async move {
+                    let _ = serving.await;
+                });
+            }
+        });
+        Ok(Self { address, _runtime: runtime })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
