@@ -6,6 +6,7 @@ mod problems;
 pub use problems::{Problem, check_name};
 
 use crate::{CollectorError, units};
+use highwater_vault::Location;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -27,8 +28,8 @@ pub const WINDOW_BYTES_MAX: u64 = 1 << 30;
 pub struct Config {
     /// Names and addresses under which agents reach this collector; its certificate is for these.
     pub names: Vec<String>,
-    /// Directory of the vault.
-    pub vault: PathBuf,
+    /// Where the vault lies: a directory, or a bucket by its address.
+    pub vault: Location,
     /// The vault's key.
     pub key_file: PathBuf,
     /// Where agents connect.
@@ -133,7 +134,7 @@ fn default_log_level() -> String {
 impl Config {
     /// With defaults for everything that has one.
     #[must_use]
-    pub fn new(names: Vec<String>, vault: PathBuf, key_file: PathBuf) -> Self {
+    pub fn new(names: Vec<String>, vault: Location, key_file: PathBuf) -> Self {
         Self {
             names,
             vault,

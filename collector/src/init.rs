@@ -3,7 +3,7 @@
 use crate::config::{Problem, check_name};
 use crate::{CollectorError, Config, authority};
 use highwater_delta::VaultId;
-use highwater_vault::{Vault, VaultError, VaultKey, local_store};
+use highwater_vault::{Location, Store, Vault, VaultError, VaultKey};
 use highwater_wire::files::write_secret;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -27,21 +27,21 @@ pub struct Made {
 /// Makes everything a collector needs. What exists is never overwritten; the configuration comes last, so that an
 /// interrupted init leaves none. What it makes has the same modes under every umask: directories can be entered, but the vault by its
 /// owner only; so with the key, and the configuration can be read by its group too.
-pub async fn init(dir: &Path, vault_dir: &Path, names: Vec<String>) -> Result<Made, CollectorError> {
+pub async fn init(dir: &Path, vault: &Location, names: Vec<String>) -> Result<Made, CollectorError> {
     let (config_file, key_file) = (dir.join(CONFIG_FILE), dir.join(KEY_FILE));
-    for path in [&config_file, &key_file, &vault_dir.join("vault.json")] {
-        if path.exists() {
-            return Err(CollectorError::Exists(path.clone()));
+    let vault_dir = if let Location::Directory(dir) = vault { Some(dir) } else { None };
+    for path in
+        [Some(config_file.clone()), Some(key_file.clone()), vault_dir.map(|dir| dir.join("vault.json"))]
+    {
+        if let Some(path) = path.filter(|path| path.exists()) {
+            return Err(CollectorError::Exists(path));
         }
     }
     for name in &names {
         check_name(name).map_err(CollectorError::Name)?;
     }
-    if std::fs::read_dir(vault_dir).is_ok_and(|mut found| {
-        // Of an own file system.
-        found.any(|entry| entry.is_ok_and(|entry| entry.file_name() != "lost+found"))
-    }) {
-        return Err(CollectorError::NotEmpty(vault_dir.to_owned()));
+    if let Some(dir) = vault_dir.filter(|dir| holds_something(dir)) {
+        return Err(CollectorError::NotEmpty(dir.clone()));
     }
     let absolute = |path: &Path| {
         std::path::absolute(path).map_err(|e| CollectorError::Config {
@@ -49,22 +49,40 @@ pub async fn init(dir: &Path, vault_dir: &Path, names: Vec<String>) -> Result<Ma
             problems: vec![Problem::new("", e)],
         })
     };
-    let text = config_text(&names, &absolute(vault_dir)?, &absolute(&key_file)?);
+    let lies_at = match vault_dir {
+        Some(dir) => Location::Directory(absolute(dir)?),
+        None => vault.clone(),
+    };
+    let text = config_text(&names, &lies_at, &absolute(&key_file)?);
     toml::from_str::<Config>(&text).map_err(|e| CollectorError::Config {
         path: config_file.clone(),
         problems: vec![Problem::new("", e)],
     })?;
-    for (dir, mode) in [(dir, 0o755), (vault_dir, 0o700)] {
+    for (dir, mode) in std::iter::once((dir, 0o755)).chain(vault_dir.map(|dir| (dir.as_path(), 0o700))) {
         make_dir(dir, mode).map_err(|(dir, e)| VaultError::Io { path: dir, source: e })?;
     }
+    let store = Store::open(vault)?;
     let key = VaultKey::generate()?;
     key.save(&key_file)?;
-    let vault = Vault::create(local_store(vault_dir)?, &key).await?;
-    let authority = authority::create(&vault).await?;
+    let made = match Vault::create(store, &key).await {
+        Ok(made) => made,
+        Err(error) => {
+            // The key of no vault; left there, it would be in the way of the next try.
+            let _ = std::fs::remove_file(&key_file);
+            return Err(error.into());
+        }
+    };
+    let authority = authority::create(&made).await?;
     authority.issue_server(&names)?;
     write_secret(&config_file, text.as_bytes())?;
     set_mode(&config_file, 0o640).map_err(|source| VaultError::Io { path: config_file.clone(), source })?;
-    Ok(Made { config: config_file, key_file, vault: vault.id() })
+    Ok(Made { config: config_file, key_file, vault: made.id() })
+}
+
+/// Whether a directory is there with something in it; an own file system's `lost+found` is nothing.
+fn holds_something(dir: &Path) -> bool {
+    std::fs::read_dir(dir)
+        .is_ok_and(|mut found| found.any(|entry| entry.is_ok_and(|entry| entry.file_name() != "lost+found")))
 }
 
 /// Makes a directory with this mode, and those above it so that they can be entered, under every umask. One that is there stays as
@@ -84,7 +102,7 @@ fn set_mode(path: &Path, mode: u32) -> std::io::Result<()> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
 }
 
-fn config_text(names: &[String], vault: &Path, key_file: &Path) -> String {
+fn config_text(names: &[String], vault: &Location, key_file: &Path) -> String {
     let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
     let names: Vec<String> = names.iter().map(|name| quoted(name)).collect();
     format!(
@@ -93,7 +111,8 @@ fn config_text(names: &[String], vault: &Path, key_file: &Path) -> String {
 # Names and addresses under which agents reach this collector. Its certificate is for these.
 names = [{names}]
 
-# Directory of the vault, and the key without which nothing in it can be read. Keep a copy of the key elsewhere.
+# Where the vault lies: a directory, or a bucket like "s3://BUCKET/PREFIX?region=REGION". And the key without which nothing in it
+# can be read. Keep a copy of the key elsewhere.
 vault = {vault}
 key-file = {key_file}
 
@@ -130,7 +149,7 @@ key-file = {key_file}
 #log-level = "info"
 "#,
         names = names.join(", "),
-        vault = quoted(&vault.to_string_lossy()),
+        vault = quoted(&vault.to_string()),
         key_file = quoted(&key_file.to_string_lossy()),
     )
 }

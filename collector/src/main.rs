@@ -9,7 +9,7 @@ use highwater_collector::init::{CONFIG_FILE, init};
 use highwater_collector::shared::now_ms;
 use highwater_collector::tokens::{self, Returning};
 use highwater_collector::{Collector, CollectorError, Config, authority, certificates};
-use highwater_vault::{Vault, VaultKey, local_store};
+use highwater_vault::{Location, Store, Vault, VaultKey};
 use highwater_wire::certificate::{fingerprint, hex};
 use sd_notify::NotifyState;
 use serde_json::json;
@@ -37,9 +37,9 @@ enum Command {
         /// Where configuration and key are kept.
         #[arg(long, default_value = "/etc/highwater")]
         dir: PathBuf,
-        /// Directory of the new vault.
-        #[arg(long, default_value = "/var/lib/highwater-collector/vault")]
-        vault: PathBuf,
+        /// Where the new vault is to lie: a directory, or a bucket like s3://BUCKET/PREFIX?region=REGION.
+        #[arg(long, value_name = "LOCATION", default_value = "/var/lib/highwater-collector/vault")]
+        vault: Location,
         /// Host name or address under which agents reach this collector; may be repeated. The first is the main one.
         #[arg(long = "name", value_name = "HOST_OR_IP")]
         names: Vec<String>,
@@ -218,7 +218,7 @@ async fn execute(cli: Cli) -> anyhow::Result<()> {
     }
 }
 
-async fn make(dir: &Path, vault: &Path, mut names: Vec<String>, json: bool) -> anyhow::Result<()> {
+async fn make(dir: &Path, vault: &Location, mut names: Vec<String>, json: bool) -> anyhow::Result<()> {
     if names.is_empty() {
         names.push(host_name()?);
     }
@@ -231,10 +231,12 @@ async fn make(dir: &Path, vault: &Path, mut names: Vec<String>, json: bool) -> a
         );
         return Ok(());
     }
-    println!("created vault {} in {}", made.vault, vault.display());
+    println!("created vault {} in {vault}", made.vault);
     println!("created its key {key}: keep a copy elsewhere, without it nothing can be recovered");
     println!("created {config}\n\nnow, if the collector is to run as a user of its own:");
-    println!("  chown -R highwater: {config} {key} {}", vault.display());
+    let own =
+        if let Location::Directory(dir) = vault { format!(" {}", dir.display()) } else { String::new() };
+    println!("  chown -R highwater: {config} {key}{own}");
     println!("and:\n  highwater-collector run --config {config}");
     println!("  highwater-collector token create --config {config}");
     Ok(())
@@ -249,7 +251,7 @@ fn host_name() -> anyhow::Result<String> {
 async fn open(path: &Path) -> anyhow::Result<(Config, Vault)> {
     let config = Config::load(path)?;
     let key = VaultKey::load(&config.key_file).map_err(CollectorError::from)?;
-    let store = local_store(&config.vault).map_err(CollectorError::from)?;
+    let store = Store::open(&config.vault).map_err(CollectorError::from)?;
     let vault = Vault::open(store, &key).await.map_err(CollectorError::from)?;
     Ok((config, vault))
 }

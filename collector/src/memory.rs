@@ -106,14 +106,6 @@ impl Memory {
         }
     }
 
-    /// Takes what one open delta needs.
-    ///
-    /// # Errors
-    /// As [`Pool::take`].
-    pub async fn delta(&self) -> Result<Share, CollectorError> {
-        self.work.take(self.delta_bytes, WAIT_MAX).await
-    }
-
     /// Most bytes of a machine's state, and of a block map, in a budget.
     #[must_use]
     pub fn machine_bytes_max_of(memory: u64) -> u64 {

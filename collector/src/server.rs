@@ -14,7 +14,7 @@ use crate::{
     CollectorError, Config, authority, authority::OwnCert, management, memory, metrics::Metrics, session,
 };
 use highwater_serve::{Limits, Place, accept, serve_metrics};
-use highwater_vault::{Vault, VaultKey, local_store};
+use highwater_vault::{Store, Vault, VaultKey};
 use highwater_wire::{WireError, identity, tls};
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
@@ -58,7 +58,8 @@ impl Collector {
     /// Opens the vault, listens, and answers when all ports are ready.
     pub async fn start(config: Config) -> Result<Running, CollectorError> {
         let key = VaultKey::load(&config.key_file)?;
-        let vault = Vault::open(local_store(&config.vault)?, &key).await?;
+        let vault = Vault::open(Store::open(&config.vault)?, &key).await?;
+        vault.probe().await?;
         let pages = usize::try_from(memory::page_cache_bytes(config.memory)).unwrap_or(usize::MAX);
         let vault = vault.with_page_cache(pages);
         Self::start_with(config, vault).await

@@ -53,6 +53,8 @@ pub struct SiteOptions {
     pub ingest_port: Option<u16>,
     /// Where the vault lies, if not in the arena.
     pub vault: Option<PathBuf>,
+    /// The bucket that it lies in, if it does.
+    pub bucket: Option<String>,
     /// Where the agent keeps its state, if not in the arena.
     pub state_dir: Option<PathBuf>,
 }
@@ -69,6 +71,7 @@ impl Default for SiteOptions {
             through: None,
             ingest_port: None,
             vault: None,
+            bucket: None,
             state_dir: None,
         }
     }
@@ -78,6 +81,8 @@ impl Default for SiteOptions {
 pub struct Site {
     dir: PathBuf,
     vault: PathBuf,
+    /// As programs are told where it is.
+    location: String,
     key: PathBuf,
     agent_config: PathBuf,
     agent_program: PathBuf,
@@ -119,13 +124,14 @@ impl Site {
     pub fn new(arena: &Arena, options: &SiteOptions) -> Result<Self> {
         let dir = arena.dir().to_path_buf();
         let vault = options.vault.clone().unwrap_or_else(|| dir.join("vault"));
+        let location = options.bucket.clone().unwrap_or_else(|| text(&vault));
         let [management, collector_metrics, agent_metrics] = [free_port()?, free_port()?, free_port()?];
         let ingest = options.ingest_port.map_or_else(free_port, Ok)?;
         let etc = dir.join("collector");
         let collector = program("highwater-collector")?;
         command::run(
             &collector.to_string_lossy(),
-            &["init", "--dir", &text(&etc), "--vault", &text(&vault), "--name", "127.0.0.1"],
+            &["init", "--dir", &text(&etc), "--vault", &location, "--name", "127.0.0.1"],
         )?;
         let config = etc.join("collector.toml");
         let mut lines: Vec<String> = (fs::read_to_string(&config)?.lines())
@@ -147,6 +153,7 @@ impl Site {
         let ingest = SocketAddr::from(([127, 0, 0, 1], ingest));
         let mut site = Self {
             vault,
+            location,
             key: etc.join("vault.key"),
             agent_config: dir.join("agent.toml"),
             agent_program: program("highwater-agent")?,
@@ -349,7 +356,7 @@ impl Site {
     pub fn run_dir(&self) -> PathBuf {
         self.dir.join("run")
     }
-    /// The vault's directory.
+    /// The vault's directory, if it is one.
     pub fn vault(&self) -> &Path {
         &self.vault
     }
@@ -367,8 +374,8 @@ impl Site {
     }
     /// Runs `highwater` on this site's vault, collector or no.
     pub fn operator(&self, args: &[&str]) -> Result<String> {
-        let (vault, key) = (text(&self.vault), text(&self.key));
-        let mut all = vec!["--vault", &vault, "--key", &key];
+        let key = text(&self.key);
+        let mut all = vec!["--vault", &self.location, "--key", &key];
         all.extend(args);
         command::run(&program("highwater")?.to_string_lossy(), &all)
     }

@@ -122,24 +122,33 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }
 
+/// One test: it changes the environment.
 #[test]
-fn a_directory() -> Result<()> {
+fn every_store_conforms() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let location: Location = dir.path().to_string_lossy().parse()?;
-    runtime()?.block_on(conforms(|| Ok(Store::open(&location)?)))
-}
-
-#[test]
-fn s3() -> Result<()> {
-    let dir = tempfile::tempdir()?;
-    fs::create_dir_all(dir.path().join("buckets/vaults"))?;
     let profiles = dir.path().join("credentials");
     let (id, secret) = S3Server::KEY;
     fs::write(&profiles, format!("[dr]\naws_access_key_id = {id}\naws_secret_access_key = {secret}\n"))?;
-    // SAFETY: no other thread of this process reads the environment meanwhile.
-    unsafe { std::env::set_var("AWS_SHARED_CREDENTIALS_FILE", &profiles) };
-    let server = S3Server::start(&dir.path().join("buckets"))?;
-    let text = format!("s3://vaults/site/a?region=us-east-1&endpoint=http://{}&profile=dr", server.address());
-    let location: Location = text.parse()?;
-    runtime()?.block_on(conforms(|| Ok(Store::open(&location)?)))
+    // SAFETY: no other thread of this program looks at the environment.
+    unsafe {
+        std::env::set_var("AWS_SHARED_CREDENTIALS_FILE", &profiles);
+        // Not these: the profile is named.
+        std::env::set_var("AWS_ACCESS_KEY_ID", "somebody");
+        std::env::set_var("AWS_SECRET_ACCESS_KEY", "else");
+        std::env::set_var("AWS_SESSION_TOKEN", "at another place");
+    }
+    let buckets = dir.path().join("buckets");
+    fs::create_dir_all(buckets.join("vaults"))?;
+    let server = S3Server::start(&buckets)?;
+    let s3 = format!("region=us-east-1&endpoint=http://{}&profile=dr", server.address());
+    for text in [
+        dir.path().join("vault").to_string_lossy().into_owned(),
+        format!("s3://vaults/site/a?{s3}"),
+        format!("s3://vaults?{s3}"),
+    ] {
+        println!("{text}");
+        let location: Location = text.parse()?;
+        runtime()?.block_on(conforms(|| Ok(Store::open(&location)?))).with_context(|| text)?;
+    }
+    Ok(())
 }

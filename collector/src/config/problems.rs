@@ -1,10 +1,10 @@
 //! Everything that is wrong with a configuration's text, each with its line: who corrects a file wants to do it once.
 
 use super::Config;
-use highwater_vault::{VaultKey, local_store};
+use highwater_vault::{Location, Store, VaultKey};
 use rustls_pki_types::ServerName;
 use serde::{Deserialize, Serialize};
-use std::{fmt, path::Path};
+use std::fmt;
 use toml::{Table, Value};
 
 /// Something wrong in a configuration.
@@ -127,7 +127,12 @@ pub(super) fn of_what_is_named(config: &Config) -> Vec<Problem> {
     problems
 }
 
-fn vault(dir: &Path) -> Result<(), String> {
+fn vault(location: &Location) -> Result<(), String> {
+    let dir = match location {
+        Location::Directory(dir) => dir,
+        // Whether it can be reached is seen at the start.
+        Location::Bucket(_) => return Store::open(location).map(drop).map_err(|e| e.to_string()),
+    };
     let file = dir.join("vault.json");
     match std::fs::File::open(&file) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
@@ -135,6 +140,6 @@ fn vault(dir: &Path) -> Result<(), String> {
         }
         Err(e) => Err(format!("{}: {e}; {}", file.display(), crate::access::advice(dir))),
         // Names the directory in it that cannot be used.
-        Ok(_) => local_store(dir).map(drop).map_err(|e| e.to_string()),
+        Ok(_) => Store::open(location).map(drop).map_err(|e| e.to_string()),
     }
 }

@@ -9,7 +9,7 @@ use highwater_delta::{
     BLOCK_BYTES, Block, CommitId, CommitKind, Consistency, DeltaId, DiskId, Extent, Fill, HashKey, MachineId,
     PointDisk, PointInfo, encode_chunk,
 };
-use highwater_vault::{Vault, VaultKey, local_store};
+use highwater_vault::{Location, Vault, VaultKey, local_store};
 use highwater_wire::certificate::fingerprint;
 use highwater_wire::client::connect_with;
 use highwater_wire::enroll::{Token, enroll};
@@ -37,7 +37,9 @@ impl Site {
     pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let vault = dir.path().join("vault");
-        let made = init::init(dir.path(), &vault, vec!["127.0.0.1".to_owned()]).await.unwrap();
+        let made = init::init(dir.path(), &Location::Directory(vault.clone()), vec!["127.0.0.1".to_owned()])
+            .await
+            .unwrap();
         let mut config = Config::load(&made.config).unwrap();
         for address in [&mut config.listen, &mut config.management_listen, &mut config.metrics_listen] {
             *address = "127.0.0.1:0".parse().unwrap();

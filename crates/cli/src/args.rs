@@ -18,7 +18,7 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Args)]
 pub(crate) struct Global {
-    /// The vault: a directory or a file:// URL [default: the collector's]
+    /// The vault: a directory, or a bucket like s3://BUCKET/PREFIX?region=REGION [default: the collector's]
     #[arg(long, global = true, env = "HIGHWATER_VAULT", value_name = "DIR|URL")]
     pub(crate) vault: Option<String>,
     /// The vault's key file [default: the collector's]

@@ -2,7 +2,7 @@
 
 use crate::{CliError, args::Global};
 use highwater_delta::MachineId;
-use highwater_vault::{Vault, VaultKey, local_store};
+use highwater_vault::{Location, Store, Vault, VaultKey};
 use std::path::{Path, PathBuf};
 
 /// Opens the vault that options, environment or the collector's configuration name.
@@ -16,15 +16,14 @@ pub(crate) async fn open(global: &Global) -> Result<Vault, CliError> {
     let address = global.vault.clone().or_else(|| named("vault")).ok_or(CliError::NotGiven("vault"))?;
     let key = global.key.clone().or_else(|| named("key-file").map(PathBuf::from));
     let key = VaultKey::load(&key.ok_or(CliError::NotGiven("key file"))?)?;
-    let dir = match address.split_once("://") {
-        None => PathBuf::from(&address),
-        Some(("file", path)) if path.starts_with('/') => PathBuf::from(path),
-        Some(_) => return Err(CliError::Address(address)),
-    };
-    if !dir.is_dir() {
+    let location: Location = address.parse()?;
+    // A mistyped directory would be made.
+    if let Location::Directory(dir) = &location
+        && !dir.is_dir()
+    {
         return Err(CliError::Address(address));
     }
-    Ok(Vault::open(local_store(&dir)?, &key).await?)
+    Ok(Vault::open(Store::open(&location)?, &key).await?)
 }
 
 fn read_config(path: &Path) -> Result<toml::Table, CliError> {

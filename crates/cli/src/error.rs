@@ -99,7 +99,7 @@ impl CliError {
             Self::NotGiven(_) => {
                 "Give --vault and --key, or HIGHWATER_VAULT and HIGHWATER_KEY, or run it on the collector."
             }
-            Self::Address(_) => "Give the path of an existing vault directory.",
+            Self::Address(_) => "Give the path of an existing vault directory, or the address of a bucket.",
             Self::Config { .. } => "Correct the file, or give --vault and --key.",
             Self::Machine(_) => {
                 "List the machines with `highwater machines`; give an id or more of its digits."

@@ -239,8 +239,10 @@ fn vault_and_key_come_from_the_configuration_too() {
     VaultKey::generate().unwrap().save(&other).unwrap();
     let wrong = place.run(&["machines", "--json", "--key", other.to_str().unwrap()]);
     assert_eq!(wrong.json()["error"]["code"], "HW-1204", "the later of two --key counts");
-    let s3 = ["highwater", "machines", "--json", "--vault", "s3://x", "--key", key.to_str().unwrap()];
-    assert_eq!(bare(&s3, "").json()["error"]["code"], "HW-1503");
+    for (vault, code) in [("/nowhere", "HW-1503"), ("ftp://x", "HW-1224"), ("s3://x?secret=y", "HW-1224")] {
+        let asked = ["highwater", "machines", "--json", "--vault", vault, "--key", key.to_str().unwrap()];
+        assert_eq!(bare(&asked, "").json()["error"]["code"], code, "{vault}");
+    }
 }
 
 #[test]
