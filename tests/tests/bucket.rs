@@ -29,9 +29,14 @@ fn the_vault_lies_in_a_bucket() -> Result<()> {
     fs::write(data.path().join("content"), &content)?;
     let options = SiteOptions { bucket: Some(bucket.clone()), ..SiteOptions::default() };
     let mut site = Site::new(&arena, &options)?;
-    for expected in
-        ["HW-1201", "session ended", "session broken off", "no recovery point this time", "HW-1474"]
-    {
+    for expected in [
+        "HW-1201",
+        "code=1201",
+        "session ended",
+        "session broken off",
+        "no recovery point this time",
+        "HW-1474",
+    ] {
         site.allow(expected);
     }
     site.start_agent()?;

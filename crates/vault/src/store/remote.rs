@@ -14,7 +14,7 @@ use crate::{
     location::{Bucket, Provider},
 };
 use object_store::{
-    ClientOptions, ObjectStore, RetryConfig, StaticCredentialProvider,
+    BackoffConfig, ClientOptions, ObjectStore, RetryConfig, StaticCredentialProvider,
     aws::{AmazonS3Builder, AmazonS3ConfigKey, AwsCredential},
     azure::MicrosoftAzureBuilder,
     gcp::GoogleCloudStorageBuilder,
@@ -25,6 +25,8 @@ use std::{sync::Arc, time::Duration};
 
 /// So long is a request tried again.
 const RETRY_MAX: Duration = Duration::from_secs(60);
+/// The longest pause between two tries.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// A request as a whole: a part of 5 MiB passes at 45 KiB/s.
 const REQUEST_MAX: Duration = Duration::from_secs(120);
@@ -38,7 +40,9 @@ pub(super) fn open(bucket: &Bucket) -> Result<Arc<dyn ObjectStore>> {
         .with_allow_http(plain)
         .with_connect_timeout(CONNECT_MAX)
         .with_timeout(REQUEST_MAX);
-    let retry = RetryConfig { retry_timeout: RETRY_MAX, ..RetryConfig::default() };
+    // Time is the limit, not a number: refused connections use a number up within seconds.
+    let backoff = BackoffConfig { max_backoff: PAUSE_MAX, ..BackoffConfig::default() };
+    let retry = RetryConfig { backoff, max_retries: usize::MAX, retry_timeout: RETRY_MAX };
     let prefix = Path::parse(&bucket.prefix).map_err(|e| refuse(e.into()))?;
     Ok(match bucket.provider {
         Provider::S3 => within(
