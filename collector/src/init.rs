@@ -135,7 +135,7 @@ key-file = {key_file}
 #sessions-max = 1024
 #handshakes-max = 64
 #handshake-timeout = "10s"
-# A machine that is silent for so long is disconnected; agents say something every 30 s.
+# A machine that is silent for so long is disconnected; agents say something every 5 s.
 #idle-timeout = "90s"
 # Enrolments a second from one address (of IPv6: one /64), averaged; those beyond are refused. Raise it where many machines
 # come from one address, as through a NAT.

@@ -4,8 +4,8 @@
 //! **Rates.** Each source (`Source`) has a rate of its own, so nobody's requests are counted against another's. What comes
 //! from all together is counted only for those who hold a token that is valid and unused and ask for what can be had, before the
 //! costly part: a stranger cannot use it up from any number of addresses, and whoever holds a token only by using that.
-//! Requests that cannot be granted are counted against the token. What strangers cost before that (a handshake, one look into the vault) is bounded by the port's
-//! places.
+//! Requests that cannot be granted are counted against the token. What strangers cost before that (a handshake, one look into
+//! the vault) is bounded by the port's places.
 
 use crate::bucket::Bucket;
 use crate::certificates::{self, Origin};

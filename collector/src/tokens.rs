@@ -70,8 +70,8 @@ pub async fn create(
     if vault.control_create(&name, &text).await? { Ok(token) } else { Err(CollectorError::Document(name)) }
 }
 
-/// Checks a token, without using it: that it was not used yet may change until [`use_up`]. An unknown token and a wrong secret are told apart to nobody, and only who
-/// knows the secret hears that it has expired, or was used.
+/// Checks a token, without using it: that it was not used yet may change until [`use_up`]. An unknown token and a wrong secret are
+/// told apart to nobody, and only who knows the secret hears that it has expired, or was used.
 pub async fn check(
     vault: &Vault,
     id_hex: &str,

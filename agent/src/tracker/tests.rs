@@ -65,6 +65,15 @@ impl Pins {
         }
     }
 }
+impl Pins {
+    /// A tracker of its own; none without the eBPF object.
+    fn tracker(&self) -> Option<Tracker> {
+        match Tracker::open(self.options()) {
+            Err(TrackerError::NoObject) => None,
+            other => Some(other.unwrap().0),
+        }
+    }
+}
 impl Drop for Pins {
     fn drop(&mut self) {
         let _ = object::remove(&self.0);
@@ -161,10 +170,7 @@ fn an_end_that_failed_half_way_is_made_good() {
     let Some(disk) = Loop::new(16 << 20) else { return };
     let pins = Pins::new("half-way");
     let id = DiskId::new();
-    let mut tracker = match Tracker::open(pins.options()) {
-        Err(TrackerError::NoObject) => return,
-        other => other.unwrap().0,
-    };
+    let Some(mut tracker) = pins.tracker() else { return };
     tracker.protect(id, &disk.device).unwrap();
     disk.write(7, 1);
     // What `end_epoch` does before the barrier.
@@ -203,10 +209,7 @@ fn a_life_that_ends_before_its_record_leaves_the_net_as_it_was() {
     let Some(disk) = Loop::new(16 << 20) else { return };
     let pins = Pins::new("net-unrecorded");
     let id = DiskId::new();
-    let mut tracker = match Tracker::open(pins.options()) {
-        Err(TrackerError::NoObject) => return,
-        other => other.unwrap().0,
-    };
+    let Some(mut tracker) = pins.tracker() else { return };
     tracker.protect(id, &disk.device).unwrap();
     write_hidden(&mut tracker, &disk);
     tracker.options.run_dir = pins.1.path().join("gone");
@@ -231,10 +234,7 @@ fn a_note_that_is_used_again_counts_once() {
     let Some(disk) = Loop::new(16 << 20) else { return };
     let pins = Pins::new("net-reused");
     let id = DiskId::new();
-    let mut tracker = match Tracker::open(pins.options()) {
-        Err(TrackerError::NoObject) => return,
-        other => other.unwrap().0,
-    };
+    let Some(mut tracker) = pins.tracker() else { return };
     tracker.protect(id, &disk.device).unwrap();
     write_hidden(&mut tracker, &disk);
     let dev = disk.device.whole_kernel_dev();
@@ -259,10 +259,7 @@ fn a_note_that_is_used_again_counts_once() {
 fn protecting_another_partition_heals_no_doubt() {
     let Some(disk) = Loop::new(16 << 20) else { return };
     let pins = Pins::new("healed");
-    let mut tracker = match Tracker::open(pins.options()) {
-        Err(TrackerError::NoObject) => return,
-        other => other.unwrap().0,
-    };
+    let Some(mut tracker) = pins.tracker() else { return };
     let half = |start_sector| BlockDevice { start_sector, size_bytes: 8 << 20, ..disk.device.clone() };
     let (first, second) = (DiskId::new(), DiskId::new());
     tracker.protect(first, &half(0)).unwrap();
@@ -280,10 +277,7 @@ fn the_net_is_counted_at_a_quiet_moment() {
     let Some(disk) = Loop::new(16 << 20) else { return };
     let pins = Pins::new("net-disturbed");
     let id = DiskId::new();
-    let mut tracker = match Tracker::open(pins.options()) {
-        Err(TrackerError::NoObject) => return,
-        other => other.unwrap().0,
-    };
+    let Some(mut tracker) = pins.tracker() else { return };
     tracker.protect(id, &disk.device).unwrap();
     write_hidden(&mut tracker, &disk);
     let look = tracker.look(disk.device.whole_kernel_dev()).unwrap();
@@ -307,10 +301,7 @@ fn the_net_is_counted_at_a_quiet_moment() {
 fn another_partition_hides_nothing() {
     let Some(disk) = Loop::new(16 << 20) else { return };
     let pins = Pins::new("partitions");
-    let mut tracker = match Tracker::open(pins.options()) {
-        Err(TrackerError::NoObject) => return,
-        other => other.unwrap().0,
-    };
+    let Some(mut tracker) = pins.tracker() else { return };
     let half = |start_sector| BlockDevice { start_sector, size_bytes: 8 << 20, ..disk.device.clone() };
     let (first, second) = (DiskId::new(), DiskId::new());
     tracker.protect(first, &half(0)).unwrap();
@@ -345,10 +336,7 @@ fn programs_are_attached_while_needed() {
     let Some(disk) = Loop::new(16 << 20) else { return };
     let pins = Pins::new("hooks");
     let id = DiskId::new();
-    let mut tracker = match Tracker::open(pins.options()) {
-        Err(TrackerError::NoObject) => return,
-        other => other.unwrap().0,
-    };
+    let Some(mut tracker) = pins.tracker() else { return };
     let links = || {
         let mut names: Vec<String> = fs::read_dir(pins.0.join("links"))
             .unwrap()
@@ -388,10 +376,7 @@ fn counts_agree_under_load() {
     let Some(disk) = Loop::new(128 << 20) else { return };
     let pins = Pins::new("counts");
     let id = DiskId::new();
-    let mut tracker = match Tracker::open(pins.options()) {
-        Err(TrackerError::NoObject) => return,
-        other => other.unwrap().0,
-    };
+    let Some(mut tracker) = pins.tracker() else { return };
     tracker.protect(id, &disk.device).unwrap();
     let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     std::thread::scope(|scope| {

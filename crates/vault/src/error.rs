@@ -164,7 +164,7 @@ impl VaultError {
     pub const fn action(&self) -> &'static str {
         match self {
             Self::Store(_) => {
-                "Check that the vault's storage is reachable, writable and not full; then try again."
+                "Check that the vault's storage is reachable, writable and not full, and for a bucket its region and credentials (docs/OPERATIONS.md, Where the vault lies); then try again."
             }
             Self::Exists => "Use the existing vault, or choose another place.",
             Self::NotAVault => {
