@@ -106,7 +106,11 @@ pub async fn renew(shared: &Shared, held: &Credential, csr_pem: &str) -> Result<
     // First: also what is refused costs a look into the vault and a line in the log.
     shared.allow_renewal(held.machine)?;
     // Those that the collector knows may be some seconds old.
-    if revoked_upto(&shared.vault, held.machine).await?.is_some_and(|upto| held.generation <= upto) {
+    if let Some(upto) =
+        revoked_upto(&shared.vault, held.machine).await?.filter(|upto| held.generation <= *upto)
+    {
+        // Told to end here, the machine would else be let in again until they are read.
+        shared.note_revoked(held.machine, upto);
         return Err(WireError::Revoked(held.machine).into());
     }
     let half_ms = held.expires_ms.saturating_sub(held.not_before_ms) / 2;

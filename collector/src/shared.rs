@@ -211,6 +211,14 @@ impl Shared {
         self.revoked.read().unwrap_or_else(PoisonError::into_inner).covers(credential)
     }
 
+    /// It was just read that a machine's certificates are revoked up to this generation: holds at once, not only when
+    /// all are read again.
+    pub fn note_revoked(&self, machine: MachineId, upto: u32) {
+        let mut revoked = self.revoked.write().unwrap_or_else(PoisonError::into_inner);
+        let known = revoked.machines.entry(machine).or_insert(upto);
+        *known = upto.max(*known);
+    }
+
     fn revocations_are_known(&self) -> bool {
         locked(&self.revoked_read).elapsed() < REVOCATIONS_UNKNOWN_MAX
     }
@@ -301,7 +309,8 @@ impl Shared {
         };
         *locked(&self.revoked_read) = begun;
         // In this order: a session takes its seat first, and looks here afterwards.
-        *self.revoked.write().unwrap_or_else(PoisonError::into_inner) = Revoked { machines };
+        // Revocations are for ever; one that was noted since the reading began is not among them.
+        machines.into_iter().for_each(|(machine, upto)| self.note_revoked(machine, upto));
         let now_ms = now_ms();
         for (machine, seats) in locked(&self.seats).iter() {
             if self.is_revoked(&seats.credential) {

@@ -190,6 +190,18 @@ async fn a_revoked_machine_is_cut_off_and_told_and_nobody_else_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_revocation_found_by_a_renewal_holds_at_once() {
+    let site = Site::new().await;
+    let identity = site.enrolled().await;
+    let mut agent = site.connect(&identity).await.unwrap();
+    // Between two readings of who is revoked, which are 2 s apart.
+    certificates::revoke(&site.vault().await, identity.machine, None).await.unwrap();
+    agent.send(AgentMessage::Renew { csr_pem: Csr::create().unwrap().csr_pem }).await;
+    assert_eq!(agent.refusal().await.code, 1119);
+    assert_eq!(refusal(site.connect(&identity).await).code, 1119);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_revocation_outlasts_the_collector() {
     let site = Site::new().await;
     let identity = site.enrolled().await;
