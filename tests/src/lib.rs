@@ -5,6 +5,7 @@
 //! nothing was left: no loop device, zram, mount, pinned object or process.
 
 pub mod arena;
+pub mod azurite;
 pub mod buffer;
 pub mod census;
 pub mod churn;
@@ -24,6 +25,7 @@ pub mod sector;
 pub mod site;
 
 pub use arena::Arena;
+pub use azurite::Azurite;
 pub use census::Census;
 pub use churn::Churn;
 pub use compare::{FrozenCopy, compare_devices};

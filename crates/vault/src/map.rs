@@ -256,7 +256,14 @@ fn fill(slots: &mut [Slot], from: u64, to: u64, segment: usize, entry: &Entry, p
 }
 
 /// A disk's size: as a point at this commit says, else as the machine's records do.
+///
+/// # Errors
+/// [`VaultError::UnknownPoint`] of a commit that the state does not know of yet, as after a list of a moment ago: what there was
+/// before must not be taken for it.
 pub(crate) fn size_at(state: &MachineState, disk: DiskId, at: CommitId) -> Result<u64> {
+    if at.0 > state.last_record {
+        return Err(VaultError::UnknownPoint(at));
+    }
     let record = state.disk(disk)?;
     let covered = state.point(at).ok().and_then(|p| p.info.disks.iter().find(|d| d.disk == disk));
     Ok(covered.map_or(record.size_bytes, |covered| covered.size_bytes))

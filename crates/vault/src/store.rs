@@ -1,5 +1,6 @@
 //! Where objects lie: paths, a local directory as a store, and bounded reads.
 
+mod exact;
 mod ownership;
 mod profile;
 mod remote;
@@ -7,6 +8,7 @@ mod write_behind;
 
 use crate::{Location, Result, VaultError};
 use bytes::Bytes;
+use exact::Exact;
 use highwater_delta::{MachineId, SegmentId};
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, local::LocalFileSystem, path::Path};
 use ownership::Ownership;
@@ -33,11 +35,19 @@ impl Store {
     /// The directory cannot be used; the address or the credentials make no sense ([`VaultError::Location`]).
     pub fn open(location: &Location) -> Result<Self> {
         match location {
-            Location::Directory(dir) => local_store(dir).map(Self::from),
-            Location::Bucket(bucket) => {
-                Ok(Self { objects: remote::open(bucket)?, part_bytes: PART_BYTES_REMOTE })
-            }
+            Location::Directory(dir) => Ok(Self { objects: local_store(dir)?, part_bytes: PART_BYTES_LOCAL }),
+            Location::Bucket(bucket) => Ok(Self::exact(remote::open(bucket)?, PART_BYTES_REMOTE)),
         }
+    }
+
+    /// The same with a layer over it, which takes parts as the store does.
+    #[must_use]
+    pub fn layered<S: ObjectStore>(self, layer: impl FnOnce(Arc<dyn ObjectStore>) -> Arc<S>) -> Self {
+        Self::exact(layer(self.objects), self.part_bytes)
+    }
+
+    fn exact(objects: Arc<dyn ObjectStore>, part_bytes: usize) -> Self {
+        Self { objects: Arc::new(Exact(objects)), part_bytes }
     }
 
     pub(crate) const fn objects(&self) -> &Arc<dyn ObjectStore> {
@@ -51,7 +61,7 @@ impl Store {
 /// One that takes parts of any size.
 impl From<Arc<dyn ObjectStore>> for Store {
     fn from(objects: Arc<dyn ObjectStore>) -> Self {
-        Self { objects, part_bytes: PART_BYTES_LOCAL }
+        Self::exact(objects, PART_BYTES_LOCAL)
     }
 }
 
@@ -153,5 +163,19 @@ pub(crate) async fn create_object(store: &dyn ObjectStore, path: &Path, content:
             Ok(false)
         }
         Err(error) => Err(error.into()),
+    }
+}
+
+/// The same for content that nobody else can have made, since there is something random in it: what is there already may be it. A
+/// client of a remote store puts twice when it lost the first answer.
+pub(crate) async fn create_own(store: &dyn ObjectStore, path: &Path, content: Vec<u8>) -> Result<bool> {
+    if create_object(store, path, content.clone()).await? {
+        return Ok(true);
+    }
+    match read_object(store, path, content.len() as u64).await {
+        Ok(there) => Ok(there == content),
+        // Larger, so another's.
+        Err(VaultError::Corrupt { .. }) => Ok(false),
+        Err(error) => Err(error),
     }
 }

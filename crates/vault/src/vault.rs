@@ -87,7 +87,7 @@ impl Vault {
         let store = opened.objects();
         let id = VaultId::new();
         let file = VaultFile::new(id, key)?.encode()?;
-        if !store::create_object(&**store, &store::vault_path(), file.clone()).await? {
+        if !store::create_own(&**store, &store::vault_path(), file.clone()).await? {
             return Err(VaultError::Exists);
         }
         // All safety of commits rests on this refusal, so it is tried out once on every store.
@@ -429,7 +429,7 @@ impl Vault {
             return Err(VaultError::Limit("bytes of a control document"));
         }
         let sealed = seal::seal(&self.inner.control, &path, plain)?;
-        store::create_object(&**self.store(), &path, sealed).await
+        store::create_own(&**self.store(), &path, sealed).await
     }
 
     /// Reads a control document.

@@ -4,6 +4,7 @@
 //! with apt and cargo; elsewhere setup changes nothing and says exactly what to install.
 
 mod apt;
+mod azurite;
 mod mounts;
 mod needs;
 
@@ -41,6 +42,9 @@ pub fn setup(purpose: Purpose) -> Result<()> {
     }
     if purpose.uses_promtool() && promtool().is_none() {
         fetch_promtool()?;
+    }
+    if purpose.uses_azurite() {
+        azurite::install_if_missing()?;
     }
     if purpose == Purpose::Check && workspace::find_program("cargo-deny").is_none() {
         install_deny()?;

@@ -33,6 +33,11 @@ impl Purpose {
     pub fn uses_promtool(self) -> bool {
         self == Purpose::Test
     }
+
+    /// Whether Azure's emulator is started.
+    pub fn uses_azurite(self) -> bool {
+        self == Purpose::Test
+    }
 }
 
 /// Something to be there, and the Debian package that brings it.
@@ -72,6 +77,9 @@ const TEST: &[Need] = &[
     need("util-linux", "addpart"),
     need("fio", "fio"),
 ];
+
+/// For what is installed by npm.
+pub const NODE: &[Need] = &[need("nodejs", "node"), need("npm", "npm")];
 
 const KERNELS: &[Need] = &[
     need("e2fsprogs", "mkfs.ext4"),

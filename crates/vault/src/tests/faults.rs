@@ -5,14 +5,14 @@ use crate::{Vault, VaultError, verify};
 use highwater_delta::*;
 
 /// The second delta of a machine, while the store's n-th call fails; answers whether the call was reached.
-async fn one(n: u64, late: bool) -> bool {
+async fn one(n: u64, when: When) -> bool {
     let inner = memory();
     let (vault, key) = vault_on(inner.clone()).await;
     let before = deliver(&mut vault.writer(machine()).await.unwrap(), 0, &[1, 2, 3]).await.unwrap();
 
     let faulty = Faulty::new(inner.clone());
     let handle = Vault::open(faulty.clone(), &key).await.unwrap();
-    faulty.arm(Some((n, late)));
+    faulty.fail_call(Some((n, when)));
     let delta = DeltaId::new();
     let attempt = async {
         let mut writer = handle.writer(machine()).await?;
@@ -30,8 +30,8 @@ async fn one(n: u64, late: bool) -> bool {
         done
     };
     let outcome = attempt.await;
-    let reached = faulty.calls.load(std::sync::atomic::Ordering::SeqCst) >= n;
-    faulty.arm(None);
+    let reached = faulty.calls() >= n;
+    faulty.fail_call(None);
 
     let vault = Vault::open(inner, &key).await.unwrap();
     let state = vault.machine(machine()).await.unwrap();
@@ -69,9 +69,9 @@ async fn one(n: u64, late: bool) -> bool {
 #[test]
 fn a_failure_of_any_call_leaves_before_or_after() {
     runtime().block_on(async {
-        for late in [false, true] {
+        for when in [When::Before, When::After] {
             let mut n = 1;
-            while one(n, late).await {
+            while one(n, when).await {
                 n += 1;
                 assert!(n < 100);
             }
@@ -90,7 +90,7 @@ fn a_writer_whose_commit_is_unclear_is_dead() {
         let handle = Vault::open(faulty.clone(), &key).await.unwrap();
         let mut writer = handle.writer(machine()).await.unwrap();
         writer.begin(DeltaId::new()).await.unwrap();
-        faulty.arm(Some((1, true)));
+        faulty.fail_call(Some((1, When::After)));
         assert!(matches!(writer.commit(point(64)).await, Err(VaultError::Store(_))));
         assert!(matches!(writer.abort().await, Err(VaultError::Dead)));
         assert!(matches!(writer.begin(DeltaId::new()).await, Err(VaultError::Dead)));

@@ -162,9 +162,9 @@ fn long_histories_are_replayed_from_a_checkpoint() {
         let vault = Vault::open(store, &key).await.unwrap();
         let counted = Faulty::new(vault.store().clone());
         let same = Vault::open(counted.clone(), &key).await.unwrap();
-        counted.arm(None);
+        counted.fail_call(None);
         assert_eq!(&same.machine(machine()).await.unwrap(), writer.state());
-        let calls = counted.calls.load(std::sync::atomic::Ordering::SeqCst);
+        let calls = counted.calls();
         assert!(calls < 30, "{calls} calls for 22 records after a checkpoint");
         let report = verify::verify_vault(&vault).await.unwrap();
         assert!(report.is_clean(), "{:?}", report.problems);

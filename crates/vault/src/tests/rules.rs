@@ -3,7 +3,7 @@
 use super::support::*;
 use crate::{DiskRecord, Vault, VaultError, VaultKey, local_store, recover, verify};
 use highwater_delta::*;
-use object_store::path::Path;
+use object_store::{ObjectStoreExt, path::Path};
 use std::{os::unix::fs::PermissionsExt, sync::Arc};
 
 #[test]
@@ -151,50 +151,18 @@ fn chunks_are_refused_that_do_not_fit() {
 
 #[test]
 fn a_store_that_overwrites_is_refused() {
-    #[derive(Debug)]
-    struct Careless(object_store::memory::InMemory);
-    impl std::fmt::Display for Careless {
-        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("careless")
-        }
-    }
-    use object_store::*;
-    #[async_trait::async_trait]
-    impl ObjectStore for Careless {
-        async fn put_opts(&self, p: &Path, b: PutPayload, _: PutOptions) -> Result<PutResult> {
-            self.0.put_opts(p, b, PutOptions::default()).await
-        }
-        async fn put_multipart_opts(
-            &self,
-            p: &Path,
-            o: PutMultipartOptions,
-        ) -> Result<Box<dyn MultipartUpload>> {
-            self.0.put_multipart_opts(p, o).await
-        }
-        async fn get_opts(&self, p: &Path, o: GetOptions) -> Result<GetResult> {
-            self.0.get_opts(p, o).await
-        }
-        fn delete_stream(
-            &self,
-            p: futures::stream::BoxStream<'static, Result<Path>>,
-        ) -> futures::stream::BoxStream<'static, Result<Path>> {
-            self.0.delete_stream(p)
-        }
-        fn list(&self, p: Option<&Path>) -> futures::stream::BoxStream<'static, Result<ObjectMeta>> {
-            self.0.list(p)
-        }
-        async fn list_with_delimiter(&self, p: Option<&Path>) -> Result<ListResult> {
-            self.0.list_with_delimiter(p).await
-        }
-        async fn copy_opts(&self, a: &Path, b: &Path, o: CopyOptions) -> Result<()> {
-            self.0.copy_opts(a, b, o).await
-        }
-    }
     runtime().block_on(async {
-        let store: Arc<dyn ObjectStore> = Arc::new(Careless(object_store::memory::InMemory::new()));
-        let made = Vault::create(store.clone(), &key()).await;
+        let store = memory();
+        let careless = Faulty::new(store.clone());
+        careless.create_overwrites(true);
+        let made = Vault::create(careless.clone(), &key()).await;
         assert!(matches!(made, Err(VaultError::NoCreateIfAbsent(_))));
         assert!(store.head(&Path::from("vault.json")).await.is_err(), "nothing is left");
+        // One that lies there already, and whose store was exchanged.
+        let (vault, key) = vault_on(store).await;
+        vault.probe().await.unwrap();
+        let moved = Vault::open(careless, &key).await.unwrap();
+        assert!(matches!(moved.probe().await, Err(VaultError::NoCreateIfAbsent(_))));
     });
 }
 

@@ -51,24 +51,25 @@ fn the_last_of_several_segments_wins() {
 fn a_segment_that_cannot_be_stored_fails_its_delta() {
     runtime().block_on(async {
         // The n-th segment of four, before or after it came into the store.
-        for (n, late) in [(1, false), (1, true), (2, false), (4, false), (4, true)] {
+        use When::{After, Before};
+        for (n, when) in [(1, Before), (1, After), (2, Before), (4, Before), (4, After)] {
             let inner = memory();
             let faulty = Faulty::new(inner.clone());
             let (vault, _) = vault_on(faulty.clone()).await;
             let mut writer = vault.writer(machine()).await.unwrap();
             let before = deliver(&mut writer, 1, &[7]).await.unwrap();
             // Each small segment is one put, and nothing else is called.
-            faulty.arm(Some((n, late)));
+            faulty.fail_call(Some((n, when)));
             let failed = match push_segments(&mut writer, 4).await {
                 Err(failed) => failed,
                 Ok(()) => writer.commit(point(BLOCKS)).await.unwrap_err(),
             };
-            assert!(matches!(failed, VaultError::Store(_)), "{n} {late}: {failed:?}");
-            assert!(matches!(writer.commit(point(BLOCKS)).await, Err(VaultError::Order(_))), "{n} {late}");
-            faulty.arm(None);
+            assert!(matches!(failed, VaultError::Store(_)), "{n} {when:?}: {failed:?}");
+            assert!(matches!(writer.commit(point(BLOCKS)).await, Err(VaultError::Order(_))), "{n} {when:?}");
+            faulty.fail_call(None);
             writer.abort().await.unwrap();
             let report = verify::verify_vault(&vault).await.unwrap();
-            assert!(report.is_clean() && report.orphans.is_empty(), "{n} {late}: {report:?}");
+            assert!(report.is_clean() && report.orphans.is_empty(), "{n} {when:?}: {report:?}");
             let after = deliver(&mut writer, 2, &[8]).await.unwrap();
             assert_eq!((before, after), (CommitId(1), CommitId(2)));
         }
@@ -81,7 +82,7 @@ fn a_segment_under_way_does_not_outlive_its_aborted_delta() {
         let faulty = Faulty::new(memory());
         let (vault, _) = vault_on(faulty.clone()).await;
         let mut writer = vault.writer(machine()).await.unwrap();
-        faulty.slow.store(true, std::sync::atomic::Ordering::SeqCst);
+        faulty.slow_puts(true);
         push_segments(&mut writer, 1).await.unwrap();
         writer.abort().await.unwrap();
         tokio::time::sleep(SLOW * 3).await;
