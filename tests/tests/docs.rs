@@ -28,7 +28,7 @@ fn codes(text: &str) -> BTreeSet<String> {
         for (at, _) in text.match_indices(mark) {
             let digits: String =
                 text[at + mark.len() - 1..].chars().take_while(char::is_ascii_digit).collect();
-            if digits.len() == 4 && digits.as_bytes()[1] <= b'5' {
+            if digits.len() == 4 && digits.as_bytes()[1] <= b'6' {
                 found.insert(digits);
             }
         }

@@ -214,7 +214,7 @@ mod tests {
         assert_ne!(before.cert_chain, after.cert_chain);
         assert_ne!(before.key, after.key, "a new key");
         assert_eq!(
-            (machine.stored().cert_chain, machine.stored().key.secret_der().to_vec()),
+            (machine.stored().cert_chain.clone(), machine.stored().key.secret_der().to_vec()),
             (after.cert_chain.clone(), after.key.secret_der().to_vec())
         );
         assert!(machine.renewal.ask(then + DAY_MS).is_none(), "not before a third of the new one is left");

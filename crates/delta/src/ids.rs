@@ -61,6 +61,10 @@ uuid_id!(
     VaultId
 );
 uuid_id!(
+    /// A collector that keeps its vault at another one: what it is known by there.
+    RelayId
+);
+uuid_id!(
     /// A segment of a vault. Time-ordered: a later segment of one writer sorts after an earlier one.
     SegmentId
 );

@@ -19,6 +19,6 @@ pub use chunk::{
     encode_chunk, split_zero_blocks,
 };
 pub use hash::{BlockHash, HashKey};
-pub use ids::{CommitId, DeltaId, DiskId, MachineId, SegmentId, VaultId};
+pub use ids::{CommitId, DeltaId, DiskId, MachineId, RelayId, SegmentId, VaultId};
 pub use point::{CommitKind, Consistency, PointDisk, PointInfo, StoredBlock};
 pub use units::{BLOCK_BYTES, Block, BlockRange, SECTOR_BYTES};

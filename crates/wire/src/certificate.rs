@@ -8,6 +8,8 @@ use x509_parser::{extensions::GeneralName, prelude::FromDer};
 pub const COLLECTOR_URI: &str = "urn:highwater:collector";
 /// Beginning of the URI name in a machine's certificate; the machine's id follows.
 pub const MACHINE_URI_PREFIX: &str = "urn:highwater:machine:";
+/// Beginning of the URI name in a relay's certificate; the relay's id follows.
+pub const RELAY_URI_PREFIX: &str = "urn:highwater:relay:";
 
 /// Whether a certificate is a collector's. Says nothing about who issued it.
 pub fn is_collector_cert(cert: &CertificateDer<'_>) -> bool {

@@ -1,10 +1,11 @@
 //! The agent's end of a session.
 
 use crate::message::{AgentMessage, CollectorMessage, Hello, Welcome};
+use crate::papers::Papers;
 use crate::session::{Frame, FrameReader, FrameWriter, Timeouts};
-use crate::{Credential, Version, WireError, certificate, codec, files, identity, tls};
+use crate::{Credential, Version, WireError, certificate, codec, identity, tls};
 use highwater_delta::{DeltaId, MachineId};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls_pki_types::ServerName;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,95 +13,60 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use zeroize::Zeroizing;
 
-/// Name of the file within an identity's directory.
-pub const IDENTITY_FILE: &str = "identity.pem";
+pub use crate::papers::IDENTITY_FILE;
 
 const CONNECT_MAX: Duration = Duration::from_secs(15);
 const HANDSHAKE_MAX: Duration = Duration::from_secs(15);
 const WELCOME_MAX: Duration = Duration::from_secs(30);
 
-/// Who an agent is: one PEM file of private key, own certificate and the authority's.
+/// Who an agent is.
 pub struct Identity {
     /// The machine that the certificate names.
     pub machine: MachineId,
-    /// Own certificate.
-    pub cert_chain: Vec<CertificateDer<'static>>,
-    /// Own key.
-    pub key: PrivateKeyDer<'static>,
-    /// The vault's authority.
-    pub ca: CertificateDer<'static>,
-    pem: Zeroizing<String>,
+    pub(crate) papers: Papers,
+}
+
+impl std::ops::Deref for Identity {
+    type Target = Papers;
+    fn deref(&self) -> &Papers {
+        &self.papers
+    }
 }
 
 impl Identity {
     /// From its parts.
     pub fn from_pems(key_pem: &str, cert_pem: &str, ca_pem: &str) -> Result<Self, WireError> {
-        Self::from_pem(Zeroizing::new(format!("{key_pem}{cert_pem}{ca_pem}")))
+        Self::of(Papers::from_pems(key_pem, cert_pem, ca_pem)?)
     }
 
-    fn from_pem(pem: Zeroizing<String>) -> Result<Self, WireError> {
-        let (mut chain, key) = identity::load_chain(&pem, &pem)?;
-        if chain.len() != 2 {
-            let cause =
-                format!("it holds {} certificates, not the machine's and the authority's", chain.len());
-            return Err(WireError::identity("the machine's identity", cause));
-        }
-        let ca = chain.remove(1);
-        let machine = identity::machine_from_cert(&chain[0])?;
-        Ok(Self { machine, cert_chain: chain, key, ca, pem })
+    fn of(papers: Papers) -> Result<Self, WireError> {
+        Ok(Self { machine: identity::machine_from_cert(papers.cert()?)?, papers })
     }
 
     /// Reads it from its directory.
     pub fn load(dir: &Path) -> Result<Self, WireError> {
-        Self::from_pem(files::read_secret(&dir.join(IDENTITY_FILE))?)
-    }
-
-    /// The authority's certificate is the last of the file.
-    fn ca_pem(&self) -> &str {
-        self.pem.rfind("-----BEGIN CERTIFICATE-----").map_or("", |at| &self.pem[at..])
-    }
-
-    /// Writes it into its directory, durably and as a whole.
-    pub fn save(&self, dir: &Path) -> Result<(), WireError> {
-        std::fs::create_dir_all(dir).map_err(|source| WireError::File { path: dir.to_owned(), source })?;
-        let _lock = files::lock_dir(dir)?;
-        files::write_secret(&dir.join(IDENTITY_FILE), self.pem.as_bytes())
+        Self::of(Papers::load(dir)?)
     }
 
     /// What the certificate says.
     pub fn credential(&self) -> Result<Credential, WireError> {
-        Credential::of(
-            self.cert_chain
-                .first()
-                .ok_or_else(|| WireError::identity("the machine's identity", "it has no certificate"))?,
-        )
+        Credential::of(self.cert()?)
     }
 
     /// This machine with a renewed certificate, which must be valid now, of the same authority and machine, and belong to
     /// this key.
     pub fn renewed(&self, key_pem: &str, cert_pem: &str) -> Result<Self, WireError> {
-        let new = Self::from_pems(key_pem, cert_pem, self.ca_pem())?;
-        let unusable = |cause| WireError::identity("the renewed certificate", cause);
+        let new = Self::of(self.papers.renewed(key_pem, cert_pem)?)?;
         if new.machine != self.machine {
-            return Err(unusable("it names another machine"));
+            return Err(WireError::identity("the renewed certificate", "it names another machine"));
         }
-        let cert = new.cert_chain.first().ok_or_else(|| unusable("there is none"))?;
-        tls::check_machine_cert(&self.ca, cert, UnixTime::now())?;
         Ok(new)
     }
 
-    /// Writes it in place of `old`, in one step: a crash leaves the one or the other, each with its own key. False, and
-    /// nothing written, if the directory holds another identity by now: the machine was enrolled again meanwhile.
+    /// Writes it in place of `old`: see [`Papers::replace`].
     pub fn replace(&self, dir: &Path, old: &Self) -> Result<bool, WireError> {
-        let _lock = files::lock_dir(dir)?;
-        let path = dir.join(IDENTITY_FILE);
-        if *files::read_secret(&path)? != *old.pem {
-            return Ok(false);
-        }
-        files::write_secret(&path, self.pem.as_bytes())?;
-        Ok(true)
+        self.papers.replace(dir, &old.papers)
     }
 }
 

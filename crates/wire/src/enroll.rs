@@ -7,9 +7,10 @@
 use crate::certificate::{fingerprint, hex};
 use crate::client::Identity;
 use crate::identity::Csr;
+use crate::papers::RelayIdentity;
 use crate::{WireError, tls};
 use bytes::Bytes;
-use highwater_delta::MachineId;
+use highwater_delta::{MachineId, RelayId};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper_util::rt::TokioIo;
@@ -28,6 +29,8 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 /// Where the request goes.
 pub const ENROL_PATH: &str = "/v1/enrol";
+/// Where that of a relay goes.
+pub const RELAY_PATH: &str = "/v1/relay";
 /// Most bytes of a request's body.
 pub const REQUEST_BYTES_MAX: usize = 16 * 1024;
 const RESPONSE_BYTES_MAX: usize = 64 * 1024;
@@ -122,6 +125,19 @@ pub struct EnrolResponse {
     pub endpoint: String,
 }
 
+/// What the collector answers to a relay.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RelayResponse {
+    /// Who it is from now on.
+    pub relay: RelayId,
+    /// Its certificate.
+    pub cert_pem: String,
+    /// The authority's.
+    pub ca_pem: String,
+    /// `host:port` for its connections.
+    pub endpoint: String,
+}
+
 /// What the collector answers when it refuses.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct EnrolRefusal {
@@ -142,6 +158,30 @@ pub struct Enrolled {
     pub endpoint: String,
 }
 
+/// What a relay's enrolment yields.
+#[derive(Debug)]
+pub struct EnrolledRelay {
+    /// To be saved at once: the token is used up.
+    pub identity: RelayIdentity,
+    /// `host:port` of its objects.
+    pub endpoint: String,
+}
+
+/// Enrols a relay, alike.
+pub async fn enroll_relay(url: &str, token: &Token, host_name: &str) -> Result<EnrolledRelay, WireError> {
+    let asked = ask::<RelayResponse>(url, RELAY_PATH, token, host_name);
+    let (csr, answer) = tokio::time::timeout(ENROL_MAX, asked)
+        .await
+        .map_err(|_| WireError::TimedOut { what: "enrolling", after: ENROL_MAX })??;
+    check_authority(token, &answer.ca_pem)?;
+    let identity = RelayIdentity::from_pems(&csr.key_pem, &answer.cert_pem, &answer.ca_pem)?;
+    if identity.relay != answer.relay {
+        return Err(WireError::identity("the new certificate", "it names another relay"));
+    }
+    split_endpoint(&answer.endpoint)?;
+    Ok(EnrolledRelay { identity, endpoint: answer.endpoint })
+}
+
 /// Enrols this machine at a collector's management URL, `https://HOST[:PORT]`.
 pub async fn enroll(url: &str, token: &Token, host_name: &str) -> Result<Enrolled, WireError> {
     tokio::time::timeout(ENROL_MAX, enroll_unbounded(url, token, host_name))
@@ -150,33 +190,49 @@ pub async fn enroll(url: &str, token: &Token, host_name: &str) -> Result<Enrolle
 }
 
 async fn enroll_unbounded(url: &str, token: &Token, host_name: &str) -> Result<Enrolled, WireError> {
-    let (host, port) = host_of_url(url)?;
-    let csr = Csr::create()?;
-    let request = EnrolRequest {
-        token_id: hex(&token.id),
-        secret: hex(token.secret.as_ref()),
-        csr_pem: csr.csr_pem,
-        host_name: host_name.to_owned(),
-    };
-    let body =
-        serde_json::to_vec(&request).map_err(|_| WireError::BadMessage("the request cannot be encoded"))?;
-    let (status, answer) = post(&host, port, token.ca_fingerprint, body).await?;
-    if status != 200 {
-        return Err(refusal(status, &answer));
-    }
-    let answer: EnrolResponse =
-        serde_json::from_slice(&answer).map_err(|_| WireError::BadMessage("the answer to the enrolment"))?;
-    let ca = CertificateDer::from_pem_slice(answer.ca_pem.as_bytes())
-        .map_err(|e| WireError::identity("the authority's certificate", e))?;
-    if fingerprint(&ca) != token.ca_fingerprint {
-        return Err(WireError::WrongCollector("the answer names another authority".to_owned()));
-    }
+    let (csr, answer) = ask::<EnrolResponse>(url, ENROL_PATH, token, host_name).await?;
+    check_authority(token, &answer.ca_pem)?;
     let identity = Identity::from_pems(&csr.key_pem, &answer.cert_pem, &answer.ca_pem)?;
     if identity.machine != answer.machine {
         return Err(WireError::identity("the new certificate", "it names another machine"));
     }
     split_endpoint(&answer.endpoint)?;
     Ok(Enrolled { identity, endpoint: answer.endpoint })
+}
+
+fn check_authority(token: &Token, ca_pem: &str) -> Result<(), WireError> {
+    let ca = CertificateDer::from_pem_slice(ca_pem.as_bytes())
+        .map_err(|e| WireError::identity("the authority's certificate", e))?;
+    if fingerprint(&ca) != token.ca_fingerprint {
+        return Err(WireError::WrongCollector("the answer names another authority".to_owned()));
+    }
+    Ok(())
+}
+
+/// Makes a key and has it certified.
+async fn ask<A: serde::de::DeserializeOwned>(
+    url: &str,
+    path: &'static str,
+    token: &Token,
+    host_name: &str,
+) -> Result<(Csr, A), WireError> {
+    let (host, port) = host_of_url(url)?;
+    let csr = Csr::create()?;
+    let request = EnrolRequest {
+        token_id: hex(&token.id),
+        secret: hex(token.secret.as_ref()),
+        csr_pem: csr.csr_pem.clone(),
+        host_name: host_name.to_owned(),
+    };
+    let body =
+        serde_json::to_vec(&request).map_err(|_| WireError::BadMessage("the request cannot be encoded"))?;
+    let (status, answer) = post(&host, port, path, token.ca_fingerprint, body).await?;
+    if status != 200 {
+        return Err(refusal(status, &answer));
+    }
+    let answer =
+        serde_json::from_slice(&answer).map_err(|_| WireError::BadMessage("the answer to the enrolment"))?;
+    Ok((csr, answer))
 }
 
 fn refusal(status: u16, answer: &[u8]) -> WireError {
@@ -205,6 +261,7 @@ fn handshake_error(host: &str, port: u16, error: std::io::Error) -> WireError {
 async fn post(
     host: &str,
     port: u16,
+    path: &'static str,
     ca_fingerprint: [u8; 32],
     body: Vec<u8>,
 ) -> Result<(u16, Bytes), WireError> {
@@ -225,7 +282,7 @@ async fn post(
     let http = |e: hyper::Error| WireError::Io(std::io::Error::other(e));
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(http)?;
-    let request = hyper::Request::post(ENROL_PATH)
+    let request = hyper::Request::post(path)
         .header(HOST, host_header(host, port))
         .header(CONTENT_TYPE, "application/json")
         .body(Full::new(Bytes::from(body)))

@@ -1,7 +1,7 @@
 //! What can go wrong between an agent and a collector, each with a stable code, a cause and what to do.
 
 use crate::message::Refusal;
-use highwater_delta::MachineId;
+use highwater_delta::{MachineId, RelayId};
 use std::time::Duration;
 
 /// An error of a session, of an identity or of an enrolment.
@@ -112,6 +112,9 @@ pub enum WireError {
     /// The machine was locked out.
     #[error("the certificate of machine {0} has been revoked")]
     Revoked(MachineId),
+    /// The relay was locked out.
+    #[error("the certificate of relay {0} has been revoked")]
+    RelayRevoked(RelayId),
     /// An earlier write was cancelled or failed: the stream's state is unknown.
     #[error("the session was broken by an earlier failed or cancelled write")]
     Poisoned,
@@ -143,6 +146,7 @@ impl WireError {
             Self::Poisoned => 1118,
             Self::Revoked(_) => 1119,
             Self::NoCollector(_) => 1120,
+            Self::RelayRevoked(_) => 1121,
         }
     }
 
@@ -173,6 +177,12 @@ impl WireError {
             Self::WrongCollector(_) => "check the address; use a token of the collector that answers there",
             Self::NoCollector(_) => "give the address and the port of the collector's `management-listen`",
             Self::Poisoned => "the connection is opened anew by itself",
+            Self::RelayRevoked(relay) => {
+                return format!(
+                    "if it is to come back: `highwater-collector relay token --relay {relay}` at the collector that keeps its \
+                     objects, then `highwater-collector relay join --again URL - --identity DIR` at the other"
+                );
+            }
             Self::Revoked(machine) => {
                 return format!(
                     "if the machine is to come back: `highwater-collector token create --machine {machine}` at the \
@@ -207,7 +217,8 @@ impl WireError {
             | Self::BadToken(_)
             | Self::WrongCollector(_)
             | Self::NoCollector(_)
-            | Self::Revoked(_) => false,
+            | Self::Revoked(_)
+            | Self::RelayRevoked(_) => false,
         }
     }
 

@@ -4,9 +4,9 @@
 //! public key is used, every name in it is ignored. The authority's key is kept sealed in the vault.
 
 use crate::WireError;
-use crate::certificate::{COLLECTOR_URI, MACHINE_URI_PREFIX};
+use crate::certificate::{COLLECTOR_URI, MACHINE_URI_PREFIX, RELAY_URI_PREFIX};
 use crate::credential::{Credential, GENERATION_URI_PREFIX};
-use highwater_delta::MachineId;
+use highwater_delta::{MachineId, RelayId};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData,
@@ -46,6 +46,17 @@ pub struct Authority {
 pub struct Grant {
     /// Who it is for.
     pub machine: MachineId,
+    /// See [`crate::credential`].
+    pub generation: u32,
+    /// How long it is valid; never longer than the authority.
+    pub validity: Duration,
+}
+
+/// What a relay's certificate is to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RelayGrant {
+    /// Who it is for.
+    pub relay: RelayId,
     /// See [`crate::credential`].
     pub generation: u32,
     /// How long it is valid; never longer than the authority.
@@ -145,7 +156,7 @@ impl Authority {
     /// A machine's certificate for the key in a signing request, which must prove that it has that key. Whatever names
     /// the request has are ignored.
     pub fn certify(&self, csr_pem: &str, grant: Grant) -> Result<String, WireError> {
-        self.issue(&read_request(csr_pem)?, grant)
+        self.issue(&read_request(csr_pem)?, Subject::machine(grant))
     }
 
     /// The same for a machine that is known already: a request that names anybody else is refused.
@@ -156,15 +167,22 @@ impl Authority {
         if names.iter().any(|name| !matches!(name, SanType::URI(uri) if uri.as_str() == own)) {
             return Err(WireError::identity("the signing request", "it names somebody else"));
         }
-        self.issue(&request, grant)
+        self.issue(&request, Subject::machine(grant))
     }
 
-    fn issue(&self, request: &CertificateSigningRequestParams, grant: Grant) -> Result<String, WireError> {
-        let Grant { machine, generation, validity } = grant;
-        let mut params = params(&machine.to_string(), validity)?;
+    /// A relay's certificate: as [`Authority::certify`]. The key in the request is all that is used of it.
+    pub fn certify_relay(&self, csr_pem: &str, grant: RelayGrant) -> Result<String, WireError> {
+        let RelayGrant { relay, generation, validity } = grant;
+        let subject = Subject { prefix: RELAY_URI_PREFIX, id: relay.to_string(), generation, validity };
+        self.issue(&read_request(csr_pem)?, subject)
+    }
+
+    fn issue(&self, request: &CertificateSigningRequestParams, to: Subject) -> Result<String, WireError> {
+        let Subject { prefix, id, generation, validity } = to;
+        let mut params = params(&id, validity)?;
         let authority_ends = SystemTime::UNIX_EPOCH + Duration::from_millis(self.expires_ms);
         params.not_after = params.not_after.min(authority_ends.into());
-        params.subject_alt_names = vec![uri(&format!("{MACHINE_URI_PREFIX}{machine}"))?];
+        params.subject_alt_names = vec![uri(&format!("{prefix}{id}"))?];
         if generation > 0 {
             params.subject_alt_names.push(uri(&format!("{GENERATION_URI_PREFIX}{generation}"))?);
         }
@@ -173,6 +191,21 @@ impl Authority {
             .signed_by(&request.public_key, &self.issuer)
             .map_err(|e| WireError::identity("the signing request", e))?;
         Ok(cert.pem())
+    }
+}
+
+/// Whom a certificate is for.
+struct Subject {
+    prefix: &'static str,
+    id: String,
+    generation: u32,
+    validity: Duration,
+}
+
+impl Subject {
+    fn machine(grant: Grant) -> Self {
+        let Grant { machine, generation, validity } = grant;
+        Self { prefix: MACHINE_URI_PREFIX, id: machine.to_string(), generation, validity }
     }
 }
 

@@ -20,6 +20,7 @@ pub mod files;
 pub mod frame;
 pub mod identity;
 pub mod message;
+pub mod papers;
 pub mod printable;
 pub mod session;
 pub mod tls;
@@ -28,8 +29,9 @@ pub mod window;
 
 pub use backoff::{Backoff, Failure};
 pub use client::{Identity, SessionReceiver, SessionSender, connect};
-pub use credential::Credential;
+pub use credential::{Credential, RelayCredential};
 pub use error::WireError;
+pub use papers::RelayIdentity;
 pub use session::{Frame, FrameReader, FrameWriter, Timeouts};
 pub use version::Version;
 pub use window::SendWindow;

@@ -90,7 +90,7 @@ async fn another_authority_is_noticed_by_either_side() {
     // A client that trusts the server, with a certificate of somebody else.
     let two = server(&ca, &["dr.example"], Revoked::default()).await;
     let mut agent = identity_of(&other);
-    agent.ca = ca.cert().clone();
+    agent.papers.ca = ca.cert().clone();
     assert_eq!(error_of(&two, "dr.example", &agent).await.code(), 1111);
     assert_eq!(two.seen.await.unwrap().unwrap_err().code(), 1111);
 }
@@ -126,7 +126,7 @@ async fn a_machine_cannot_pose_as_a_collector_nor_a_collector_as_a_machine() {
 async fn revoked_ones_are_turned_away() {
     let ca = Authority::create("a").unwrap();
     let agent = identity_of(&ca);
-    let revoked = Revoked { machines: [(agent.machine, 0)].into() };
+    let revoked = Revoked { machines: [(agent.machine, 0)].into(), ..Revoked::default() };
     let one = server(&ca, &["dr.example"], revoked.clone()).await;
     let _ = error_of(&one, "dr.example", &agent).await;
     assert_eq!(one.seen.await.unwrap().unwrap_err().code(), 1119);
@@ -178,5 +178,59 @@ async fn no_certificate_old_tls_and_foreign_protocols_are_refused() {
         let server = server(&ca, &["dr.example"], Revoked::default()).await;
         attempt(server.addr, config).await;
         assert_eq!(server.seen.await.unwrap().unwrap_err().code(), 1111, "{case}");
+    }
+}
+
+/// Whom a server takes a client for that shows this certificate and asks for this protocol: a machine, and a relay.
+async fn taken_for(
+    ca: &Authority,
+    config: rustls::ClientConfig,
+    revoked: Revoked,
+) -> (Result<Credential, WireError>, Result<crate::RelayCredential, WireError>) {
+    let issued = ca.issue_server(&["dr.example".to_owned()]).unwrap();
+    let (chain, key) = identity::load_chain(&issued.chain_pem, &issued.key_pem).unwrap();
+    let resolver =
+        rustls::sign::SingleCertAndKey::from(Arc::unwrap_or_clone(fixed_cert(chain, key).unwrap()));
+    let server = ingest_server(ca.cert(), Arc::new(resolver)).unwrap();
+    let (near, far) = tokio::io::duplex(1 << 16);
+    let client = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let name = rustls_pki_types::ServerName::try_from("dr.example").unwrap();
+    let (client, server) =
+        tokio::join!(client.connect(name, near), TlsAcceptor::from(Arc::new(server)).accept(far));
+    let (_client, server) = (client.unwrap(), server.unwrap());
+    let connection = server.get_ref().1;
+    (authenticate(connection, &revoked), authenticate_relay(connection, &revoked))
+}
+
+#[tokio::test]
+async fn a_relay_is_no_machine_and_a_machine_no_relay() {
+    let ca = Authority::create("a").unwrap();
+    let machine = identity_of(&ca);
+    let csr = Csr::create().unwrap();
+    let relay = highwater_delta::RelayId::new();
+    let grant = identity::RelayGrant { relay, generation: 3, validity: std::time::Duration::from_secs(60) };
+    let cert = ca.certify_relay(&csr.csr_pem, grant).unwrap();
+    let of_relay = crate::RelayIdentity::from_pems(&csr.key_pem, &cert, ca.cert_pem()).unwrap();
+    assert_eq!((of_relay.relay, of_relay.credential().unwrap().generation), (relay, 3));
+    assert!(Identity::from_pems(&csr.key_pem, &cert, ca.cert_pem()).is_err());
+    let papers = |papers: &crate::papers::Papers| (papers.cert_chain.clone(), papers.key.clone_key());
+    let config = |papers: (Vec<_>, _), relay: bool| {
+        let made = if relay { relay_client } else { agent_client };
+        made(ca.cert(), papers.0, papers.1).unwrap()
+    };
+
+    let seen = taken_for(&ca, config(papers(&of_relay), true), Revoked::default()).await;
+    assert!(seen.0.is_err() && seen.1.is_ok_and(|seen| seen.relay == relay));
+    let seen = taken_for(&ca, config(papers(&machine), false), Revoked::default()).await;
+    assert!(seen.0.is_ok() && seen.1.is_err());
+    // The one's certificate with the other's protocol is neither.
+    for config in [config(papers(&of_relay), false), config(papers(&machine), true)] {
+        let seen = taken_for(&ca, config, Revoked::default()).await;
+        assert!(seen.0.is_err() && seen.1.is_err());
+    }
+    for (upto, refused) in [(2, false), (3, true)] {
+        let revoked = Revoked { relays: [(relay, upto)].into(), ..Revoked::default() };
+        let seen = taken_for(&ca, config(papers(&of_relay), true), revoked).await.1;
+        assert_eq!(matches!(seen, Err(WireError::RelayRevoked(_))), refused);
     }
 }

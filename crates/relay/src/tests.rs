@@ -1,0 +1,6 @@
+//! Client and server over real connections; the store behind is one in memory.
+
+mod hostile;
+mod network;
+mod store;
+mod support;
