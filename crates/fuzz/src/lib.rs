@@ -13,7 +13,7 @@ pub use seeds::seeds;
 pub type Target = fn(&[u8]);
 
 /// All of them, by the names of the fuzz targets.
-pub const TARGETS: [(&str, Target); 18] = [
+pub const TARGETS: [(&str, Target); 19] = [
     ("agent_config", agent_config),
     ("agent_message", agent_message),
     ("btf", btf),
@@ -24,6 +24,7 @@ pub const TARGETS: [(&str, Target); 18] = [
     ("damage", damage),
     ("enrolment", enrolment),
     ("frame", frame),
+    ("keys_document", keys_document),
     ("mountinfo", mountinfo),
     ("record", record),
     ("sealed", sealed),
@@ -176,6 +177,10 @@ pub fn record(data: &[u8]) {
 /// A checkpoint.
 pub fn checkpoint(data: &[u8]) {
     highwater_vault::fuzz::checkpoint(data);
+}
+/// A document of the ways to open a vault.
+pub fn keys_document(data: &[u8]) {
+    highwater_vault::fuzz::keys_document(data);
 }
 /// A sealed document, and `vault.json`.
 pub fn sealed(data: &[u8]) {

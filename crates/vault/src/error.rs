@@ -1,5 +1,6 @@
 //! What can go wrong with a vault, each with a stable code, a cause and what to do.
 
+use crate::keys::WrappingId;
 use highwater_delta::{ChunkError, CommitId, DiskId, MachineId};
 use std::path::{Path, PathBuf};
 
@@ -119,6 +120,44 @@ pub enum VaultError {
         /// Why.
         cause: String,
     },
+    /// Somebody else changed the vault's keys at the same time.
+    #[error(
+        "the vault's keys were changed by somebody else at the same time; of this change nothing was done"
+    )]
+    KeysChanged,
+    /// What was given is of a kind that opens this vault, but not it.
+    #[error("this {0} does not open the vault")]
+    WrongSecret(&'static str),
+    /// What was given is of a kind that does not open this vault.
+    #[error("this vault is not opened by a {wanted}, but by: {has}")]
+    NotWrapped {
+        /// What was given.
+        wanted: &'static str,
+        /// What opens it.
+        has: String,
+    },
+    /// Nothing else would open the vault.
+    #[error("nothing else opens the vault")]
+    LastWrapping,
+    /// No such key.
+    #[error("no key of the vault has the id {0}")]
+    UnknownWrapping(WrappingId),
+    /// An external command.
+    #[error("key command {command}: {cause}")]
+    KeyCommand {
+        /// The program, and what it was to do.
+        command: String,
+        /// What went wrong.
+        cause: String,
+    },
+    /// Something that is no passphrase.
+    #[error("the passphrase can't be used: {0}")]
+    Passphrase(String),
+    /// A vault that was begun.
+    #[error(
+        "a vault was begun here and not finished, or its vault.json was lost: there are keys, but no vault.json"
+    )]
+    Unfinished,
     /// A limit.
     #[error("too many or too large: {0}")]
     Limit(&'static str),
@@ -156,6 +195,14 @@ impl VaultError {
             Self::Crypto(_) => 1222,
             Self::StateFull { .. } => 1223,
             Self::Location { .. } => 1224,
+            Self::KeysChanged => 1225,
+            Self::WrongSecret(_) => 1226,
+            Self::NotWrapped { .. } => 1227,
+            Self::LastWrapping => 1228,
+            Self::UnknownWrapping(_) => 1229,
+            Self::KeyCommand { .. } => 1230,
+            Self::Passphrase(_) => 1231,
+            Self::Unfinished => 1232,
         }
     }
 
@@ -170,7 +217,7 @@ impl VaultError {
             Self::NotAVault => {
                 "Check the vault's address, or create a vault with `highwater-collector init`."
             }
-            Self::WrongKey => "Give the key file made together with this vault.",
+            Self::WrongKey => "Give the key file made together with this vault, or another key of it.",
             Self::Format { .. } => "Upgrade this program to at least the release that wrote the vault.",
             Self::Corrupt { .. } | Self::Missing { .. } => {
                 "Run `highwater verify` to see what is affected, and bring the object back from a copy of the vault."
@@ -185,7 +232,7 @@ impl VaultError {
             }
             Self::Dead => "Open a new writer; it continues from what is stored.",
             Self::KeyFile { .. } => {
-                "Give a key file made by `highwater-collector init`, readable by its owner only (chmod 600)."
+                "Give a key file made by `highwater-collector init` or `highwater vault key add`, readable by its owner only (chmod 600)."
             }
             Self::UnknownPoint(_) => "List the recovery points with `highwater points MACHINE`.",
             Self::Target { .. } => "Choose another target, or unmount and release this one.",
@@ -198,6 +245,23 @@ impl VaultError {
             }
             Self::Location { .. } => {
                 "Give a directory, or an address like s3://BUCKET/PREFIX?region=REGION; docs/OPERATIONS.md tells them, and where credentials are looked for."
+            }
+            Self::KeysChanged => {
+                "Look at them with `highwater vault key list`, and do it again if it is still wanted."
+            }
+            Self::WrongSecret(_) | Self::NotWrapped { .. } => {
+                "Give another one that opens this vault: a key file, a passphrase or a key command; `highwater vault key list` tells whoever can open it which there are."
+            }
+            Self::LastWrapping => "Add another key first (`highwater vault key add`).",
+            Self::UnknownWrapping(_) => "List the keys with `highwater vault key list`.",
+            Self::KeyCommand { .. } => {
+                "Run the command by hand, with `wrap` or `unwrap` behind its arguments; docs/OPERATIONS.md says what it must do."
+            }
+            Self::Passphrase(_) => {
+                "Give one line of at least 12 characters; a file with it must be readable by its owner only (chmod 600)."
+            }
+            Self::Unfinished => {
+                "Bring vault.json back if it was lost; if nothing was ever stored here, delete `keys/` and create the vault again."
             }
             Self::Crypto(_) => "Check the system's random number generator, then report this as a defect.",
         }

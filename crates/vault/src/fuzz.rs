@@ -2,14 +2,15 @@
 //! mistaken or newer program is enough.
 
 use crate::{
-    MachineState, Result, SegmentRef, Vault,
+    MachineState, Result, SegmentRef, Vault, VaultKey,
     key::{MachineKeys, Secret},
+    keys::{DOCUMENT_BYTES_MAX, Document},
     record::Envelope,
     seal,
     segment::{FrameKind, Page, PageRef, SegmentReader},
     store,
 };
-use highwater_delta::{CommitId, DiskId, MachineId, SegmentId};
+use highwater_delta::{CommitId, DiskId, MachineId, SegmentId, VaultId};
 use object_store::memory::InMemory;
 use std::sync::Arc;
 use zeroize::Zeroizing;
@@ -93,7 +94,22 @@ fn look_at(state: &MachineState) {
 /// Any object as it lies in the store.
 pub fn sealed(bytes: &[u8]) {
     let _ = seal::open(&Secret(Zeroizing::new([4; 32])), &store::manifest_path(machine(), 1), bytes);
-    let _ = crate::vault::is_vault_file(bytes);
+    let _ = crate::vault::file::is_one(bytes);
+}
+
+/// A document of wrappings, for whichever vault and number it says it is.
+pub fn keys_document(bytes: &[u8]) {
+    let Some(head) = bytes.first_chunk::<32>() else { return };
+    let vault = VaultId::from_bytes(head[8..24].try_into().unwrap_or_default());
+    let number = u64::from_le_bytes(head[24..].try_into().unwrap_or_default());
+    let Ok(read) = Document::decode(vault, number, bytes) else { return };
+    // Whatever may be tried has bounds; and it can be written and read again.
+    let document = read.document;
+    let root = VaultKey::from_bytes(&[6; 32]);
+    let Ok(again) = document.encode(&root) else { return };
+    assert!(again.len() as u64 <= DOCUMENT_BYTES_MAX);
+    let again = Document::decode(vault, number, &again).and_then(|read| read.verify(&root));
+    assert!(again.is_ok_and(|again| again == document));
 }
 
 /// What lies encrypted in a vault: decoder and bytes.
@@ -110,6 +126,9 @@ pub async fn seeds(vault: &Vault, machine: MachineId) -> Result<Vec<(&'static st
     }
     let file = store::read_object(&**vault.store(), &store::vault_path(), 1 << 16).await?;
     seeds.push(("sealed", file.to_vec()));
+    let document = store::read_object(&**vault.store(), &store::keys_path(1), DOCUMENT_BYTES_MAX).await?;
+    seeds.push(("keys_document", document.to_vec()));
+    seeds.push(("keys_document", crate::keys::sample()?));
     for reference in &state.segments {
         let reader = SegmentReader::new(vault.store().clone(), machine, &keys, reference)?;
         let pages = reader.footer().await?.pages;

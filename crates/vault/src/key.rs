@@ -1,7 +1,8 @@
-//! Keys: the vault's, from a file; everything else is derived from it or wrapped under it.
+//! Keys: the vault's root key; everything else is derived from it or wrapped under it. How it is kept itself: module `keys`.
 //!
 //! ```text
-//! vault key (file) ── HKDF ──┬─ check value (vault.json)
+//! root key ─────── HKDF ─────┬─ check value (keys/<n>; vault.json of format 1)
+//!                            ├─ documents key  → authenticates keys/<n>
 //!                            ├─ control key    → control documents
 //!                            └─ wrapping key   → machines/<id>/key: a random machine key
 //! machine key ──── HKDF ─────┬─ manifest key   → records, checkpoints
@@ -9,23 +10,21 @@
 //!                            └─ hash key       → block hashes
 //! ```
 //!
-//! A machine's key object deleted makes everything stored of that machine unreadable, whoever holds copies.
+//! A machine's key object deleted makes everything stored of that machine unreadable, whoever holds copies of the rest.
 
-use crate::{Result, VaultError};
+use crate::{
+    Result, VaultError,
+    keys::{parse_hex, read_private, to_hex, write_private},
+};
 use aws_lc_rs::hkdf;
 use highwater_delta::{HashKey, VaultId};
-use std::{
-    fs,
-    io::{Read, Write},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
-    path::Path,
-};
+use std::path::Path;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 const FILE_PREFIX: &str = "highwater-vault-key-1 ";
-const FILE_BYTES_MAX: u64 = 256;
+const FILE_BYTES_MAX: usize = 256;
 
-/// The key of a vault: 32 random bytes. Wiped from memory when dropped; never printed.
+/// The root key of a vault: 32 random bytes. Wiped from memory when dropped; never printed.
 #[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
 pub struct VaultKey([u8; 32]);
 
@@ -43,43 +42,48 @@ impl VaultKey {
         Ok(Self(bytes))
     }
 
-    /// Reads a key file. Refuses one that group or others may read: the key opens everything.
+    /// Reads a file with a root key itself, as the first release made it. Refuses one that group or others may read: the key
+    /// opens everything.
     pub fn load(path: &Path) -> Result<Self> {
         let refuse =
             |cause: &dyn ToString| VaultError::KeyFile { path: path.to_owned(), cause: cause.to_string() };
-        let file = fs::File::open(path).map_err(|e| refuse(&e))?;
-        let mode = file.metadata().map_err(|e| refuse(&e))?.permissions().mode();
-        if mode & 0o077 != 0 {
-            let cause = format!("mode {:03o} lets others than its owner read or write it", mode & 0o777);
-            return Err(refuse(&cause));
-        }
-        let mut text = Zeroizing::new(String::with_capacity(FILE_BYTES_MAX as usize));
-        file.take(FILE_BYTES_MAX).read_to_string(&mut text).map_err(|e| refuse(&e))?;
-        let digits = text.trim_end().strip_prefix(FILE_PREFIX).ok_or_else(|| refuse(&"not a vault key"))?;
-        parse_hex(digits).map(Self).ok_or_else(|| refuse(&"not a vault key: 64 hexadecimal digits expected"))
+        let text = read_private(path, FILE_BYTES_MAX).map_err(|e| refuse(&e))?;
+        let text = std::str::from_utf8(&text).map_err(|_| refuse(&"not a vault key"))?;
+        Self::parse(text).map_err(|cause| refuse(&cause))
     }
 
-    /// Writes a new key file, readable by its owner only, and syncs it and its directory.
+    /// From a key file's text, or what is wrong with it.
+    pub(crate) fn parse(text: &str) -> Result<Self, &'static str> {
+        let digits = text.trim_end().strip_prefix(FILE_PREFIX).ok_or("not a vault key")?;
+        let key = parse_hex(digits).ok_or("not a vault key: 64 hexadecimal digits expected")?;
+        Ok(Self(*key))
+    }
+
+    /// Writes a new file with the root key itself, readable by its owner only, and syncs it and its directory. Whoever has it
+    /// needs no wrapping: for vaults that are made and read by one program.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let refuse = |e: std::io::Error| VaultError::KeyFile { path: path.to_owned(), cause: e.to_string() };
-        let mut text = Zeroizing::new(String::with_capacity(FILE_BYTES_MAX as usize));
+        let mut text = Zeroizing::new(String::with_capacity(FILE_BYTES_MAX));
         text.push_str(FILE_PREFIX);
-        for byte in self.0 {
-            for nibble in [byte >> 4, byte & 15] {
-                text.push(char::from_digit(u32::from(nibble), 16).unwrap_or('0'));
-            }
-        }
+        text.push_str(&to_hex(&self.0));
         text.push('\n');
-        let mut file =
-            fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(refuse)?;
-        file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(refuse)?;
-        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(refuse)
+        write_private(path, text.as_bytes())
+            .map_err(|e| VaultError::KeyFile { path: path.to_owned(), cause: e.to_string() })
+    }
+
+    pub(crate) const fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+    pub(crate) const fn from_bytes(bytes: &[u8; 32]) -> Self {
+        Self(*bytes)
     }
 
     /// A value that tells whether a key belongs to a vault, and nothing about the key.
     pub(crate) fn check_value(&self, vault: VaultId) -> Result<[u8; 32]> {
         Ok(*derive(&self.0, vault.as_bytes(), &[b"highwater/1 check"])?)
+    }
+    /// Authenticates the documents that hold the wrappings.
+    pub(crate) fn documents_key(&self, vault: VaultId) -> Result<Secret> {
+        derive(&self.0, vault.as_bytes(), &[b"highwater/2 keys documents"]).map(Secret)
     }
     pub(crate) fn control_key(&self, vault: VaultId) -> Result<Secret> {
         derive(&self.0, vault.as_bytes(), &[b"highwater/1 control"]).map(Secret)
@@ -133,17 +137,4 @@ fn derive(secret: &[u8; 32], salt: &[u8], info: &[&[u8]]) -> Result<Zeroizing<[u
 /// Fills `out` from the system's random number generator.
 pub(crate) fn random(out: &mut [u8]) -> Result<()> {
     aws_lc_rs::rand::fill(out).map_err(|_| VaultError::Crypto("random numbers"))
-}
-
-fn parse_hex(digits: &str) -> Option<[u8; 32]> {
-    let digits = digits.as_bytes();
-    if digits.len() != 64 {
-        return None;
-    }
-    let mut out = [0; 32];
-    for (byte, pair) in out.iter_mut().zip(digits.chunks_exact(2)) {
-        let nibble = |d: u8| char::from(d).to_digit(16).map(|n| n as u8);
-        *byte = nibble(pair[0])? << 4 | nibble(pair[1])?;
-    }
-    Some(out)
 }

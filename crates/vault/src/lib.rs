@@ -2,7 +2,7 @@
 //!
 //! # Contract
 //!
-//! - The objects and the vault key are enough to recover everything; nothing else is kept anywhere.
+//! - The objects and one of the vault's keys (module [`keys`]) are enough to recover everything; nothing else is kept anywhere.
 //! - Objects are never changed. A commit is one manifest record, created if absent: a delta is in the vault wholly
 //!   or not at all, and whoever finds its number taken has been fenced and writes no more.
 //! - [`MachineWriter::commit`] returns after the store has everything: with [`local_store`], after files and
@@ -21,6 +21,7 @@ mod error;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod key;
+pub mod keys;
 mod location;
 mod map;
 mod pages;
@@ -38,6 +39,7 @@ mod tests;
 
 pub use error::VaultError;
 pub use key::VaultKey;
+pub use keys::{KeyRing, KeySource};
 pub use location::{Bucket, Location, Provider};
 pub use map::BlockMap;
 pub use record::{DiskRecord, DiskSpan, MachineState, PointRecord, SegmentRef};

@@ -112,6 +112,9 @@ fn sync_directories(dir: &std::path::Path, levels: usize) -> Result<()> {
 pub(crate) fn vault_path() -> Path {
     Path::from("vault.json")
 }
+pub(crate) fn keys_path(number: u64) -> Path {
+    Path::from(format!("keys/{number:020}"))
+}
 pub(crate) fn machines_path() -> Path {
     Path::from("machines")
 }
@@ -177,5 +180,13 @@ pub(crate) async fn create_own(store: &dyn ObjectStore, path: &Path, content: Ve
         // Larger, so another's.
         Err(VaultError::Corrupt { .. }) => Ok(false),
         Err(error) => Err(error),
+    }
+}
+
+/// Deletes an object, which need not be there.
+pub(crate) async fn delete_if_there(store: &dyn ObjectStore, path: &Path) -> Result<()> {
+    match store.delete(path).await {
+        Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }

@@ -3,6 +3,8 @@
 mod damage;
 mod faults;
 mod golden;
+mod keys;
+mod keys_model;
 mod model;
 mod rules;
 mod segments;

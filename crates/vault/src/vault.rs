@@ -1,7 +1,9 @@
 //! A vault: what it is made of, its machines, and its control documents.
 
+pub(crate) mod file;
+
 use crate::{
-    BlockMap, MachineState, MachineWriter, Result, VaultError, VaultKey,
+    BlockMap, KeyRing, KeySource, MachineState, MachineWriter, Result, VaultError, VaultKey,
     key::{MachineKeys, Secret, random},
     map,
     pages::{self, PageCache},
@@ -11,14 +13,13 @@ use crate::{
 };
 use futures::{StreamExt, TryStreamExt, stream};
 use highwater_delta::{CommitId, DiskId, HashKey, MachineId, VaultId};
-use object_store::{ObjectStore, ObjectStoreExt, path::Path};
+use object_store::{ObjectStore, path::Path};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use zeroize::Zeroizing;
 
-/// The only format so far.
-const FORMAT: u64 = 1;
-const VAULT_JSON_BYTES_MAX: u64 = 4096;
+/// Most bytes of a machine's key object.
+const KEY_BYTES_MAX: u64 = 4096;
 const CONTROL_BYTES_MAX: usize = 16 << 20;
 /// Records fetched at once while a history is replayed.
 const REPLAY_DEPTH: usize = 16;
@@ -31,28 +32,6 @@ const STATE_TO_DOCUMENT: u64 = 9;
 const STATE_BYTES_LEAST: u64 = 16 * 1024;
 /// Most bytes of memory of a machine's state ([`MachineState::memory_bytes`]), so that each of its checkpoints can be read.
 pub const STATE_BYTES_MAX: u64 = DOCUMENT_BYTES_MAX - seal::OVERHEAD_BYTES;
-
-/// `vault.json`: the only object that is not encrypted. Byte for byte as [`VaultFile::encode`] writes it.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct VaultFile {
-    format: u64,
-    vault: VaultId,
-    key_check: String,
-}
-
-impl VaultFile {
-    fn new(vault: VaultId, key: &VaultKey) -> Result<Self> {
-        let check = key.check_value(vault)?.iter().map(|b| format!("{b:02x}")).collect();
-        Ok(Self { format: FORMAT, vault, key_check: check })
-    }
-    fn encode(&self) -> Result<Vec<u8>> {
-        let mut bytes =
-            serde_json::to_vec_pretty(self).map_err(|_| VaultError::Limit("bytes of vault.json"))?;
-        bytes.push(b'\n');
-        Ok(bytes)
-    }
-}
 
 /// The plaintext of a machine's key object.
 #[derive(Serialize, Deserialize)]
@@ -81,56 +60,23 @@ impl std::fmt::Debug for Vault {
 }
 
 impl Vault {
-    /// Makes a new vault. Refuses a store that holds one, and a store that cannot create if absent.
+    /// Makes a new vault that is opened with this root key itself. Refuses a store that holds one, and a store that cannot create
+    /// if absent. For one whose root key is kept wrapped: [`KeyRing::create`].
     pub async fn create(store: impl Into<Store>, key: &VaultKey) -> Result<Self> {
-        let opened = store.into();
-        let store = opened.objects();
-        let id = VaultId::new();
-        let file = VaultFile::new(id, key)?.encode()?;
-        if !store::create_own(&**store, &store::vault_path(), file.clone()).await? {
-            return Err(VaultError::Exists);
-        }
-        // All safety of commits rests on this refusal, so it is tried out once on every store.
-        if store::create_object(&**store, &store::vault_path(), file).await? {
-            let cleaned = store.delete(&store::vault_path()).await;
-            return Err(VaultError::NoCreateIfAbsent(match cleaned {
-                Ok(()) => store.to_string(),
-                Err(e) => format!("{store}; vault.json could not be deleted: {e}"),
-            }));
-        }
-        Self::with(opened, id, key)
+        KeyRing::create(store, &KeySource::Root(key.clone()), "").await?.vault()
     }
 
-    /// Opens a vault.
+    /// Opens a vault with its root key itself.
     pub async fn open(store: impl Into<Store>, key: &VaultKey) -> Result<Self> {
-        let opened = store.into();
-        let store = opened.objects();
-        let path = store::vault_path();
-        let bytes = match store::read_object(&**store, &path, VAULT_JSON_BYTES_MAX).await {
-            Err(VaultError::Missing { .. }) => return Err(VaultError::NotAVault),
-            other => other?,
-        };
-        let file: VaultFile =
-            serde_json::from_slice(&bytes).map_err(|e| VaultError::corrupt(&path, e.to_string()))?;
-        if file.format != FORMAT {
-            return Err(VaultError::Format { object: path.to_string(), found: file.format });
-        }
-        let expected = VaultFile::new(file.vault, key)?;
-        if aws_lc_rs::constant_time::verify_slices_are_equal(
-            expected.key_check.as_bytes(),
-            file.key_check.as_bytes(),
-        )
-        .is_err()
-        {
-            return Err(VaultError::WrongKey);
-        }
-        if expected.encode()? != bytes {
-            return Err(VaultError::corrupt(&path, "not as it was written"));
-        }
-        Self::with(opened, file.vault, key)
+        Self::unlock(store, &KeySource::Root(key.clone())).await
     }
 
-    fn with(store: Store, id: VaultId, key: &VaultKey) -> Result<Self> {
+    /// Opens a vault with whatever opens it.
+    pub async fn unlock(store: impl Into<Store>, source: &KeySource) -> Result<Self> {
+        KeyRing::open(store, source).await?.vault()
+    }
+
+    pub(crate) fn with(store: Store, id: VaultId, key: &VaultKey) -> Result<Self> {
         let (control, wrapping) = (key.control_key(id)?, key.wrapping_key(id)?);
         let pages = Arc::new(PageCache::new(pages::BYTES_MAX));
         Ok(Self { inner: Arc::new(Inner { store, id, control, wrapping }), pages })
@@ -143,7 +89,7 @@ impl Vault {
     /// [`VaultError::NoCreateIfAbsent`]; nothing has changed then.
     pub async fn probe(&self) -> Result<()> {
         let (store, path) = (self.store(), store::vault_path());
-        let bytes = store::read_object(&**store, &path, VAULT_JSON_BYTES_MAX).await?;
+        let bytes = store::read_object(&**store, &path, file::BYTES_MAX).await?;
         match store::create_object(&**store, &path, bytes.to_vec()).await? {
             true => Err(VaultError::NoCreateIfAbsent(store.to_string())),
             false => Ok(()),
@@ -281,7 +227,7 @@ impl Vault {
 
     pub(crate) async fn machine_keys(&self, machine: MachineId) -> Result<(MachineKeys, String)> {
         let path = store::key_path(machine);
-        let sealed = match store::read_object(&**self.store(), &path, VAULT_JSON_BYTES_MAX).await {
+        let sealed = match store::read_object(&**self.store(), &path, KEY_BYTES_MAX).await {
             Err(VaultError::Missing { .. }) => return Err(VaultError::UnknownMachine(machine)),
             other => other?,
         };
@@ -457,12 +403,6 @@ impl Vault {
         names.sort_unstable();
         Ok(names)
     }
-}
-
-/// Whether these can be a `vault.json`.
-#[cfg(feature = "fuzz")]
-pub(crate) fn is_vault_file(bytes: &[u8]) -> bool {
-    serde_json::from_slice::<VaultFile>(bytes).is_ok_and(|file| file.encode().is_ok())
 }
 
 /// Opens one manifest record.

@@ -12,7 +12,7 @@
 use super::ownership::{Ownership, failed};
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{FutureExt, stream::BoxStream};
+use futures::{FutureExt, StreamExt, TryStreamExt, stream::BoxStream};
 use object_store::{
     CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
     PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result, UploadPart,
@@ -65,7 +65,17 @@ impl ObjectStore for WriteBehind {
         self.0.get_ranges(path, ranges).await
     }
     fn delete_stream(&self, paths: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        self.0.delete_stream(paths)
+        let store = self.0.clone();
+        let synced = move |path: Path| {
+            let file = store.path_to_filesystem(&path);
+            async move {
+                if is_key(&path) {
+                    tokio::task::spawn_blocking(move || sync_dir_of(&file?)).await??;
+                }
+                Ok(path)
+            }
+        };
+        self.0.delete_stream(paths).and_then(synced).boxed()
     }
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
         self.0.list(prefix)
@@ -86,6 +96,16 @@ impl ObjectStore for WriteBehind {
     async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> Result<()> {
         self.0.rename_opts(from, to, options).await
     }
+}
+
+/// Whether this is deleted so that it can never be read again: after a power cut it must not be there once more.
+fn is_key(path: &Path) -> bool {
+    path.prefix_matches(&Path::from("keys")) || path.filename() == Some("key")
+}
+
+fn sync_dir_of(file: &std::path::Path) -> Result<()> {
+    let dir = file.parent().unwrap_or(file);
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(|e| failed(dir, e))
 }
 
 /// Where the store keeps an object while it is uploaded: the first free name of this form, and the names of segments are

@@ -21,7 +21,8 @@ async fn sample() -> (Arc<dyn ObjectStore>, VaultKey, Vec<Path>) {
     let of = |part: &str| {
         all.iter().filter(|p| p.as_ref().contains(part)).min().unwrap_or_else(|| panic!("{part}")).clone()
     };
-    let kinds = ["vault.json", "/key", "manifest/", "checkpoint/", "segments/", "control/"].map(of).to_vec();
+    let kinds =
+        ["vault.json", "keys/", "/key", "manifest/", "checkpoint/", "segments/", "control/"].map(of).to_vec();
     (store, key, kinds)
 }
 

@@ -7,7 +7,7 @@ mod make;
 
 use facts::{Expected, digest_of};
 use highwater_delta::*;
-use highwater_vault::{Vault, VaultKey, local_store, verify};
+use highwater_vault::{KeyRing, KeySource, Vault, VaultKey, local_store, verify};
 use std::{
     fs,
     os::unix::fs::PermissionsExt,
@@ -138,6 +138,25 @@ async fn it_is_written_to_and_all_that_was_stays() {
     holds(&vault, &expected).await;
     let report = verify::verify_vault(&vault).await.unwrap();
     assert!(report.is_clean() && report.orphans.is_empty(), "{report:?}");
+}
+
+#[tokio::test]
+async fn it_gets_further_keys_and_can_lose_its_file() {
+    let (dir, _) = copy().await;
+    let store = || local_store(&dir.path().join("vault")).unwrap();
+    let (old, new) =
+        (KeySource::File(dir.path().join("vault.key")), KeySource::File(dir.path().join("new.key")));
+    let mut ring = KeyRing::open(store(), &old).await.unwrap();
+    let first = ring.wrappings()[0].id;
+    ring.add(&new, "new").await.unwrap();
+    for source in [&old, &new] {
+        let vault = Vault::unlock(store(), source).await.unwrap();
+        holds(&vault, &expected()).await;
+        assert!(verify::verify_vault(&vault).await.unwrap().is_clean());
+    }
+    ring.remove(first).await.unwrap();
+    assert_eq!(Vault::unlock(store(), &old).await.unwrap_err().code(), 1226);
+    holds(&Vault::unlock(store(), &new).await.unwrap(), &expected()).await;
 }
 
 #[tokio::test]
