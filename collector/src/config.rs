@@ -19,6 +19,8 @@ pub const WINDOW_BYTES_MIN: u64 = 512 * 1024;
 pub const CERTIFICATE_VALIDITY_MIN: Duration = Duration::from_secs(10);
 /// Least memory of all sessions.
 pub const MEMORY_MIN: u64 = 32 << 20;
+/// Least cache.
+pub const CACHE_BYTES_MIN: u64 = 16 << 20;
 /// Largest window.
 pub const WINDOW_BYTES_MAX: u64 = 1 << 30;
 
@@ -51,6 +53,12 @@ pub struct Config {
     /// sessions wait.
     #[serde(default = "default_memory", with = "units")]
     pub memory: u64,
+    /// A local directory where chunks wait while the vault lags: see [`crate::cache`]. None: machines wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<PathBuf>,
+    /// Bytes that all sessions together may have there.
+    #[serde(default = "default_cache_bytes", with = "units")]
+    pub cache_bytes: u64,
     /// Commits of one machine a minute, averaged; five minutes' worth may come at once, further ones wait.
     #[serde(default = "default_commits_per_minute")]
     pub commits_per_minute: u32,
@@ -106,6 +114,9 @@ const fn default_window() -> u64 {
 const fn default_memory() -> u64 {
     1 << 30
 }
+const fn default_cache_bytes() -> u64 {
+    1 << 30
+}
 const fn default_commits_per_minute() -> u32 {
     300
 }
@@ -145,6 +156,8 @@ impl Config {
             endpoint: None,
             window: default_window(),
             memory: default_memory(),
+            cache: None,
+            cache_bytes: default_cache_bytes(),
             commits_per_minute: default_commits_per_minute(),
             sessions_max: default_sessions_max(),
             handshakes_max: default_handshakes_max(),
@@ -186,6 +199,16 @@ impl Config {
             ),
             (self.memory < MEMORY_MIN, "memory", "must be at least 32MiB"),
             (self.memory / 2 < self.window, "memory", "must be at least twice `window`"),
+            (
+                self.cache.as_ref().is_some_and(|dir| !dir.is_absolute()),
+                "cache",
+                "must be an absolute path, like \"/var/cache/highwater-collector\"",
+            ),
+            (
+                !(CACHE_BYTES_MIN..=1 << 50).contains(&self.cache_bytes),
+                "cache-bytes",
+                "must be 16MiB to 1048576GiB",
+            ),
             (self.commits_per_minute == 0, "commits-per-minute", "must be at least 1"),
             (self.memory > 1 << 40, "memory", "must be at most 1024GiB"),
             (self.sessions_max == 0 || self.sessions_max > 1 << 20, "sessions-max", "must be 1 to 1048576"),
@@ -270,6 +293,8 @@ mod tests {
             "memory = \"31MiB\"",
             "memory = \"1GiB\"\nwindow = \"513MiB\"",
             "commits-per-minute = 0",
+            "cache = \"here\"",
+            "cache-bytes = \"1MiB\"",
             "idle-timeout = \"x\"",
             "certificate-validity = \"1s\"",
             "certificate-validity = \"20years\"",

@@ -154,6 +154,25 @@ pub enum CollectorError {
         /// What it may take.
         bytes_max: u64,
     },
+    /// The cache cannot be had.
+    #[error("the cache in {path} cannot be used: {source}")]
+    CacheUnusable {
+        /// Where it was to be.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The cache's disk.
+    #[error("the cache failed while {doing}: {source}")]
+    CacheFailed {
+        /// What was done.
+        doing: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Something else came back than was put there.
+    #[error("the cache is damaged: {0}")]
+    CacheDamaged(&'static str),
     /// A control document of the vault is unusable.
     #[error("the vault's document {0} is missing or unusable")]
     Document(String),
@@ -203,6 +222,9 @@ impl CollectorError {
             Self::DeltaIdle(_) => 1335,
             Self::DeltaSlow(_) => 1336,
             Self::NearlyFull { .. } => 1337,
+            Self::CacheUnusable { .. } => 1350,
+            Self::CacheFailed { .. } => 1351,
+            Self::CacheDamaged(_) => 1352,
         }
     }
 
@@ -261,6 +283,16 @@ impl CollectorError {
             Self::RevocationsUnknown => {
                 "look into the collector's log: it names what it cannot read; agents come back by themselves"
             }
+            Self::CacheUnusable { path, source } if source.kind() == ErrorKind::PermissionDenied => {
+                return access::advice(path);
+            }
+            Self::CacheUnusable { .. } => "give another directory as `cache` in collector.toml, or none: it only makes a slow store bearable",
+            Self::CacheFailed { .. } => {
+                "make room or replace the disk of `cache`; nothing is lost, and machines wait for the store as without a cache"
+            }
+            Self::CacheDamaged(_) => {
+                "replace the disk of `cache`; nothing of it came into the vault, and what was lost is sent again by itself"
+            }
             Self::Document(_) => "bring the vault back from a copy, or create it anew with `highwater-collector init`",
         }
         .to_owned()
@@ -282,6 +314,8 @@ impl CollectorError {
             | Self::MapTooLarge { .. }
             | Self::DeltaIdle(_)
             | Self::DeltaSlow(_)
+            | Self::CacheFailed { .. }
+            | Self::CacheDamaged(_)
             | Self::Quota(_) => true,
             _ => false,
         }

@@ -12,6 +12,7 @@
 pub mod access;
 pub mod authority;
 pub mod bucket;
+pub mod cache;
 pub mod certificates;
 pub mod config;
 pub mod error;

@@ -94,6 +94,65 @@ impl MemoryMetrics {
     }
 }
 
+/// How the cache of [`crate::cache`] stands.
+#[derive(Clone, Default)]
+pub struct CacheMetrics {
+    budget: Gauge,
+    used: Gauge,
+    spooled: Counter,
+    waited: Counter<f64, AtomicU64>,
+    errors: Counter,
+}
+
+impl CacheMetrics {
+    /// So much there is.
+    pub fn budget(&self, bytes: u64) {
+        self.budget.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+    /// So much of it is taken.
+    pub fn used(&self, bytes: u64) {
+        self.used.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+    /// As it was told last.
+    #[must_use]
+    pub fn used_bytes(&self) -> u64 {
+        u64::try_from(self.used.get()).unwrap_or_default()
+    }
+    /// Chunks were put there.
+    pub fn spooled(&self, bytes: u64) {
+        self.spooled.inc_by(bytes);
+    }
+    /// All that was put there so far.
+    #[must_use]
+    pub fn spooled_bytes(&self) -> u64 {
+        self.spooled.get()
+    }
+    /// A session waited for the store, since the cache took no more.
+    pub fn waited(&self, time: Duration) {
+        self.waited.inc_by(time.as_secs_f64());
+    }
+    /// The disk failed.
+    pub fn failed(&self) {
+        self.errors.inc();
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        registry.register("cache_budget_bytes", "Bytes that the cache may take", self.budget.clone());
+        registry.register("cache_used_bytes", "Bytes that the cache takes", self.used.clone());
+        registry.register(
+            "cache_spooled_bytes",
+            "Chunk bytes put into the cache, since the store lagged",
+            self.spooled.clone(),
+        );
+        registry.register(
+            "cache_wait_seconds",
+            "Time that sessions waited for the store while the cache took no more",
+            self.waited.clone(),
+        );
+        registry.register("cache_errors", "Failures of the cache's disk", self.errors.clone());
+    }
+}
+
 /// Resident bytes of this process; 0 where the system does not tell.
 #[must_use]
 pub fn resident_bytes() -> i64 {
@@ -108,6 +167,8 @@ pub struct Metrics {
     registry: Registry,
     /// Of the memory.
     pub memory: MemoryMetrics,
+    /// Of the cache.
+    pub cache: CacheMetrics,
     sessions: Gauge,
     deltas_open: Gauge,
     window: Gauge,
@@ -143,6 +204,7 @@ impl Default for Metrics {
         let mut metrics = Self {
             registry: Registry::with_prefix("highwater_collector"),
             memory: MemoryMetrics::default(),
+            cache: CacheMetrics::default(),
             sessions: Gauge::default(),
             deltas_open: Gauge::default(),
             window: Gauge::default(),
@@ -163,6 +225,7 @@ impl Default for Metrics {
         };
         let registry = &mut metrics.registry;
         metrics.memory.register(registry);
+        metrics.cache.register(registry);
         registry.register("sessions", "Machines connected now", metrics.sessions.clone());
         registry.register("deltas_open", "Deltas begun and not yet closed", metrics.deltas_open.clone());
         registry.register(

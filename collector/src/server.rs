@@ -9,6 +9,7 @@
 //! Shutdown lets pushes and commits that have begun finish, tells every agent to come back, and takes
 //! [`SHUTDOWN_MAX`] at most; what it then interrupts is as safe as after a kill.
 
+use crate::cache::Cache;
 use crate::shared::{REVOCATIONS_UNKNOWN_MAX, Shared, now_ms};
 use crate::{
     CollectorError, Config, authority, authority::OwnCert, management, memory, metrics::Metrics, session,
@@ -85,7 +86,11 @@ impl Collector {
             }
         }
         let cert = Arc::new(OwnCert::issue(&authority, &config.names)?);
-        let shared = Arc::new(Shared::new(config, vault, authority, metrics));
+        let cache = config.cache.as_deref();
+        let cache = cache.map(|dir| Cache::open(dir, config.cache_bytes, &metrics.cache)).transpose()?;
+        let mut shared = Shared::new(config, vault, authority, metrics);
+        shared.cache = cache;
+        let shared = Arc::new(shared);
         for (machine, bytes) in states {
             shared.note_state(machine, bytes);
         }

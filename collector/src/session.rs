@@ -1,8 +1,8 @@
 //! One machine's session: a single owner task, `select → Action → apply`.
 //!
-//! **Order.** Frames are applied in the order they came. `Received` goes out after chunks were handed to the vault's writer,
-//! `Stored` after the vault's commit has returned. While a push or a commit takes long, the last `Received` is
-//! repeated, so that the agent sees a living peer.
+//! **Order.** Frames are applied in the order they came. `Received` goes out after chunks were handed to the vault's writer, or put
+//! into the cache while that lags ([`intake`]); `Stored` after the vault's commit has returned. While a push or a commit takes
+//! long, the last `Received` is repeated, so that the agent sees a living peer.
 //!
 //! **End.** Whatever ends a session (the peer, an error, a newer session, shutdown), the open delta is discarded in the
 //! vault, then the writer is dropped, then the seat is given to the next. A push or commit that has begun is never
@@ -13,6 +13,8 @@
 //! **Errors.** An error of the vault is fatal for the session, with the vault's own code: the agent comes back and sends anew
 //! what was not stored. Earlier points are untouched.
 
+mod intake;
+mod out;
 pub mod reader;
 pub mod state;
 
@@ -24,25 +26,22 @@ use crate::{CollectorError, certificates, metrics::Kind};
 use highwater_delta::{BlockRange, CommitId, CommitKind, DeltaId, DiskId, MachineId, StoredBlock};
 use highwater_vault::{BlockMap, DiskRecord, MachineWriter, Vault};
 use highwater_wire::message::{AgentMessage, CollectorMessage, DiskInfo, Hello, Refusal, Welcome};
-use highwater_wire::{Credential, Frame, FrameReader, FrameWriter, Timeouts, Version, WireError, codec};
+use highwater_wire::{Credential, Frame, FrameReader, Timeouts, Version, WireError, codec};
+use intake::{Front, Intake};
+use out::Out;
 use reader::Incoming;
 use state::{Action, State};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::Level;
 
-/// After how long a silence work for a machine shows that the collector lives. An agent waits for 15 s.
-const KEEPALIVE: Duration = Duration::from_secs(5);
 /// How long chunks taken over may wait for their acknowledgement when no others follow.
 const ACKNOWLEDGE_AFTER: Duration = Duration::from_millis(20);
-/// How long and how much of a refused peer's bytes are drained.
-const DRAIN_MAX: Duration = Duration::from_secs(2);
-const DRAIN_BYTES_MAX: u64 = 64 << 20;
 /// How long cleaning up after an open delta may take.
 const ABORT_MAX: Duration = Duration::from_secs(10);
 /// Disks that one session may claim.
@@ -67,7 +66,7 @@ where
     let timeouts = Timeouts { idle: config.idle_timeout, ..Timeouts::default() };
     let greeting = Timeouts { idle: config.handshake_timeout, frame: config.handshake_timeout, ..timeouts };
     let mut frames = FrameReader::new(input, greeting);
-    let mut out = Out { frames: FrameWriter::new(output, timeouts), said: Instant::now() };
+    let out = Out::new(output, timeouts);
     let mut visit = Some(visit);
     let greeted = tokio::select! {
         greeted = hello(&mut frames, credential.machine) => greeted,
@@ -77,7 +76,7 @@ where
         Err(error) => (Err(error), frames.into_inner()),
         Ok((hello, version)) => {
             frames.set_timeouts(timeouts);
-            serve(shared, credential, &hello, version, frames, &mut out, &mut visit).await
+            serve(shared, credential, &hello, version, frames, &out, &mut visit).await
         }
     };
     if let Err(error) = &ended {
@@ -85,10 +84,8 @@ where
     }
     let Some(_visit) = visit.or_else(|| shared.visits.begin(credential.machine)) else { return ended };
     match &ended {
-        Ok(()) => {
-            let _ = timeout(DRAIN_MAX, out.frames.shutdown()).await;
-        }
-        Err(error) => turn_away(&mut out, rest, error).await,
+        Ok(()) => out.shutdown().await,
+        Err(error) => out.turn_away(rest, error).await,
     }
     ended
 }
@@ -97,23 +94,7 @@ where
 pub async fn refuse<S: AsyncRead + AsyncWrite>(shared: &Shared, stream: S, error: &CollectorError) {
     let (rest, output) = tokio::io::split(stream);
     shared.metrics.refused(error.code());
-    let mut out = Out { frames: FrameWriter::new(output, Timeouts::default()), said: Instant::now() };
-    turn_away(&mut out, rest, error).await;
-}
-
-/// Says why, and drains what the peer still sends, or a reset would overtake the word.
-async fn turn_away<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
-    out: &mut Out<W>,
-    rest: R,
-    error: &CollectorError,
-) {
-    // A peer that cannot be reached hears nothing.
-    let told = async {
-        let _ = out.send(&CollectorMessage::Refused(error.refusal())).await;
-        let _ = out.frames.shutdown().await;
-        let _ = tokio::io::copy(&mut rest.take(DRAIN_BYTES_MAX), &mut tokio::io::sink()).await;
-    };
-    let _ = timeout(DRAIN_MAX, told).await;
+    Out::new(output, Timeouts::default()).turn_away(rest, error).await;
 }
 
 async fn hello<R: AsyncRead + Unpin>(
@@ -144,7 +125,7 @@ async fn serve<R, W>(
     hello: &Hello,
     version: Version,
     frames: FrameReader<R>,
-    out: &mut Out<W>,
+    out: &Out<W>,
     visit: &mut Option<Visit>,
 ) -> (Result<(), CollectorError>, R)
 where
@@ -186,7 +167,16 @@ where
     let (sender, queue) = mpsc::channel(reader::QUEUE_FRAMES);
     let reading =
         tokio::spawn(reader::read(frames, owner.window.clone(), window.bytes(), sender, stop.clone()));
-    let ended = owner.work(queue).await;
+    let rest_to_do = CancellationToken::new();
+    let (intake, window_left) = (owner.intake.clone(), owner.window.clone());
+    let (ended, ()) = tokio::join!(
+        async {
+            let ended = owner.work().await;
+            rest_to_do.cancel();
+            ended
+        },
+        intake.run(queue, (out, &window_left, &shared.metrics), &rest_to_do)
+    );
     owner.close().await;
     // Before the seat, so that the next session of the machine finds its window free, and a session for it.
     drop(window);
@@ -213,21 +203,6 @@ async fn open_writer(
     }
 }
 
-struct Out<W> {
-    frames: FrameWriter<W>,
-    /// When something was sent last.
-    said: Instant,
-}
-
-impl<W: AsyncWrite + Unpin> Out<W> {
-    async fn send(&mut self, message: &CollectorMessage) -> Result<(), CollectorError> {
-        self.frames.control(&codec::encode(message)?).await?;
-        self.frames.flush().await?;
-        self.said = Instant::now();
-        Ok(())
-    }
-}
-
 struct Owner<'a, W> {
     shared: &'a Arc<Shared>,
     machine: MachineId,
@@ -235,14 +210,10 @@ struct Owner<'a, W> {
     version: Version,
     writer: MachineWriter,
     state: State,
-    out: &'a mut Out<W>,
+    out: &'a Out<W>,
+    intake: Arc<Intake>,
     window: Arc<Semaphore>,
     window_bytes: u64,
-    /// Bytes taken over by the vault's writer whose `Received` is still due.
-    unacknowledged: usize,
-    /// The last `Received` that went out. Only this one may be repeated: a later one would give the peer bytes that are
-    /// not back in the window.
-    told: Option<(DeltaId, u64)>,
     claims: usize,
     /// Of the disk last asked for: a comparison asks for all of it, piece by piece. Dropped with the next delta, since
     /// it holds a cache.
@@ -267,7 +238,7 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
         ended: &'a Ended,
         (writer, claim, kept): (MachineWriter, Arc<Claim>, Kept),
         window: &Share,
-        out: &'a mut Out<W>,
+        out: &'a Out<W>,
     ) -> Self {
         let permits = usize::try_from(window.bytes()).unwrap_or(Semaphore::MAX_PERMITS);
         Self {
@@ -278,10 +249,9 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
             writer,
             state: State::new(version),
             out,
+            intake: Arc::new(Intake::new(credential.machine, shared.cache.clone())),
             window: Arc::new(Semaphore::new(permits)),
             window_bytes: window.bytes(),
-            unacknowledged: 0,
-            told: None,
             claims: 0,
             map: None,
             map_used: Instant::now(),
@@ -307,8 +277,9 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
         self.out.send(&CollectorMessage::Welcome(welcome)).await
     }
 
-    async fn work(&mut self, mut queue: mpsc::Receiver<Incoming>) -> Result<(), CollectorError> {
+    async fn work(&mut self) -> Result<(), CollectorError> {
         let (shared, ended) = (self.shared, self.ended);
+        let (intake, mut front) = (self.intake.clone(), Front::default());
         let idle = shared.config.idle_timeout;
         loop {
             let incoming = tokio::select! {
@@ -326,8 +297,8 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
                     self.map = None;
                     continue;
                 }
-                incoming = queue.recv() => incoming.unwrap_or(Incoming::End),
-                () = sleep(ACKNOWLEDGE_AFTER), if self.unacknowledged > 0 => {
+                incoming = intake.next(&mut front) => incoming,
+                () = sleep(ACKNOWLEDGE_AFTER), if self.out.due() > 0 => {
                     self.acknowledge().await?;
                     continue;
                 }
@@ -349,14 +320,13 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
             self.apply(action).await?;
             // Not for each chunk: that would cost both sides a message and a wake-up. A peer that waits for its window has more
             // than this part of it under way.
-            if !push || self.unacknowledged as u64 >= self.window_bytes / 8 {
+            if !push || self.out.due() as u64 >= self.window_bytes / 8 {
                 self.acknowledge().await?;
             }
         }
     }
 
     async fn apply(&mut self, action: Action) -> Result<(), CollectorError> {
-        let last = self.told;
         match action {
             Action::Disks(disks) => self.disks(disks).await,
             Action::Begin(delta) => {
@@ -369,11 +339,10 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
             }
             Action::Push(chunk) => {
                 let bytes = chunk.len();
-                alive(self.out, last, self.writer.push(chunk)).await??;
+                self.out.alive(self.writer.push(chunk)).await??;
                 self.progress = Instant::now();
                 self.shared.memory.claims.grown(&self.claim, bytes);
-                self.unacknowledged += bytes;
-                self.shared.metrics.window(bytes);
+                self.intake.done(self.out, &self.shared.metrics);
                 Ok(())
             }
             Action::Commit(delta, kind) => self.commit(delta, kind).await,
@@ -392,7 +361,7 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
 
     /// Waits for something that may take long, and shows that it lives meanwhile; unless the session is to end.
     async fn turn<T>(&mut self, turn: impl Future<Output = T>) -> Result<T, CollectorError> {
-        let (shared, ended, last, claim) = (self.shared, self.ended, self.told, self.claim.clone());
+        let (shared, ended, claim) = (self.shared, self.ended, self.claim.clone());
         let (open, map) = (self.state.open(), &mut self.map);
         let turn = async {
             let mut turn = pin!(turn);
@@ -407,7 +376,7 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
                 }
             }
         };
-        alive(self.out, last, turn).await?
+        self.out.alive(turn).await?
     }
 
     /// What is stored of a machine grows with each commit, and so does the memory that it takes.
@@ -425,16 +394,8 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
         Ok(())
     }
 
-    /// Gives bytes back to the window, then says so: in this order, or a fast peer would find the window still full.
     async fn acknowledge(&mut self) -> Result<(), CollectorError> {
-        let Some((delta, chunks)) = self.state.received().filter(|_| self.unacknowledged > 0) else {
-            return Ok(());
-        };
-        self.window.add_permits(self.unacknowledged);
-        self.shared.metrics.window_returned(self.unacknowledged);
-        self.unacknowledged = 0;
-        self.told = Some((delta, chunks));
-        self.out.send(&CollectorMessage::Received { delta, chunks }).await
+        self.out.acknowledge(&self.window, &self.shared.metrics).await
     }
 
     async fn disks(&mut self, disks: Vec<DiskInfo>) -> Result<(), CollectorError> {
@@ -466,8 +427,7 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
             CommitKind::Point(point) => (point.consistency.into(), Some(point.taken_at_ms)),
         };
         let stored_before = self.writer.state().segments.last().map_or(CommitId::NONE, |s| s.commit);
-        let last = self.told;
-        let commit = alive(self.out, last, self.writer.commit(kind)).await??;
+        let commit = self.out.alive(self.writer.commit(kind)).await??;
         self.delta = None;
         let stored: u64 =
             self.writer.state().segments.iter().filter(|s| s.commit > stored_before).map(|s| s.bytes).sum();
@@ -485,7 +445,6 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
             vec![StoredBlock::Absent; usize::try_from(range.count).unwrap_or_default()]
         } else {
             let at = state.last_commit;
-            let last = self.told;
             let (map, share) = match self.map.take() {
                 Some((of, when, map, share)) if (of, when) == (disk, at) => (map, share),
                 before => {
@@ -498,10 +457,10 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
                     let (shared, claim) = (self.shared, self.claim.clone());
                     let share = self.turn(shared.memory.keep(&claim, bytes, WAIT_MAX)).await??;
                     let state = self.writer.state();
-                    (alive(self.out, last, self.shared.vault.block_map_of(state, disk, at)).await??, share)
+                    (self.out.alive(self.shared.vault.block_map_of(state, disk, at)).await??, share)
                 }
             };
-            let blocks = alive(self.out, last, map.hashes(range)).await??;
+            let blocks = self.out.alive(map.hashes(range)).await??;
             self.map = Some((disk, at, map, share));
             self.map_used = Instant::now();
             blocks
@@ -511,9 +470,8 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
 
     /// A refusal does not end the session: the present certificate is still valid. One who asks too often is sent away.
     async fn renew(&mut self, csr_pem: &str) -> Result<(), CollectorError> {
-        let last = self.told;
         let renewed = certificates::renew(self.shared, self.credential, csr_pem);
-        let answer = match alive(self.out, last, renewed).await? {
+        let answer = match self.out.alive(renewed).await? {
             Ok(cert_pem) => {
                 tracing::info!(machine = %self.machine, "certificate renewed");
                 self.shared.metrics.renewed();
@@ -533,7 +491,7 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
 
     /// Discards an open delta and lets the writer go.
     async fn close(mut self) {
-        self.shared.metrics.window_returned(self.unacknowledged);
+        self.shared.metrics.window_returned(self.out.due());
         if self.state.open().is_some() {
             self.shared.metrics.delta_closed();
         }
@@ -556,31 +514,5 @@ fn give<M>(asked: Asked, open: Option<DeltaId>, map: &mut Option<M>) -> Result<(
         (Asked::Delta, None) => Ok(()),
         (Asked::Kept, _) if map.take().is_some() => Ok(()),
         (Asked::Kept, _) => Err(BEYOND_ITS_PART),
-    }
-}
-
-/// Waits for the vault, and repeats the last `Received` meanwhile. The vault's work is finished in any case: only then an
-/// error of the peer is answered.
-async fn alive<T, W: AsyncWrite + Unpin>(
-    out: &mut Out<W>,
-    last: Option<(DeltaId, u64)>,
-    work: impl Future<Output = T>,
-) -> Result<T, CollectorError> {
-    let mut work = pin!(work);
-    let mut peer = Ok(());
-    loop {
-        // Since the last word, not since this work began: many short ones make a long silence too.
-        match timeout_at(out.said + KEEPALIVE, &mut work).await {
-            Ok(done) => return peer.map(|()| done),
-            Err(_) if peer.is_ok() => {
-                out.said = Instant::now();
-                let message = match last {
-                    Some((delta, chunks)) => CollectorMessage::Received { delta, chunks },
-                    None => CollectorMessage::Pong(0),
-                };
-                peer = out.send(&message).await;
-            }
-            Err(_) => out.said = Instant::now(),
-        }
     }
 }

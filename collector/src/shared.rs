@@ -1,6 +1,7 @@
 //! What the sessions of a collector share.
 
 use crate::bucket::Bucket;
+use crate::cache::Cache;
 use crate::log_limit::LogLimit;
 use crate::memory::{Memory, Share};
 use crate::per_peer::Source;
@@ -54,6 +55,8 @@ pub struct Shared {
     claims: Mutex<HashMap<DiskId, MachineId>>,
     /// The memory of all sessions.
     pub memory: Memory,
+    /// Where chunks wait while the vault lags, if anywhere.
+    pub cache: Option<Cache>,
     /// Warnings have a limit of their own, or a machine could hide one behind what it may always do.
     lines_of_machines: Mutex<LogLimit<(MachineId, Level)>>,
     lines_of_strangers: Mutex<LogLimit<Source>>,
@@ -137,6 +140,7 @@ impl Shared {
             seats: Mutex::default(),
             claims: Mutex::default(),
             memory,
+            cache: None,
             lines_of_machines: Mutex::new(LogLimit::new(Instant::now())),
             lines_of_strangers: Mutex::new(LogLimit::new(Instant::now())),
             nearly_full: Mutex::default(),

@@ -115,7 +115,8 @@ pub fn check_name(name: &str) -> Result<(), String> {
     ))
 }
 
-/// What is wrong with what a configuration names: the key, and the vault.
+/// What is wrong with what a configuration names: the key, the vault, and the cache. Nothing is made: this may be another user than
+/// the collector's.
 pub(super) fn of_what_is_named(config: &Config) -> Vec<Problem> {
     let mut problems = Vec::new();
     if let Err(error) = VaultKey::load(&config.key_file) {
@@ -123,6 +124,9 @@ pub(super) fn of_what_is_named(config: &Config) -> Vec<Problem> {
     }
     if let Err(cause) = vault(&config.vault) {
         problems.push(Problem::new("vault", cause));
+    }
+    if let Some(dir) = config.cache.as_ref().filter(|dir| dir.exists() && !dir.is_dir()) {
+        problems.push(Problem::new("cache", format!("{} is no directory", dir.display())));
     }
     problems
 }

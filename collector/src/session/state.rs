@@ -35,7 +35,6 @@ pub struct State {
     version: Version,
     disks_known: bool,
     open: Option<Open>,
-    acknowledged: Option<(DeltaId, u64)>,
 }
 
 #[derive(Debug)]
@@ -48,7 +47,7 @@ impl State {
     /// At the beginning of a session in this version.
     #[must_use]
     pub const fn new(version: Version) -> Self {
-        Self { version, disks_known: false, open: None, acknowledged: None }
+        Self { version, disks_known: false, open: None }
     }
 
     /// Takes a message.
@@ -105,17 +104,10 @@ impl State {
         match &mut self.open {
             Some(open) if open.delta == delta => {
                 open.chunks += 1;
-                self.acknowledged = Some((delta, open.chunks));
                 Ok(Action::Push(chunk))
             }
             _ => Err(CollectorError::NotOpen(delta)),
         }
-    }
-
-    /// Delta and count for a `Received`.
-    #[must_use]
-    pub const fn received(&self) -> Option<(DeltaId, u64)> {
-        self.acknowledged
     }
 
     /// The delta that is open.
@@ -150,7 +142,6 @@ mod tests {
         assert_eq!(state.message(AgentMessage::DeltaBegin(delta)).unwrap(), Action::Begin(delta));
         let chunk = Bytes::from_static(b"x");
         assert_eq!(state.chunk(delta, chunk.clone()).unwrap(), Action::Push(chunk));
-        assert_eq!(state.received(), Some((delta, 1)));
         assert_eq!(state.message(commit(delta, 1)).unwrap(), Action::Commit(delta, CommitKind::Partial));
         assert_eq!(state.open(), None);
         assert_eq!(state.message(commit(delta, 1)).unwrap_err().code(), 1304);

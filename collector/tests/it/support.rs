@@ -9,7 +9,8 @@ use highwater_delta::{
     BLOCK_BYTES, Block, CommitId, CommitKind, Consistency, DeltaId, DiskId, Extent, Fill, HashKey, MachineId,
     PointDisk, PointInfo, encode_chunk,
 };
-use highwater_vault::{Location, Vault, VaultKey, local_store};
+use highwater_faults::Faulty;
+use highwater_vault::{Location, Store, Vault, VaultKey, local_store};
 use highwater_wire::certificate::fingerprint;
 use highwater_wire::client::connect_with;
 use highwater_wire::enroll::{Token, enroll};
@@ -19,6 +20,7 @@ use highwater_wire::message::{
 };
 use highwater_wire::{Identity, SendWindow, SessionReceiver, SessionSender, Timeouts, Version, WireError};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -35,6 +37,25 @@ impl Site {
     }
 
     pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        let (dir, mut config) = Self::made().await;
+        change(&mut config);
+        Self { running: Collector::start(config).await.unwrap(), dir }
+    }
+
+    /// The same whose store can be told to misbehave.
+    pub async fn faulty(change: impl FnOnce(&mut Config)) -> (Self, Arc<Faulty>) {
+        let (dir, mut config) = Self::made().await;
+        change(&mut config);
+        let mut layer = None;
+        let store = Store::open(&config.vault).unwrap();
+        let store = store.layered(|objects| layer.insert(Faulty::new(objects)).clone());
+        let key = VaultKey::load(&config.key_file).unwrap();
+        let vault = Vault::open(store, &key).await.unwrap();
+        let running = Collector::start_with(config, vault).await.unwrap();
+        (Self { running, dir }, layer.unwrap())
+    }
+
+    async fn made() -> (TempDir, Config) {
         let dir = tempfile::tempdir().unwrap();
         let vault = dir.path().join("vault");
         let made = init::init(dir.path(), &Location::Directory(vault.clone()), vec!["127.0.0.1".to_owned()])
@@ -45,8 +66,7 @@ impl Site {
             *address = "127.0.0.1:0".parse().unwrap();
         }
         config.enrolments_per_second = 1000;
-        change(&mut config);
-        Self { running: Collector::start(config).await.unwrap(), dir }
+        (dir, config)
     }
 
     pub fn url(&self) -> String {
