@@ -426,11 +426,11 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
             CommitKind::Partial => (Kind::Partial, None),
             CommitKind::Point(point) => (point.consistency.into(), Some(point.taken_at_ms)),
         };
-        let stored_before = self.writer.state().segments.last().map_or(CommitId::NONE, |s| s.commit);
+        let stored_before = self.writer.state().segments().last().map_or(CommitId::NONE, |s| s.commit);
         let commit = self.out.alive(self.writer.commit(kind)).await??;
         self.delta = None;
         let stored: u64 =
-            self.writer.state().segments.iter().filter(|s| s.commit > stored_before).map(|s| s.bytes).sum();
+            self.writer.state().segments().filter(|s| s.commit > stored_before).map(|s| s.bytes).sum();
         metrics.committed(self.machine, label, taken_at_ms, begun.elapsed(), stored);
         tracing::debug!(machine = %self.machine, %delta, %commit, bytes = stored, "stored");
         self.out.send(&CollectorMessage::Stored { delta, commit }).await?;

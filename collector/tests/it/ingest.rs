@@ -130,7 +130,7 @@ async fn a_half_open_or_aborted_delta_leaves_nothing() {
     let state = site.vault().await.machine(identity.machine).await.unwrap();
     let segments = site.vault_dir().join(format!("machines/{}/segments", identity.machine));
     let files = std::fs::read_dir(segments).unwrap().filter(|f| f.as_ref().unwrap().path().is_file()).count();
-    assert_eq!(files, state.segments.len(), "no segment of an unfinished delta is left");
+    assert_eq!(files, state.segments().count(), "no segment of an unfinished delta is left");
 }
 
 #[tokio::test(flavor = "multi_thread")]

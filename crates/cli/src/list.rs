@@ -43,7 +43,7 @@ pub(crate) async fn machines(global: &Global, console: &mut Console<'_>) -> Resu
 
 fn machine_row(state: &MachineState) -> Vec<String> {
     let size = state.disks.iter().map(|disk| disk.size_bytes).sum();
-    let stored = state.segments.iter().map(|segment| segment.bytes).sum();
+    let stored = state.stored_bytes();
     let latest = state.points.last();
     vec![
         state.machine.to_string(),
@@ -65,7 +65,7 @@ fn machine_document(state: &MachineState) -> Value {
         "points": state.points.len(),
         "latest-point": state.points.last().map(|point| point_document(state, point)),
         "state-bytes": state.memory_bytes(),
-        "bytes-stored": state.segments.iter().map(|segment| segment.bytes).sum::<u64>(),
+        "bytes-stored": state.stored_bytes(),
     })
 }
 

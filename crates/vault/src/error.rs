@@ -158,6 +158,12 @@ pub enum VaultError {
         "a vault was begun here and not finished, or its vault.json was lost: there are keys, but no vault.json"
     )]
     Unfinished,
+    /// Another maintainer has begun with the machine.
+    #[error("machine {0} is maintained by another program now")]
+    Maintained(MachineId),
+    /// A policy, or what should be said of a point.
+    #[error("refused: {0}")]
+    Policy(String),
     /// A limit.
     #[error("too many or too large: {0}")]
     Limit(&'static str),
@@ -203,6 +209,8 @@ impl VaultError {
             Self::KeyCommand { .. } => 1230,
             Self::Passphrase(_) => 1231,
             Self::Unfinished => 1232,
+            Self::Maintained(_) => 1240,
+            Self::Policy(_) => 1241,
         }
     }
 
@@ -262,6 +270,12 @@ impl VaultError {
             }
             Self::Unfinished => {
                 "Bring vault.json back if it was lost; if nothing was ever stored here, delete `keys/` and create the vault again."
+            }
+            Self::Maintained(_) => {
+                "Nothing: what was done until then holds, and the other program goes on with the rest."
+            }
+            Self::Policy(_) => {
+                "See `highwater vault policy show` for what holds now; each tier must be coarser and longer than the one before."
             }
             Self::Crypto(_) => "Check the system's random number generator, then report this as a defect.",
         }

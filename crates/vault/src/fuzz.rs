@@ -5,9 +5,12 @@ use crate::{
     MachineState, Result, SegmentRef, Vault, VaultKey,
     key::{MachineKeys, Secret},
     keys::{DOCUMENT_BYTES_MAX, Document},
+    maps::{Inner, MapFooter, decode_table},
+    policy::Rules,
     record::Envelope,
+    runs::Kind,
     seal,
-    segment::{FrameKind, Page, PageRef, SegmentReader},
+    segment::{FrameKind, Page, PageKind, PageRef, SegmentReader},
     store,
 };
 use highwater_delta::{CommitId, DiskId, MachineId, SegmentId, VaultId};
@@ -32,8 +35,16 @@ pub fn footer(plain: &[u8]) {
         spans: Vec::new(),
     };
     let Ok(keys) = MachineKeys::new(Secret(Zeroizing::new([4; 32]))) else { return };
-    if let Ok(reader) = SegmentReader::new(Arc::new(InMemory::new()), machine(), &keys, &reference) {
+    if let Ok(reader) =
+        SegmentReader::new(Arc::new(InMemory::new()), machine(), &keys, Kind::Segment, &reference)
+    {
         let _ = reader.parse_footer(plain);
+        if let Ok(footer) = MapFooter::decode(plain, &"a map") {
+            for table in &footer.tables {
+                assert!(footer.table_of(table.first).is_some());
+                let _ = decode_table(plain, table, &"a table");
+            }
+        }
     }
 }
 
@@ -51,10 +62,17 @@ pub fn page(input: &[u8]) {
         offset: 64,
         len: 64,
     };
-    if let Ok(page) = Page::decode(plain, &at, &"a page") {
-        for from in [0, at.first, at.first + 1, at.end] {
-            assert!(page.touching(from, at.end).all(|entry| entry.end() > from && entry.start < at.end));
+    for kind in [PageKind::Segment, PageKind::Leaf] {
+        let _ = Page::bounds(plain, kind);
+        if let Ok(page) = Page::decode(plain, kind, &at, &"a page") {
+            for from in [0, at.first, at.first + 1, at.end] {
+                assert!(page.touching(from, at.end).all(|entry| entry.end() > from && entry.start < at.end));
+            }
         }
+    }
+    let inner = PageRef { first: number(plain.get(24..32).unwrap_or_default()), ..at };
+    if let Ok(inner) = Inner::decode(plain, 1, &inner, &"an inner page") {
+        assert!(inner.touching(3, at.end).all(|page| page.end > 3 && page.first < at.end));
     }
 }
 
@@ -75,7 +93,7 @@ pub fn record(plain: &[u8]) {
 
 /// A checkpoint.
 pub fn checkpoint(plain: &[u8]) {
-    if let Ok(state) = postcard::from_bytes::<MachineState>(plain) {
+    if let Ok(state) = crate::state::decode(plain) {
         look_at(&state);
     }
 }
@@ -89,6 +107,8 @@ fn look_at(state: &MachineState) {
         }
     }
     let _ = state.checkpoint_interval();
+    let _ = crate::maintain::plan(state, &Rules::default(), std::time::Duration::ZERO, u64::MAX);
+    let _ = (state.depth(), crate::maintain::depth_max(state), state.stored_bytes());
 }
 
 /// Any object as it lies in the store.
@@ -117,7 +137,7 @@ pub async fn seeds(vault: &Vault, machine: MachineId) -> Result<Vec<(&'static st
     let mut seeds = Vec::new();
     let (keys, host_name) = vault.machine_keys(machine).await?;
     let state = vault.load_state(machine, &keys, host_name, false).await?;
-    seeds.push(("checkpoint", postcard::to_stdvec(&state).unwrap_or_default()));
+    seeds.push(("checkpoint", crate::state::encode(&state).unwrap_or_default()));
     for number in 1..=state.last_record {
         let path = store::manifest_path(machine, number);
         let sealed = store::read_object(&**vault.store(), &path, seal::DOCUMENT_BYTES_MAX).await?;
@@ -129,8 +149,8 @@ pub async fn seeds(vault: &Vault, machine: MachineId) -> Result<Vec<(&'static st
     let document = store::read_object(&**vault.store(), &store::keys_path(1), DOCUMENT_BYTES_MAX).await?;
     seeds.push(("keys_document", document.to_vec()));
     seeds.push(("keys_document", crate::keys::sample()?));
-    for reference in &state.segments {
-        let reader = SegmentReader::new(vault.store().clone(), machine, &keys, reference)?;
+    for reference in state.segments() {
+        let reader = SegmentReader::new(vault.store().clone(), machine, &keys, Kind::Segment, reference)?;
         let pages = reader.footer().await?.pages;
         let mut number = 0;
         reader
@@ -142,6 +162,7 @@ pub async fn seeds(vault: &Vault, machine: MachineId) -> Result<Vec<(&'static st
                         seeds.push(("page", [&end.to_le_bytes()[..], &frame.plain].concat()));
                         number += 1;
                     }
+                    FrameKind::Leaf | FrameKind::Inner | FrameKind::Table => {}
                     FrameKind::Footer => seeds.push(("footer", frame.plain)),
                 }
                 Ok(())

@@ -17,18 +17,26 @@
 //!
 //! `docs/FORMAT.md` describes every byte.
 
+mod clock;
 mod error;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
+mod journal;
 mod key;
 pub mod keys;
 mod location;
+pub mod maintain;
 mod map;
+mod maps;
+pub mod pace;
 mod pages;
+pub mod policy;
 mod record;
 pub mod recover;
+mod runs;
 mod seal;
 mod segment;
+mod state;
 mod store;
 mod vault;
 pub mod verify;
@@ -37,12 +45,16 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+pub use clock::Clock;
 pub use error::VaultError;
 pub use key::VaultKey;
 pub use keys::{KeyRing, KeySource};
 pub use location::{Bucket, Location, Provider};
 pub use map::BlockMap;
-pub use record::{DiskRecord, DiskSpan, MachineState, PointRecord, SegmentRef};
+pub use pace::Pace;
+pub use record::{DiskRecord, DiskSpan, Hold, HoldRecord, PointRecord, SegmentRef};
+pub use runs::{Content, Held, Kind, ObjectName, Run, Shortcut, Trashed};
+pub use state::MachineState;
 pub use store::{Store, local_store};
 pub use vault::{STATE_BYTES_MAX, Vault};
 pub use writer::{DISKS_EVER_MAX, MachineWriter};

@@ -1,41 +1,49 @@
-//! Where each block of a disk lies after some commit: the newest segment that holds it wins.
+//! Where each block of a disk lies after some commit: the newest object that holds it wins.
 //!
-//! Nothing as long as the disk is kept: the page directories of its segments (48 bytes for each 64 KiB of index,
-//! that is for some 3,000 blocks). Decoded pages are in the vault's cache, which all maps share.
+//! Nothing as long as the disk is kept: what is read of indexes is in the vault's cache, which all maps share. The objects looked
+//! through are the commit's cover ([`crate::runs::cover`]): runs, and shortcuts over many of them. Their pages are fetched several
+//! at a time, and so is content.
 
 use crate::{
-    MachineState, Result, VaultError,
+    MachineState, Result, Vault, VaultError,
     key::MachineKeys,
-    pages::PageCache,
+    maps::{Inner, MapFooter, SegmentRow, decode_table},
+    pages::{Cached, PageCache},
     record::SegmentRef,
-    segment::{Entry, FrameAt, Page, PageRef, SegmentReader},
+    runs::{Kind, cover, touches},
+    segment::{Entry, Footer, FrameAt, FrameKind, Page, PageKind, PageRef, SegmentReader},
 };
 use futures::{StreamExt, TryStreamExt, stream};
 use highwater_delta::{
     BLOCK_BYTES, Block, BlockHash, BlockRange, ChunkError, ChunkView, CommitId, DiskId, Fill, HashKey,
-    StoredBlock,
+    MachineId, StoredBlock,
 };
 use object_store::ObjectStore;
 use std::{collections::BTreeMap, sync::Arc};
 
 /// Most blocks of one call.
 pub(crate) const RANGE_BLOCKS_MAX: u64 = 65_536;
-/// Footers fetched at once.
-const LOAD_DEPTH: usize = 16;
-/// What a segment costs a map, besides its page directory: reference, path and key.
+/// Objects whose pages are fetched at once.
+const LOOK_DEPTH: usize = 8;
+/// What an object costs a map: reference, path and key.
 const SOURCE_BYTES: u64 = 1024;
-/// Encoded bytes fetched at once by one read.
-const FETCH_BYTES_MAX: u64 = 8 << 20;
+/// Encoded bytes fetched by one request.
+const FETCH_BYTES_MAX: u64 = 4 << 20;
+/// Such requests at once.
+const FETCH_DEPTH: usize = 3;
 
 /// The blocks of one disk after one commit. Cheap to clone; clones share the cache.
 #[derive(Clone)]
 pub struct BlockMap {
-    inner: Arc<Inner>,
+    inner: Arc<Blocks>,
 }
 
-struct Inner {
+struct Blocks {
     /// Newest first.
-    segments: Vec<Source>,
+    sources: Vec<Source>,
+    store: Arc<dyn ObjectStore>,
+    machine: MachineId,
+    keys: MachineKeys,
     hash: HashKey,
     disk: DiskId,
     size_bytes: u64,
@@ -43,8 +51,10 @@ struct Inner {
 }
 struct Source {
     reader: SegmentReader,
-    /// Of this disk only, sorted.
-    pages: Vec<PageRef>,
+    kind: Kind,
+    /// Of the disk.
+    first: u64,
+    end: u64,
 }
 
 /// Where one block is.
@@ -52,7 +62,15 @@ struct Source {
 enum Slot {
     Absent,
     Zero,
-    Data { segment: usize, at: FrameAt, payload_block: u8, hash: BlockHash },
+    Data { place: Place, payload_block: u8, hash: BlockHash },
+}
+
+/// A chunk: of which source, the number of the segment that the source names, and where in that.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    source: usize,
+    segment: u32,
+    at: FrameAt,
 }
 
 /// A block wanted from a chunk: its index in the answer, in the chunk, and its hash.
@@ -60,35 +78,30 @@ type Wanted = (usize, u8, BlockHash);
 
 impl std::fmt::Debug for BlockMap {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "BlockMap({}, {} segments)", self.inner.disk, self.inner.segments.len())
+        write!(f, "BlockMap({}, {} objects)", self.inner.disk, self.inner.sources.len())
     }
 }
 
 impl BlockMap {
-    pub(crate) async fn load(
-        store: Arc<dyn ObjectStore>,
-        cache: Arc<PageCache>,
+    pub(crate) fn load(
+        vault: &Vault,
         keys: &MachineKeys,
         state: &MachineState,
         disk: DiskId,
         size_bytes: u64,
         at: CommitId,
     ) -> Result<Self> {
-        let mut readers = Vec::new();
-        for reference in holding(state, disk, at) {
-            readers.push(SegmentReader::new(store.clone(), state.machine, keys, reference)?);
+        let (store, cache, machine) = (vault.store().clone(), vault.pages.clone(), state.machine);
+        let mut sources = Vec::new();
+        for (kind, object) in holding(state, disk, at)? {
+            let own = object.spans.iter().filter(|span| span.disk == disk);
+            let (first, end) = own.fold((u64::MAX, 0), |(f, e), span| (f.min(span.first), e.max(span.end)));
+            let reader = SegmentReader::new(store.clone(), machine, keys, kind, object)?;
+            sources.push(Source { reader, kind, first, end });
         }
-        let segments = stream::iter(readers)
-            .map(|reader| async move {
-                let mut pages = reader.footer().await?.pages;
-                pages.retain(|page| page.disk == disk);
-                Ok::<_, VaultError>(Source { reader, pages })
-            })
-            .buffered(LOAD_DEPTH)
-            .try_collect()
-            .await?;
-        let hash = keys.hash.clone();
-        Ok(Self { inner: Arc::new(Inner { segments, hash, disk, size_bytes, cache }) })
+        let (hash, keys) = (keys.hash.clone(), keys.clone());
+        let inner = Blocks { sources, store, machine, keys, hash, disk, size_bytes, cache };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// The disk's size at that commit.
@@ -123,32 +136,67 @@ impl BlockMap {
         let slots = self.resolve(range).await?;
         out.fill(0);
         let (blocks, _) = out.as_chunks_mut::<BLOCK_BYTES>();
-        let mut frames: BTreeMap<(usize, FrameAt), Vec<Wanted>> = BTreeMap::new();
+        let mut frames: BTreeMap<Place, Vec<Wanted>> = BTreeMap::new();
         for (index, slot) in slots.iter().enumerate() {
-            if let Slot::Data { segment, at, payload_block, hash } = *slot {
-                frames.entry((segment, at)).or_default().push((index, payload_block, hash));
+            if let Slot::Data { place, payload_block, hash } = *slot {
+                frames.entry(place).or_default().push((index, payload_block, hash));
             }
         }
         let frames: Vec<_> = frames.into_iter().collect();
+        let mut fetched = stream::iter(batches(frames))
+            .map(|batch| {
+                let map = self.clone();
+                async move { map.fetch(&batch).await.map(|fetched| (batch, fetched)) }
+            })
+            .buffered(FETCH_DEPTH);
         let mut raw = Vec::new();
-        let mut rest = &frames[..];
-        while let Some(((segment, _), _)) = rest.first() {
-            let mut bytes = 0;
-            let same = rest.iter().take_while(|((s, at), _)| {
-                bytes += u64::from(at.len);
-                s == segment && bytes <= FETCH_BYTES_MAX
-            });
-            // A single frame is at most 16 MiB by its check, and fetched even if it is larger than a batch.
-            let (batch, after) = rest.split_at(same.count().max(1));
-            rest = after;
-            let reader = &self.inner.segments[*segment].reader;
-            let places: Vec<FrameAt> = batch.iter().map(|((_, at), _)| *at).collect();
-            for (chunk, (_, wanted)) in reader.chunks(&places).await?.iter().zip(batch) {
+        while let Some((batch, (reader, chunks))) = fetched.try_next().await? {
+            for (chunk, (_, wanted)) in chunks.iter().zip(&batch) {
                 self.copy(chunk, range.start.0, wanted, &mut raw, blocks)
                     .map_err(|e| VaultError::corrupt(&reader.path, e.to_string()))?;
             }
         }
         Ok(())
+    }
+
+    /// Fetches chunks of one segment.
+    async fn fetch(&self, batch: &[(Place, Vec<Wanted>)]) -> Result<(SegmentReader, Vec<Vec<u8>>)> {
+        let Some((Place { source, segment, .. }, _)) = batch.first() else {
+            return Err(VaultError::Order("nothing to fetch"));
+        };
+        let reader = self.segment(*source, *segment).await?;
+        let places: Vec<FrameAt> = batch.iter().map(|(place, _)| place.at).collect();
+        let chunks = reader.chunks(&places).await?;
+        Ok((reader, chunks))
+    }
+
+    /// The segment that a source names by this number.
+    async fn segment(&self, source: usize, number: u32) -> Result<SegmentReader> {
+        let source = &self.inner.sources[source];
+        let reference = match source.kind {
+            Kind::Map => self.row(source, number).await?,
+            kind => (kind, source.reader.reference.clone()),
+        };
+        let Blocks { store, machine, keys, .. } = &*self.inner;
+        SegmentReader::new(store.clone(), *machine, keys, reference.0, &reference.1)
+    }
+
+    async fn row(&self, source: &Source, number: u32) -> Result<(Kind, SegmentRef)> {
+        let footer = self.map_footer(source).await?;
+        let lacking = || VaultError::corrupt(&source.reader.path, "an entry names a segment that it lacks");
+        let (table, at) = footer.table_of(number).ok_or_else(lacking)?;
+        let key = (source.reader.reference.id, table.frame);
+        let rows: Arc<Vec<SegmentRow>> = match self.inner.cache.get(key) {
+            Some(Cached::Table(rows)) => rows,
+            _ => {
+                let plain = source.reader.one(table.at(), FrameKind::Table).await?;
+                let rows = Arc::new(decode_table(&plain, table, &source.reader.path)?);
+                self.inner.cache.put(key, Cached::Table(rows.clone()));
+                rows
+            }
+        };
+        let row = rows.get(at).ok_or_else(lacking)?;
+        Ok((row.kind, row.reference()))
     }
 
     fn copy(
@@ -187,53 +235,143 @@ impl BlockMap {
         let from = range.start.0;
         let to = from.saturating_add(range.count).min(self.blocks());
         let mut missing = to.saturating_sub(from);
-        for (segment, source) in self.inner.segments.iter().enumerate() {
-            if missing == 0 {
-                break;
-            }
-            let begin = source.pages.partition_point(|page| page.end <= from);
-            for reference in source.pages.iter().skip(begin) {
-                if reference.first >= to {
-                    break;
-                }
-                let page = self.page(segment, reference).await?;
+        let touching = self.inner.sources.iter().enumerate();
+        let touching = touching.filter(|(_, source)| source.first < to && from < source.end);
+        let touching: Vec<usize> = touching.map(|(index, _)| index).collect();
+        let mut looked = stream::iter(touching)
+            .map(|index| {
+                let map = self.clone();
+                async move { map.pages(&map.inner.sources[index], from, to).await.map(|pages| (index, pages)) }
+            })
+            .buffered(LOOK_DEPTH);
+        while missing > 0
+            && let Some((index, pages)) = looked.try_next().await?
+        {
+            for page in pages {
                 for entry in page.touching(from, to) {
-                    missing -= fill(&mut slots, from, to, segment, entry, &page);
+                    missing -= fill(&mut slots, from, to, index, entry, &page);
                 }
             }
         }
         Ok(slots)
     }
 
-    async fn page(&self, segment: usize, reference: &PageRef) -> Result<Arc<Page>> {
-        let reader = &self.inner.segments[segment].reader;
-        let key = (reader.reference.id, reference.frame);
-        if let Some(page) = self.inner.cache.get(key) {
+    /// The pages of an object that touch a range.
+    async fn pages(&self, source: &Source, from: u64, to: u64) -> Result<Vec<Arc<Page>>> {
+        let mut pages = Vec::new();
+        if source.kind != Kind::Map {
+            let footer = self.footer(source).await?;
+            let own = footer.pages.partition_point(|page| page.disk < self.inner.disk);
+            let own = footer.pages[own..].iter().take_while(|page| page.disk == self.inner.disk);
+            for reference in own.skip_while(|page| page.end <= from).take_while(|page| page.first < to) {
+                pages.push(self.page(source, PageKind::Segment, reference).await?);
+            }
+            return Ok(pages);
+        }
+        let footer = self.map_footer(source).await?;
+        let own = footer.disks.iter().find(|disk| disk.root.disk == self.inner.disk);
+        let mut stack: Vec<(PageRef, u8)> =
+            own.map(|disk| (disk.root.clone(), disk.level)).into_iter().collect();
+        while let Some((reference, level)) = stack.pop() {
+            if level == 0 {
+                pages.push(self.page(source, PageKind::Leaf, &reference).await?);
+                continue;
+            }
+            let inner = self.inner_page(source, level, &reference).await?;
+            let begin = stack.len();
+            stack.extend(inner.touching(from, to).map(|page| (page.clone(), level - 1)));
+            stack[begin..].reverse();
+        }
+        Ok(pages)
+    }
+
+    async fn page(&self, source: &Source, kind: PageKind, reference: &PageRef) -> Result<Arc<Page>> {
+        let key = (source.reader.reference.id, reference.frame);
+        if let Some(Cached::Page(page)) = self.inner.cache.get(key) {
             return Ok(page);
         }
-        let page = Arc::new(reader.page(reference).await?);
-        self.inner.cache.put(key, page.clone());
+        let page = Arc::new(source.reader.page(reference, kind).await?);
+        self.inner.cache.put(key, Cached::Page(page.clone()));
         Ok(page)
+    }
+
+    async fn inner_page(&self, source: &Source, level: u8, reference: &PageRef) -> Result<Arc<Inner>> {
+        let key = (source.reader.reference.id, reference.frame);
+        if let Some(Cached::Inner(inner)) = self.inner.cache.get(key) {
+            return Ok(inner);
+        }
+        let plain = source.reader.one(reference.at(), FrameKind::Inner).await?;
+        let inner = Arc::new(Inner::decode(&plain, level, reference, &source.reader.path)?);
+        self.inner.cache.put(key, Cached::Inner(inner.clone()));
+        Ok(inner)
+    }
+
+    async fn footer(&self, source: &Source) -> Result<Arc<Footer>> {
+        let key = (source.reader.reference.id, source.reader.reference.footer_frame);
+        if let Some(Cached::Footer(footer)) = self.inner.cache.get(key) {
+            return Ok(footer);
+        }
+        let footer = Arc::new(source.reader.footer().await?);
+        self.inner.cache.put(key, Cached::Footer(footer.clone()));
+        Ok(footer)
+    }
+
+    async fn map_footer(&self, source: &Source) -> Result<Arc<MapFooter>> {
+        let key = (source.reader.reference.id, source.reader.reference.footer_frame);
+        if let Some(Cached::MapFooter(footer)) = self.inner.cache.get(key) {
+            return Ok(footer);
+        }
+        let plain = source.reader.footer_frame().await?;
+        let footer = Arc::new(MapFooter::decode(&plain, &source.reader.path)?);
+        self.inner.cache.put(key, Cached::MapFooter(footer.clone()));
+        Ok(footer)
     }
 }
 
-/// The segments that hold something of a disk at a commit, newest first.
-fn holding(state: &MachineState, disk: DiskId, at: CommitId) -> impl Iterator<Item = &SegmentRef> {
-    state
-        .segments
-        .iter()
-        .rev()
-        .filter(move |segment| segment.commit <= at && segment.spans.iter().any(|span| span.disk == disk))
+/// Splits what is wanted into what is fetched at once: of one segment, and not too much. A single frame is at most 16 MiB by its
+/// check, and fetched even if it is larger than a batch.
+fn batches(frames: Vec<(Place, Vec<Wanted>)>) -> Vec<Vec<(Place, Vec<Wanted>)>> {
+    let mut batches: Vec<Vec<(Place, Vec<Wanted>)>> = Vec::new();
+    let (mut of, mut bytes) = (None, 0);
+    for (place, wanted) in frames {
+        let len = u64::from(place.at.len);
+        bytes += len;
+        match batches.last_mut() {
+            Some(batch) if of == Some((place.source, place.segment)) && bytes <= FETCH_BYTES_MAX => {
+                batch.push((place, wanted));
+            }
+            _ => {
+                (of, bytes) = (Some((place.source, place.segment)), len);
+                batches.push(vec![(place, wanted)]);
+            }
+        }
+    }
+    batches
+}
+
+/// The objects that hold something of a disk at a commit, newest first.
+fn holding(
+    state: &MachineState,
+    disk: DiskId,
+    at: CommitId,
+) -> Result<impl Iterator<Item = (Kind, &SegmentRef)>> {
+    let items = cover(&state.runs, &state.shortcuts, at)?;
+    Ok(items
+        .into_iter()
+        .flat_map(|item| {
+            let kind = if item.is_merged() { Kind::Map } else { Kind::Segment };
+            item.objects().iter().rev().map(move |object| (kind, object))
+        })
+        .filter(move |(_, object)| touches(&object.spans, disk)))
 }
 
 /// Bytes of memory that a map costs, at most, before it is loaded.
 pub(crate) fn memory_bytes(state: &MachineState, disk: DiskId, at: CommitId) -> u64 {
-    // A page's reference takes more in memory than in the footer, but not twice as much.
-    holding(state, disk, at).map(|segment| SOURCE_BYTES + 2 * u64::from(segment.footer_len)).sum()
+    holding(state, disk, at).map_or(0, |objects| objects.count() as u64 * SOURCE_BYTES)
 }
 
 /// Takes an entry's blocks into slots that are still empty; how many it took.
-fn fill(slots: &mut [Slot], from: u64, to: u64, segment: usize, entry: &Entry, page: &Page) -> u64 {
+fn fill(slots: &mut [Slot], from: u64, to: u64, source: usize, entry: &Entry, page: &Page) -> u64 {
     let mut taken = 0;
     for block in entry.start.max(from)..entry.end().min(to) {
         let slot = &mut slots[(block - from) as usize];
@@ -244,8 +382,11 @@ fn fill(slots: &mut [Slot], from: u64, to: u64, segment: usize, entry: &Entry, p
         *slot = match entry.fill {
             Fill::Zero => Slot::Zero,
             Fill::Data => Slot::Data {
-                segment,
-                at: FrameAt { offset: entry.offset, len: entry.len, frame: entry.frame },
+                place: Place {
+                    source,
+                    segment: entry.segment,
+                    at: FrameAt { offset: entry.offset, len: entry.len, frame: entry.frame },
+                },
                 payload_block: entry.payload_block + index as u8,
                 hash: page.hashes[entry.hash_at as usize + index as usize],
             },

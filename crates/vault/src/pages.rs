@@ -1,9 +1,10 @@
-//! Decoded index pages, shared by all block maps of a vault: bounded by bytes, the least recently used thrown out.
+//! What was decoded of indexes (pages, footers, tables), shared by all block maps of a vault: bounded by bytes, the least recently used thrown out.
 //!
 //! Segments never change and their ids are never used again, so a page may outlive the map that fetched it, and serve
 //! the next one.
 
-use crate::segment::Page;
+use crate::maps::{Inner, MapFooter, SegmentRow};
+use crate::segment::{Footer, Page};
 use highwater_delta::SegmentId;
 use std::{
     collections::{BTreeMap, HashMap},
@@ -13,7 +14,29 @@ use std::{
 /// Bytes of decoded pages kept, unless told otherwise.
 pub(crate) const BYTES_MAX: usize = 64 << 20;
 
-/// A page, by its segment and the frame that it is.
+/// Something of an index. Cheap to clone.
+#[derive(Clone)]
+pub(crate) enum Cached {
+    Page(Arc<Page>),
+    Inner(Arc<Inner>),
+    Footer(Arc<Footer>),
+    MapFooter(Arc<MapFooter>),
+    Table(Arc<Vec<SegmentRow>>),
+}
+
+impl Cached {
+    fn memory_bytes(&self) -> usize {
+        match self {
+            Self::Page(page) => page.memory_bytes(),
+            Self::Inner(inner) => inner.memory_bytes(),
+            Self::Footer(footer) => footer.memory_bytes(),
+            Self::MapFooter(footer) => footer.memory_bytes(),
+            Self::Table(rows) => rows.len() * size_of::<SegmentRow>() + 64,
+        }
+    }
+}
+
+/// By its object and the frame that it is.
 type Key = (SegmentId, u32);
 
 pub(crate) struct PageCache {
@@ -23,7 +46,7 @@ pub(crate) struct PageCache {
 
 #[derive(Default)]
 struct Cache {
-    pages: HashMap<Key, (Arc<Page>, u64)>,
+    pages: HashMap<Key, (Cached, u64)>,
     order: BTreeMap<u64, Key>,
     tick: u64,
     bytes: usize,
@@ -38,7 +61,7 @@ impl PageCache {
         self.lock().bytes
     }
 
-    pub(crate) fn get(&self, key: Key) -> Option<Arc<Page>> {
+    pub(crate) fn get(&self, key: Key) -> Option<Cached> {
         let mut cache = self.lock();
         cache.tick += 1;
         let tick = cache.tick;
@@ -50,7 +73,7 @@ impl PageCache {
         Some(page)
     }
 
-    pub(crate) fn put(&self, key: Key, page: Arc<Page>) {
+    pub(crate) fn put(&self, key: Key, page: Cached) {
         let mut cache = self.lock();
         if cache.pages.contains_key(&key) {
             return;
@@ -82,7 +105,7 @@ mod tests {
     fn it_is_bounded_and_forgets_what_was_not_used() {
         let page = || {
             let hashes = vec![BlockHash([0; 16]); 60];
-            Arc::new(Page { disk: DiskId::new(), entries: vec![], hashes })
+            Cached::Page(Arc::new(Page { disk: DiskId::new(), entries: vec![], hashes }))
         };
         let bytes = page().memory_bytes();
         let cache = PageCache::new(3 * bytes);

@@ -1,18 +1,17 @@
-//! Manifest records and the state that their replay gives. Pure: no store, no clock.
+//! Manifest records: what each says. Pure: no store, no clock.
 //!
 //! Records of a machine are numbered from 1 without gaps; each holds the hash of the object before it, so that a
-//! history cannot be cut and continued differently. A state is the fold of all records up to one of them; a
-//! checkpoint is a state, stored, so that replay need not begin at 1.
+//! history cannot be cut and continued differently. Their fold is a [`crate::MachineState`].
 
-use crate::{DISKS_MAX, NAME_BYTES_MAX, Result, VaultError};
+use crate::{
+    DISKS_MAX, NAME_BYTES_MAX, Result, VaultError,
+    runs::{Held, ObjectName, Trashed},
+};
 use highwater_delta::{
-    Block, CommitId, CommitKind, DeltaId, DiskId, MachineId, PointInfo, SegmentId, chunk::BLOCK_END_MAX,
+    Block, CommitId, CommitKind, DeltaId, DiskId, PointInfo, SegmentId, chunk::BLOCK_END_MAX,
 };
 use serde::{Deserialize, Serialize};
-use std::collections::{HashSet, VecDeque};
-
-/// Deltas remembered, so that one sent again is known.
-const RECENT_MAX: usize = 256;
+use std::collections::HashSet;
 
 /// A disk of a machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,32 +69,6 @@ pub struct DiskSpan {
     pub end: u64,
 }
 
-/// What is in the vault of a machine, after its last record.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MachineState {
-    /// The machine.
-    pub machine: MachineId,
-    /// Its host name at registration.
-    pub host_name: String,
-    /// Its disks.
-    pub disks: Vec<DiskRecord>,
-    /// Disks that it had earlier; older points may cover them.
-    pub former_disks: Vec<DiskRecord>,
-    /// The last commit of a delta.
-    pub last_commit: CommitId,
-    /// Its recovery points, oldest first.
-    pub points: Vec<PointRecord>,
-    /// Its segments, in the order in which they apply.
-    pub segments: Vec<SegmentRef>,
-    /// Number of the last record, commit or not.
-    pub last_record: u64,
-    /// How often a writer has taken over from an interrupted one.
-    pub epoch: u64,
-    pub(crate) chain: [u8; 32],
-    pub(crate) recent: VecDeque<(DeltaId, CommitId)>,
-    pub(crate) bytes_since_point: u64,
-}
-
 /// What every record says. `kind` tells how `body` is to be read, so that older programs name what they don't know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Envelope {
@@ -108,9 +81,56 @@ pub(crate) struct Envelope {
     pub(crate) body: Vec<u8>,
 }
 
-/// Kinds of records. 3 (segments replaced by compaction) and 4 (points expired) are reserved.
+/// Kinds of records: 1 and 2 are a writer's, 3 to 6 a maintainer's.
 pub(crate) const KIND_COMMIT: u16 = 1;
+/// A writer has taken over: no body.
 pub(crate) const KIND_TAKEOVER: u16 = 2;
+/// Runs were merged, or a shortcut was made.
+pub(crate) const KIND_MERGED: u16 = 3;
+/// Recovery points are no longer kept.
+pub(crate) const KIND_EXPIRED: u16 = 4;
+/// Objects of the trash were deleted.
+pub(crate) const KIND_SWEPT: u16 = 5;
+/// A maintainer has begun: no body. Its `writer` is who may put the next three kinds until another begins.
+pub(crate) const KIND_MAINTAINER: u16 = 6;
+
+/// A point is held, or let go. Anybody may put it.
+pub(crate) const KIND_HOLD: u16 = 7;
+
+/// Whether only the machine's maintainer may put records of a kind.
+pub(crate) const fn is_maintainers(kind: u16) -> bool {
+    matches!(kind, KIND_MERGED | KIND_EXPIRED | KIND_SWEPT)
+}
+
+/// Why a point does not expire.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct HoldRecord {
+    /// How it is held.
+    pub hold: Hold,
+    /// Why, for people.
+    pub reason: String,
+    /// Since when, in milliseconds since 1970.
+    pub since_ms: u64,
+}
+
+/// How a point is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Hold {
+    /// Somebody wants it kept.
+    Pin,
+    /// It must be kept, for a court or an auditor.
+    Legal,
+}
+
+/// The body of a hold; none: the point is let go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct HoldBody {
+    pub(crate) point: CommitId,
+    pub(crate) hold: Option<Hold>,
+    pub(crate) reason: String,
+}
 
 /// The body of a commit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -121,138 +141,37 @@ pub(crate) struct CommitBody {
     pub(crate) segments: Vec<SegmentRef>,
 }
 
-impl MachineState {
-    pub(crate) fn empty(machine: MachineId, host_name: String) -> Self {
-        Self {
-            machine,
-            host_name,
-            disks: Vec::new(),
-            former_disks: Vec::new(),
-            last_commit: CommitId::NONE,
-            points: Vec::new(),
-            segments: Vec::new(),
-            last_record: 0,
-            epoch: 0,
-            chain: [0; 32],
-            recent: VecDeque::new(),
-            bytes_since_point: 0,
-        }
-    }
-
-    /// The commit of a delta among the last 256 commits.
-    #[must_use]
-    pub fn commit_of(&self, delta: DeltaId) -> Option<CommitId> {
-        self.recent.iter().rev().find(|(known, _)| *known == delta).map(|(_, commit)| *commit)
-    }
-    /// A recovery point.
-    pub fn point(&self, id: CommitId) -> Result<&PointRecord> {
-        let at = self.points.binary_search_by_key(&id, |point| point.id);
-        at.map(|at| &self.points[at]).map_err(|_| VaultError::UnknownPoint(id))
-    }
-    /// A disk, present or former.
-    pub fn disk(&self, disk: DiskId) -> Result<&DiskRecord> {
-        let mut all = self.disks.iter().chain(&self.former_disks);
-        all.find(|record| record.disk == disk).ok_or(VaultError::UnknownDisk(disk))
-    }
-
-    /// Takes the next record in. `object` is the hash of the sealed object; `name` is for errors.
-    pub(crate) fn apply(&mut self, envelope: &Envelope, object: [u8; 32], name: &str) -> Result<()> {
-        let corrupt = |cause: &str| VaultError::corrupt(name, cause);
-        if envelope.number != self.last_record + 1 {
-            return Err(corrupt("its number does not fit its name"));
-        }
-        if envelope.previous != self.chain {
-            return Err(corrupt("it does not continue the record before it"));
-        }
-        match envelope.kind {
-            KIND_COMMIT => {
-                if envelope.epoch != self.epoch {
-                    return Err(corrupt("a commit of a writer that had been fenced"));
-                }
-                let body: CommitBody =
-                    postcard::from_bytes(&envelope.body).map_err(|e| corrupt(&e.to_string()))?;
-                self.apply_commit(CommitId(envelope.number), envelope.stored_at_ms, body)
-                    .map_err(|e| corrupt(&e.to_string()))?;
-            }
-            KIND_TAKEOVER => {
-                if envelope.epoch != self.epoch + 1 {
-                    return Err(corrupt("epochs do not follow each other"));
-                }
-                self.epoch = envelope.epoch;
-            }
-            other => return Err(VaultError::Format { object: name.to_owned(), found: u64::from(other) }),
-        }
-        self.last_record = envelope.number;
-        self.chain = object;
-        Ok(())
-    }
-
-    fn apply_commit(&mut self, commit: CommitId, stored_at_ms: u64, body: CommitBody) -> Result<()> {
-        check_disks(&body.disks)?;
-        if body.segments.iter().any(|segment| segment.commit != commit) {
-            return Err(VaultError::Order("a segment of another commit"));
-        }
-        check_point(&body.kind, &body.disks)?;
-        if body.disks != self.disks {
-            let before = std::mem::replace(&mut self.disks, body.disks);
-            self.former_disks.extend(before);
-            let present: HashSet<DiskId> = self.disks.iter().map(|record| record.disk).collect();
-            let mut seen = HashSet::new();
-            self.former_disks.reverse();
-            self.former_disks.retain(|f| !present.contains(&f.disk) && seen.insert(f.disk));
-            self.former_disks.reverse();
-        }
-        self.bytes_since_point += body.segments.iter().map(|segment| segment.bytes).sum::<u64>();
-        self.segments.extend(body.segments);
-        if let CommitKind::Point(info) = body.kind {
-            let bytes_stored = std::mem::take(&mut self.bytes_since_point);
-            self.points.push(PointRecord { id: commit, info, stored_at_ms, bytes_stored });
-        }
-        self.recent.push_back((body.delta, commit));
-        if self.recent.len() > RECENT_MAX {
-            self.recent.pop_front();
-        }
-        self.last_commit = commit;
-        Ok(())
-    }
-
-    /// Bytes of memory that it takes, roughly, and never less than it takes as a document; grows with every commit.
-    #[must_use]
-    pub fn memory_bytes(&self) -> u64 {
-        let disks: usize = self.disks.iter().chain(&self.former_disks).map(disk_bytes).sum();
-        let points: usize = self.points.iter().map(|point| point_bytes(&point.info)).sum();
-        let segments: usize = self.segments.iter().map(segment_bytes).sum();
-        grown(disks + points + segments) + 16 * 1024
-    }
-
-    /// [`MachineState::memory_bytes`] after such a commit, or somewhat more.
-    pub(crate) fn memory_bytes_with(&self, body: &CommitBody) -> u64 {
-        // All disks may become former ones.
-        let disks: usize = if body.disks == self.disks { 0 } else { body.disks.iter().map(disk_bytes).sum() };
-        let point = if let CommitKind::Point(info) = &body.kind { point_bytes(info) } else { 0 };
-        let segments: usize = body.segments.iter().map(segment_bytes).sum();
-        self.memory_bytes() + grown(disks + point + segments)
-    }
-
-    /// How many records after the last checkpoint the next one is due: rare enough that checkpoints of long
-    /// histories cost little, often enough that replay is short.
-    pub(crate) fn checkpoint_interval(&self) -> u64 {
-        ((self.points.len() + self.segments.len()) as u64 / 64).max(64)
-    }
+/// The body of a merge: the maps over all that lies in `(from, to]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MergedBody {
+    pub(crate) from: CommitId,
+    pub(crate) to: CommitId,
+    /// Sorted, not overlapping.
+    pub(crate) maps: Vec<SegmentRef>,
+    /// The maps replace the runs; none: they are a shortcut over them.
+    pub(crate) replaces: Option<Replaces>,
+    /// Of maintained objects, the newest id there is.
+    pub(crate) newest: SegmentId,
 }
 
-fn disk_bytes(record: &DiskRecord) -> usize {
-    size_of::<DiskRecord>() + record.name.len()
+/// What a merge that replaces runs leaves behind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Replaces {
+    pub(crate) held: Held,
+    /// Segments of the replaced runs of which nothing is held any more.
+    pub(crate) dead: Vec<Trashed>,
 }
-fn point_bytes(info: &PointInfo) -> usize {
-    size_of::<PointRecord>() + info.disks.len() * size_of::<highwater_delta::PointDisk>()
+
+/// The body of an expiry: sorted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ExpiredBody {
+    pub(crate) points: Vec<CommitId>,
 }
-fn segment_bytes(segment: &SegmentRef) -> usize {
-    size_of::<SegmentRef>() + segment.spans.len() * size_of::<DiskSpan>()
-}
-/// A vector grows by doubling.
-const fn grown(bytes: usize) -> u64 {
-    (bytes * 3 / 2) as u64
+
+/// The body of a sweep.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SweptBody {
+    pub(crate) objects: Vec<ObjectName>,
 }
 
 /// Whether these can be a machine's disks.

@@ -13,21 +13,27 @@
 //! later has won. The footer lists the pages, so a reader of one block reads the footer, one page and one chunk.
 
 mod finishing;
+mod frames;
 mod index;
 mod read;
+mod upload;
 mod write;
 
 pub(crate) use finishing::Finishing;
-pub(crate) use index::{Entry, Page, PageRef};
-pub(crate) use read::{FrameAt, SegmentReader, Walked};
+pub(crate) use frames::FrameWriter;
+pub(crate) use index::{Entry, PAGE_BYTES_TARGET, Page, PageKind, PageRef, array, encode_entry};
+pub(crate) use read::{FrameAt, SegmentReader, Walked, Window};
+pub(crate) use upload::Upload;
 pub(crate) use write::SegmentWriter;
 
-use crate::{Result, VaultError};
+use crate::{Result, VaultError, runs::Kind};
 use aws_lc_rs::aead::Aad;
 use highwater_delta::{MachineId, SegmentId};
 use serde::{Deserialize, Serialize};
 
 const HEADER_MAGIC: [u8; 4] = *b"HWSG";
+/// Of a map, which is an object of frames too ([`crate::maps`]).
+const MAP_MAGIC: [u8; 4] = *b"HWMG";
 const TRAILER_MAGIC: [u8; 4] = *b"HWSE";
 const VERSION: u8 = 1;
 /// Bytes of the header.
@@ -47,10 +53,18 @@ pub(crate) enum FrameKind {
     Chunk = 0,
     Page = 1,
     Footer = 2,
+    /// Of a map: entries.
+    Leaf = 3,
+    /// Of a map: where leaves, or other inner pages, lie.
+    Inner = 4,
+    /// Of a map: the segments that its entries name.
+    Table = 5,
 }
 impl FrameKind {
     fn from_byte(byte: u8) -> Option<Self> {
-        [Self::Chunk, Self::Page, Self::Footer].into_iter().find(|kind| *kind as u8 == byte)
+        [Self::Chunk, Self::Page, Self::Footer, Self::Leaf, Self::Inner, Self::Table]
+            .into_iter()
+            .find(|kind| *kind as u8 == byte)
     }
 }
 
@@ -66,9 +80,16 @@ pub(crate) struct Footer {
     pub(crate) pages: Vec<PageRef>,
 }
 
+impl Footer {
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.pages.len() * size_of::<PageRef>() + 64
+    }
+}
+
 /// Names the segment in every frame's authentication.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Identity {
+    pub(crate) kind: Kind,
     pub(crate) machine: MachineId,
     pub(crate) segment: SegmentId,
     pub(crate) salt: [u8; 16],
@@ -86,7 +107,8 @@ impl Identity {
     /// magic, version, 3 zero bytes, machine, segment, salt, 4 zero bytes, CRC32C.
     fn header(&self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
-        bytes[..4].copy_from_slice(&HEADER_MAGIC);
+        let magic = if self.kind == Kind::Map { MAP_MAGIC } else { HEADER_MAGIC };
+        bytes[..4].copy_from_slice(&magic);
         bytes[4] = VERSION;
         bytes[8..24].copy_from_slice(self.machine.as_bytes());
         bytes[24..40].copy_from_slice(self.segment.as_bytes());

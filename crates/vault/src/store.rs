@@ -6,7 +6,7 @@ mod profile;
 mod remote;
 mod write_behind;
 
-use crate::{Location, Result, VaultError};
+use crate::{Location, Result, VaultError, runs::Kind};
 use bytes::Bytes;
 use exact::Exact;
 use highwater_delta::{MachineId, SegmentId};
@@ -93,7 +93,10 @@ fn sync_directories(dir: &std::path::Path, levels: usize) -> Result<()> {
     let io = |e| VaultError::io(dir, e);
     // Manifest and segment directories hold files only and may be long; the depth of the layout bounds the walk.
     let leaf = levels == 0
-        || matches!(dir.file_name().and_then(|n| n.to_str()), Some("segments" | "manifest" | "checkpoint"));
+        || matches!(
+            dir.file_name().and_then(|n| n.to_str()),
+            Some("segments" | "rewritten" | "maps" | "manifest" | "checkpoint")
+        );
     if !leaf {
         for entry in fs::read_dir(dir).map_err(io)? {
             let entry = entry.map_err(io)?;
@@ -133,15 +136,22 @@ pub(crate) fn checkpoint_dir(machine: MachineId) -> Path {
 pub(crate) fn checkpoint_path(machine: MachineId, number: u64) -> Path {
     Path::from(format!("machines/{machine}/checkpoint/{number:020}"))
 }
-pub(crate) fn segment_dir(machine: MachineId) -> Path {
-    Path::from(format!("machines/{machine}/segments"))
+pub(crate) fn object_dir(machine: MachineId, kind: Kind) -> Path {
+    let dir = match kind {
+        Kind::Segment => "segments",
+        Kind::Rewritten => "rewritten",
+        Kind::Map => "maps",
+    };
+    Path::from(format!("machines/{machine}/{dir}"))
 }
-pub(crate) fn segment_path(machine: MachineId, segment: SegmentId) -> Path {
-    Path::from(format!("machines/{machine}/segments/{segment}.seg"))
+pub(crate) fn object_path(machine: MachineId, kind: Kind, id: SegmentId) -> Path {
+    let suffix = if kind == Kind::Map { "map" } else { "seg" };
+    Path::from(format!("{}/{id}.{suffix}", object_dir(machine, kind)))
 }
-/// The segment named by a path, if it names one.
+/// The segment or map named by a path, if it names one.
 pub(crate) fn segment_of(path: &Path) -> Option<SegmentId> {
-    path.filename()?.strip_suffix(".seg")?.parse().ok()
+    let name = path.filename()?;
+    name.strip_suffix(".seg").or_else(|| name.strip_suffix(".map"))?.parse().ok()
 }
 /// The number of a manifest record or checkpoint.
 pub(crate) fn number_of(path: &Path) -> Option<u64> {

@@ -5,6 +5,7 @@ mod faults;
 mod golden;
 mod keys;
 mod keys_model;
+mod maintain;
 mod model;
 mod rules;
 mod segments;

@@ -1,20 +1,26 @@
 //! Reading everything back: authenticity, hashes, whether every commit is reachable, and what nobody names.
 //!
 //! Nothing is taken from a checkpoint: all records are replayed from the first, and checkpoints are compared with the
-//! outcome. Memory: one segment's index, and 8 MiB of a segment.
+//! outcome. Memory: one segment's index, or one map's tables and a reference for each of its pages, 8 MiB of an object, and the names of
+//! a machine's objects.
+
+mod map;
+mod segment;
 
 use crate::{
     MachineState, Result, SegmentRef, Vault, VaultError,
     key::MachineKeys,
+    maps::SegmentRow,
+    runs::{Content, Held, Kind, ObjectName, Run},
     seal::DOCUMENT_BYTES_MAX,
-    segment::{Entry, Footer, FrameKind, Page, SegmentReader, Walked},
+    segment::SegmentReader,
     store,
     vault::open_record,
 };
 use futures::TryStreamExt;
-use highwater_delta::{BlockHash, ChunkView, DiskId, Fill, MachineId};
+use highwater_delta::MachineId;
 use serde::Serialize;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 /// What was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -28,17 +34,19 @@ pub struct Report {
     pub checkpoints: u64,
     /// Recovery points.
     pub points: u64,
-    /// Segments that records name.
+    /// Segments that are named.
     pub segments: u64,
+    /// Maps over merged segments.
+    pub maps: u64,
     /// Chunks.
     pub chunks: u64,
     /// Blocks with content, each checked against its hash.
     pub blocks: u64,
-    /// Bytes of segments.
+    /// Bytes of segments and maps.
     pub bytes: u64,
     /// Control documents.
     pub control_documents: u64,
-    /// Segments that no record names: of a delta under way, or left by an interruption. No damage; the machine's next
+    /// Segments and maps that nothing names: of a delta under way, or left by an interruption. No damage; the machine's next
     /// writer removes those of an interruption.
     pub orphans: Vec<String>,
     /// Damage.
@@ -116,13 +124,95 @@ async fn one_machine(vault: &Vault, machine: MachineId, report: &mut Report) -> 
             }
         }
     }
-    for reference in &state.segments {
-        report.segments += 1;
-        report.bytes += reference.bytes;
-        let checked = segment(vault, machine, &keys, reference, report).await;
-        report.keep(Some(machine), checked)?;
+    let mut named: HashSet<ObjectName> = state.trash.iter().map(|trashed| trashed.object).collect();
+    for run in &state.runs {
+        one_run(vault, machine, &keys, run, report, &mut named).await?;
     }
-    orphans(vault, machine, &state, report).await
+    for shortcut in &state.shortcuts {
+        for reference in &shortcut.maps {
+            one_map(vault, machine, &keys, reference, report, &mut named).await?;
+        }
+    }
+    orphans(vault, machine, &named, report).await
+}
+
+async fn one_run(
+    vault: &Vault,
+    machine: MachineId,
+    keys: &MachineKeys,
+    run: &Run,
+    report: &mut Report,
+    named: &mut HashSet<ObjectName>,
+) -> Result<()> {
+    let (maps, held) = match &run.content {
+        Content::Segments(segments) => {
+            for reference in segments {
+                one_segment(vault, machine, keys, Kind::Segment, reference, report, named).await?;
+            }
+            return Ok(());
+        }
+        Content::Maps { maps, held } => (maps, held),
+    };
+    // A segment may be named by several maps of a run.
+    let mut rows: HashMap<highwater_delta::SegmentId, SegmentRow> = HashMap::new();
+    for reference in maps {
+        for row in one_map(vault, machine, keys, reference, report, named).await?.unwrap_or_default() {
+            rows.entry(row.id).and_modify(|known| known.live += row.live).or_insert(row);
+        }
+    }
+    let found = rows.values().fold(Held::default(), |sum, row| Held {
+        bytes: sum.bytes + row.bytes,
+        blocks: sum.blocks + row.blocks,
+        live_blocks: sum.live_blocks + row.live,
+        segments: sum.segments + 1,
+    });
+    if found != *held && report.is_clean() {
+        let what = format!("run {} of machine {machine}", run.to);
+        report.problem(
+            Some(machine),
+            &VaultError::corrupt(what, "its maps do not add up to what its record says"),
+        );
+    }
+    for row in rows.values() {
+        let reader = SegmentReader::new(vault.store().clone(), machine, keys, row.kind, &row.reference())?;
+        let whole = reader.reference_of_trailer().await;
+        if let Some(reference) = report.keep(Some(machine), whole)? {
+            one_segment(vault, machine, keys, row.kind, &reference, report, named).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn one_segment(
+    vault: &Vault,
+    machine: MachineId,
+    keys: &MachineKeys,
+    kind: Kind,
+    reference: &SegmentRef,
+    report: &mut Report,
+    named: &mut HashSet<ObjectName>,
+) -> Result<()> {
+    named.insert(ObjectName { kind, id: reference.id });
+    report.segments += 1;
+    report.bytes += reference.bytes;
+    let checked = segment::check(vault, machine, keys, kind, reference, report).await;
+    report.keep(Some(machine), checked)?;
+    Ok(())
+}
+
+async fn one_map(
+    vault: &Vault,
+    machine: MachineId,
+    keys: &MachineKeys,
+    reference: &SegmentRef,
+    report: &mut Report,
+    named: &mut HashSet<ObjectName>,
+) -> Result<Option<Vec<SegmentRow>>> {
+    named.insert(ObjectName { kind: Kind::Map, id: reference.id });
+    report.maps += 1;
+    report.bytes += reference.bytes;
+    let checked = map::check(vault, machine, keys, reference).await;
+    report.keep(Some(machine), checked)
 }
 
 /// Replays every record, and compares each checkpoint where it belongs.
@@ -172,115 +262,19 @@ async fn replay(
     Ok(state)
 }
 
-type Places = BTreeMap<(DiskId, u64), (u32, Option<BlockHash>)>;
-
-async fn segment(
+async fn orphans(
     vault: &Vault,
     machine: MachineId,
-    keys: &MachineKeys,
-    reference: &SegmentRef,
+    named: &HashSet<ObjectName>,
     report: &mut Report,
 ) -> Result<()> {
-    let reader = SegmentReader::new(vault.store().clone(), machine, keys, reference)?;
-    let what = reader.path.clone();
-    let corrupt = |cause: &str| VaultError::corrupt(&what, cause);
-    let mut content = Vec::new();
-    // Where content lies once every chunk has been applied.
-    let mut chunks: u32 = 0;
-    let mut data: Places = BTreeMap::new();
-    let mut pages: Vec<Walked> = Vec::new();
-    let mut footer: Option<(Footer, u32)> = None;
-    let (mut chunk_count, mut block_count) = (0, 0);
-    let walked = reader
-        .walk(|frame| {
-            if footer.is_some() {
-                return Err(corrupt("a frame behind its footer"));
+    for kind in [Kind::Segment, Kind::Rewritten, Kind::Map] {
+        let mut listed = vault.store().list(Some(&store::object_dir(machine, kind)));
+        while let Some(meta) = listed.try_next().await? {
+            let name = store::segment_of(&meta.location).map(|id| ObjectName { kind, id });
+            if name.is_none_or(|name| !named.contains(&name)) {
+                report.orphans.push(meta.location.to_string());
             }
-            match frame.kind {
-                FrameKind::Chunk if pages.is_empty() => {
-                    chunks += 1;
-                    chunk_count += 1;
-                    let refuse = |e: highwater_delta::ChunkError| {
-                        VaultError::corrupt(&what, format!("frame {}: {e}", frame.at.frame))
-                    };
-                    let view = ChunkView::parse(&frame.plain).map_err(refuse)?;
-                    view.open(&keys.hash, &mut content).map_err(refuse)?;
-                    block_count += view.data_blocks() as u64;
-                    let mut hashes = view.hashes();
-                    for extent in view.extents() {
-                        let (from, to) = ((view.disk(), extent.start.0), (view.disk(), extent.end()));
-                        if extent.fill == Fill::Zero {
-                            let covered: Vec<_> = data.range(from..to).map(|(place, _)| *place).collect();
-                            for place in covered {
-                                data.remove(&place);
-                            }
-                            continue;
-                        }
-                        for block in extent.start.0..extent.end() {
-                            data.insert((view.disk(), block), (frame.at.frame, hashes.next()));
-                        }
-                    }
-                }
-                FrameKind::Chunk => return Err(corrupt("a chunk behind its index")),
-                FrameKind::Page => pages.push(frame),
-                FrameKind::Footer => footer = Some((reader.parse_footer(&frame.plain)?, frame.at.frame)),
-            }
-            Ok(())
-        })
-        .await;
-    report.chunks += chunk_count;
-    report.blocks += block_count;
-    walked?;
-    let Some((footer, _)) = footer else { return Err(corrupt("no footer")) };
-    if footer.chunks != chunks || footer.pages.len() != pages.len() {
-        return Err(corrupt("its footer does not count what is there"));
-    }
-    let (mut indexed, mut zeros) = (0, 0);
-    for (reference, frame) in footer.pages.iter().zip(&pages) {
-        if (reference.frame, reference.offset, reference.len)
-            != (frame.at.frame, frame.at.offset, frame.at.len)
-        {
-            return Err(corrupt("its footer names a page that is elsewhere"));
-        }
-        let page = Page::decode(&frame.plain, reference, &what)?;
-        for entry in &page.entries {
-            match entry.fill {
-                Fill::Zero => zeros += u64::from(entry.count),
-                Fill::Data => {
-                    indexed += u64::from(entry.count);
-                    check_entry(&page, entry, &data)
-                        .ok_or_else(|| corrupt("its index does not fit a chunk"))?;
-                }
-            }
-        }
-    }
-    if indexed != footer.data_blocks || zeros != footer.zero_blocks {
-        return Err(corrupt("its footer miscounts blocks"));
-    }
-    if indexed != data.len() as u64 {
-        return Err(corrupt("its index lacks blocks that its chunks hold"));
-    }
-    Ok(())
-}
-
-/// Whether an entry names blocks that the named chunk was the last to hold, with these hashes.
-fn check_entry(page: &Page, entry: &Entry, data: &Places) -> Option<()> {
-    for (index, block) in (entry.start..entry.end()).enumerate() {
-        let (frame, hash) = data.get(&(page.disk, block))?;
-        let stated = page.hashes.get(entry.hash_at as usize + index)?;
-        if *frame != entry.frame || *hash != Some(*stated) {
-            return None;
-        }
-    }
-    Some(())
-}
-
-async fn orphans(vault: &Vault, machine: MachineId, state: &MachineState, report: &mut Report) -> Result<()> {
-    let named: HashSet<_> = state.segments.iter().map(|segment| segment.id).collect();
-    let mut listed = vault.store().list(Some(&store::segment_dir(machine)));
-    while let Some(meta) = listed.try_next().await? {
-        if store::segment_of(&meta.location).is_none_or(|id| !named.contains(&id)) {
-            report.orphans.push(meta.location.to_string());
         }
     }
     Ok(())

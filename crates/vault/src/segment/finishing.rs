@@ -6,7 +6,6 @@
 
 use super::SegmentWriter;
 use crate::{Result, VaultError, record::SegmentRef};
-use highwater_delta::CommitId;
 use std::collections::VecDeque;
 use tokio::task::JoinHandle;
 
@@ -22,11 +21,11 @@ pub(crate) struct Finishing {
 
 impl Finishing {
     /// Closes one and begins to store it. An error may be that of an earlier one.
-    pub(crate) async fn add(&mut self, segment: SegmentWriter, commit: CommitId) -> Result<()> {
+    pub(crate) async fn add(&mut self, segment: SegmentWriter) -> Result<()> {
         while self.under_way.len() >= UNDER_WAY_MAX {
             self.oldest().await?;
         }
-        let (segment, upload) = segment.close(commit).await?;
+        let (segment, upload) = segment.close().await?;
         self.under_way.push_back((segment, tokio::spawn(upload.complete())));
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! The index of a segment: where each block's content is, and its hash. Pure.
 
+use super::FrameAt;
 use crate::{Result, VaultError, record::DiskSpan};
 use highwater_delta::{BlockHash, CHUNK_BLOCKS_MAX, ChunkView, DiskId, Fill, chunk::BLOCK_END_MAX};
 use serde::{Deserialize, Serialize};
@@ -11,9 +12,11 @@ const ENTRIES_MAX: usize = 12 << 10;
 /// [`crate::Vault::delta_bytes_max`] counts on.
 const HASHES_MAX: usize = 48 << 10;
 /// A page is closed at this size.
-const PAGE_BYTES_TARGET: usize = 64 << 10;
+pub(crate) const PAGE_BYTES_TARGET: usize = 64 << 10;
 const PAGE_HEADER_BYTES: usize = 20;
 const ENTRY_BYTES: usize = 32;
+/// In a map, with the segment's number at its end.
+const LEAF_ENTRY_BYTES: usize = 36;
 
 /// Consecutive blocks, and where their content lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +29,8 @@ pub(crate) struct Entry {
     pub(crate) frame: u32,
     pub(crate) offset: u64,
     pub(crate) len: u32,
+    /// In a map: number of the segment, in the map's table; in a segment 0.
+    pub(crate) segment: u32,
     /// Where the hashes of these blocks begin, in the page or the builder; meaningless for zeros.
     pub(crate) hash_at: u32,
 }
@@ -35,7 +40,7 @@ impl Entry {
         self.start + self.count as u64
     }
     /// The part of it within `from..to`, which must not be empty.
-    fn part(&self, from: u64, to: u64) -> Self {
+    pub(crate) fn part(&self, from: u64, to: u64) -> Self {
         let skipped = from - self.start;
         let mut part = Self { start: from, count: (to - from) as u32, ..*self };
         if self.fill == Fill::Data {
@@ -44,6 +49,24 @@ impl Entry {
             part.hash_at += skipped as u32;
         }
         part
+    }
+}
+
+/// Whose page it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PageKind {
+    /// A segment's.
+    Segment,
+    /// A map's: a leaf.
+    Leaf,
+}
+
+impl PageKind {
+    const fn entry_bytes(self) -> usize {
+        match self {
+            Self::Segment => ENTRY_BYTES,
+            Self::Leaf => LEAF_ENTRY_BYTES,
+        }
     }
 }
 
@@ -56,6 +79,12 @@ pub(crate) struct PageRef {
     pub(crate) frame: u32,
     pub(crate) offset: u64,
     pub(crate) len: u32,
+}
+
+impl PageRef {
+    pub(crate) const fn at(&self) -> FrameAt {
+        FrameAt { offset: self.offset, len: self.len, frame: self.frame }
+    }
 }
 
 /// A page, decoded.
@@ -76,21 +105,36 @@ impl Page {
         self.entries.len() * size_of::<Entry>() + self.hashes.len() * 16 + 64
     }
 
+    /// The first block of a page's first entry, and the end of its last, if it has them.
+    pub(crate) fn bounds(bytes: &[u8], kind: PageKind) -> Option<(u64, u64)> {
+        let stated = u32::from_le_bytes(array(bytes.first_chunk::<PAGE_HEADER_BYTES>()?, 16));
+        let mut rest = &bytes[PAGE_HEADER_BYTES..];
+        let (mut first, mut end) = (None, 0);
+        for _ in 0..stated {
+            let (raw, after) = rest.split_at_checked(kind.entry_bytes())?;
+            let (start, count) = (u64::from_le_bytes(array(raw, 0)), u32::from_le_bytes(array(raw, 8)));
+            first.get_or_insert(start);
+            end = start.checked_add(u64::from(count))?;
+            rest = after.get(if raw[12] == 0 { count as usize * 16 } else { 0 }..)?;
+        }
+        first.map(|first| (first, end))
+    }
+
     /// Decodes and checks a page; `what` is for errors.
-    pub(crate) fn decode(bytes: &[u8], at: &PageRef, what: &dyn ToString) -> Result<Self> {
+    pub(crate) fn decode(bytes: &[u8], kind: PageKind, at: &PageRef, what: &dyn ToString) -> Result<Self> {
         let corrupt = |cause: &str| VaultError::corrupt(what.to_string(), format!("index page: {cause}"));
         let Some((header, mut rest)) = bytes.split_first_chunk::<PAGE_HEADER_BYTES>() else {
             return Err(corrupt("too short"));
         };
         let disk = DiskId::from_bytes(array(header, 0));
         let stated = u32::from_le_bytes(array(header, 16)) as usize;
-        if disk != at.disk || stated == 0 || stated > rest.len() / ENTRY_BYTES {
+        if disk != at.disk || stated == 0 || stated > rest.len() / kind.entry_bytes() {
             return Err(corrupt("its header does not fit"));
         }
         let mut page = Self { disk, entries: Vec::with_capacity(stated), hashes: Vec::new() };
         let mut end_before = 0;
         for _ in 0..stated {
-            let Some((raw, after)) = rest.split_first_chunk::<ENTRY_BYTES>() else {
+            let Some((raw, after)) = rest.split_at_checked(kind.entry_bytes()) else {
                 return Err(corrupt("cut off"));
             };
             rest = after;
@@ -106,6 +150,7 @@ impl Page {
                 frame: u32::from_le_bytes(array(raw, 16)),
                 len: u32::from_le_bytes(array(raw, 20)),
                 offset: u64::from_le_bytes(array(raw, 24)),
+                segment: if kind == PageKind::Leaf { u32::from_le_bytes(array(raw, 32)) } else { 0 },
                 hash_at: page.hashes.len() as u32,
             };
             if entry.count == 0
@@ -162,7 +207,8 @@ impl IndexBuilder {
             let (start, count, fill) = (extent.start.0, extent.count, extent.fill);
             let at = if fill == Fill::Data { payload_block } else { 0 };
             let hash_at = hash_base + u32::from(at);
-            let entry = Entry { start, count, fill, payload_block: at, frame, offset, len, hash_at };
+            let entry =
+                Entry { start, count, fill, payload_block: at, frame, offset, len, segment: 0, hash_at };
             self.entries.push((view.disk(), entry));
             if fill == Fill::Data {
                 payload_block += count as u8;
@@ -194,7 +240,7 @@ impl IndexBuilder {
                 }
                 end = entry.end();
                 count += 1;
-                encode(entry, &self.hashes, &mut body);
+                encode_entry(entry, PageKind::Segment, &self.hashes, &mut body);
                 match entry.fill {
                     Fill::Data => built.data_blocks += u64::from(entry.count),
                     Fill::Zero => built.zero_blocks += u64::from(entry.count),
@@ -233,13 +279,17 @@ fn overlay(map: &mut BTreeMap<u64, Entry>, new: Entry) {
     map.insert(from, new);
 }
 
-fn encode(entry: &Entry, hashes: &[BlockHash], out: &mut Vec<u8>) {
+/// Appends an entry to a page's body. `hashes`: where its `hash_at` points to.
+pub(crate) fn encode_entry(entry: &Entry, kind: PageKind, hashes: &[BlockHash], out: &mut Vec<u8>) {
     out.extend_from_slice(&entry.start.to_le_bytes());
     out.extend_from_slice(&entry.count.to_le_bytes());
     out.extend_from_slice(&[u8::from(entry.fill == Fill::Zero), entry.payload_block, 0, 0]);
     out.extend_from_slice(&entry.frame.to_le_bytes());
     out.extend_from_slice(&entry.len.to_le_bytes());
     out.extend_from_slice(&entry.offset.to_le_bytes());
+    if kind == PageKind::Leaf {
+        out.extend_from_slice(&entry.segment.to_le_bytes());
+    }
     if entry.fill == Fill::Data {
         for hash in &hashes[entry.hash_at as usize..][..entry.count as usize] {
             out.extend_from_slice(&hash.0);
@@ -247,7 +297,7 @@ fn encode(entry: &Entry, hashes: &[BlockHash], out: &mut Vec<u8>) {
     }
 }
 
-fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+pub(crate) fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     let mut out = [0; N];
     out.copy_from_slice(&bytes[at..at + N]);
     out

@@ -1,15 +1,16 @@
 //! Reading segments: single frames for recovery, everything in order for verification.
 
 use super::{
-    FRAME_BYTES_MAX, FRAME_HEADER_BYTES, Footer, FrameKind, HEADER_BYTES, Identity, Page, PageRef,
-    TRAILER_BYTES, frame_header,
+    FRAME_BYTES_MAX, FRAME_HEADER_BYTES, Footer, FrameKind, HEADER_BYTES, Identity, Page, PageKind, PageRef,
+    TRAILER_BYTES, array, frame_header,
 };
 use crate::{
     Result, VaultError,
     key::MachineKeys,
     record::SegmentRef,
+    runs::Kind,
     seal::{TAG_BYTES, cipher, nonce},
-    store::segment_path,
+    store::object_path,
 };
 use aws_lc_rs::aead::LessSafeKey;
 use bytes::Bytes;
@@ -30,7 +31,7 @@ pub(crate) struct SegmentReader {
 }
 
 /// Where a frame lies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct FrameAt {
     pub(crate) offset: u64,
     pub(crate) len: u32,
@@ -55,23 +56,27 @@ impl SegmentReader {
         store: Arc<dyn ObjectStore>,
         machine: MachineId,
         keys: &MachineKeys,
+        kind: Kind,
         reference: &SegmentRef,
     ) -> Result<Self> {
         Ok(Self {
             store,
-            path: segment_path(machine, reference.id),
+            path: object_path(machine, kind, reference.id),
             reference: reference.clone(),
-            identity: Identity { machine, segment: reference.id, salt: reference.salt },
+            identity: Identity { kind, machine, segment: reference.id, salt: reference.salt },
             key: cipher(&keys.segment(reference.id, &reference.salt)?)?,
         })
     }
 
     /// The footer.
     pub(crate) async fn footer(&self) -> Result<Footer> {
+        self.parse_footer(&self.footer_frame().await?)
+    }
+
+    /// The footer's content, of a map too.
+    pub(crate) async fn footer_frame(&self) -> Result<Vec<u8>> {
         let SegmentRef { footer_offset: offset, footer_len: len, footer_frame: frame, .. } = self.reference;
-        let at = FrameAt { offset, len, frame };
-        let plain = self.one(at, FrameKind::Footer).await?;
-        self.parse_footer(&plain)
+        self.one(FrameAt { offset, len, frame }, FrameKind::Footer).await
     }
 
     pub(crate) fn parse_footer(&self, plain: &[u8]) -> Result<Footer> {
@@ -88,13 +93,13 @@ impl SegmentReader {
     }
 
     /// A page.
-    pub(crate) async fn page(&self, page: &PageRef) -> Result<Page> {
-        let at = FrameAt { offset: page.offset, len: page.len, frame: page.frame };
-        let plain = self.one(at, FrameKind::Page).await?;
-        Page::decode(&plain, page, &self.path)
+    pub(crate) async fn page(&self, page: &PageRef, kind: PageKind) -> Result<Page> {
+        let frame = if kind == PageKind::Leaf { FrameKind::Leaf } else { FrameKind::Page };
+        let plain = self.one(page.at(), frame).await?;
+        Page::decode(&plain, kind, page, &self.path)
     }
 
-    async fn one(&self, at: FrameAt, kind: FrameKind) -> Result<Vec<u8>> {
+    pub(crate) async fn one(&self, at: FrameAt, kind: FrameKind) -> Result<Vec<u8>> {
         self.check(at)?;
         let bytes = self.store.get_range(&self.path, at.range()).await.map_err(|e| self.range_error(e))?;
         self.open(at, kind, &bytes)
@@ -109,6 +114,25 @@ impl SegmentReader {
         }
         let got = self.store.get_ranges(&self.path, &ranges).await.map_err(|e| self.range_error(e))?;
         frames.iter().zip(got).map(|(at, bytes)| self.open(*at, FrameKind::Chunk, &bytes)).collect()
+    }
+
+    /// A whole reference to the object, from its trailer. What that says is checked by whoever reads the footer.
+    pub(crate) async fn reference_of_trailer(&self) -> Result<SegmentRef> {
+        let corrupt = |cause: &str| VaultError::corrupt(&self.path, cause);
+        let end = self.reference.bytes;
+        let begin =
+            end.checked_sub(TRAILER_BYTES as u64).ok_or_else(|| corrupt("shorter than any segment"))?;
+        let bytes = self.store.get_range(&self.path, begin..end).await.map_err(|e| self.range_error(e))?;
+        if bytes.len() != TRAILER_BYTES {
+            return Err(corrupt("cut off"));
+        }
+        let footer_offset = u64::from_le_bytes(array(&bytes, 24));
+        let footer_len = u32::from_le_bytes(array(&bytes, 32));
+        let footer_frame = u32::from_le_bytes(array(&bytes, 36));
+        if self.identity.trailer(footer_offset, footer_len, footer_frame, end)[..] != bytes[..] {
+            return Err(corrupt("its trailer does not fit"));
+        }
+        Ok(SegmentRef { footer_offset, footer_len, footer_frame, ..self.reference.clone() })
     }
 
     /// A range that lies behind the end of the object is damage of the vault, not failure of the store.
@@ -130,7 +154,7 @@ impl SegmentReader {
         Ok(())
     }
 
-    fn open(&self, at: FrameAt, kind: FrameKind, bytes: &[u8]) -> Result<Vec<u8>> {
+    pub(crate) fn open(&self, at: FrameAt, kind: FrameKind, bytes: &[u8]) -> Result<Vec<u8>> {
         let corrupt = |cause: &str| {
             VaultError::corrupt(&self.path, format!("frame {} at {}: {cause}", at.frame, at.offset))
         };
@@ -160,14 +184,14 @@ impl SegmentReader {
         if bytes_all != self.reference.bytes || bytes_all < (HEADER_BYTES + TRAILER_BYTES) as u64 {
             return Err(corrupt("its length is not what the manifest says"));
         }
-        let mut window = Window { reader: self, start: 0, bytes: Bytes::new() };
-        if window.take(0, HEADER_BYTES).await?[..] != self.identity.header() {
+        let mut window = Window::new(WALK_BYTES);
+        if window.take(self, 0, HEADER_BYTES).await?[..] != self.identity.header() {
             return Err(corrupt("its header does not fit"));
         }
         let frames_end = bytes_all - TRAILER_BYTES as u64;
         let (mut offset, mut frame) = (HEADER_BYTES as u64, 0);
         while offset < frames_end {
-            let header = window.take(offset, FRAME_HEADER_BYTES).await?;
+            let header = window.take(self, offset, FRAME_HEADER_BYTES).await?;
             let len = u32::from_le_bytes([header[0], header[1], header[2], header[3]]) as u64
                 + FRAME_HEADER_BYTES as u64;
             let kind = FrameKind::from_byte(header[8]).ok_or_else(|| corrupt("a frame of unknown kind"))?;
@@ -176,7 +200,7 @@ impl SegmentReader {
             }
             let at = FrameAt { offset, len: len as u32, frame };
             self.check(at)?;
-            let bytes = window.take(offset, len as usize).await?;
+            let bytes = window.take(self, offset, len as usize).await?;
             each(Walked { at, kind, plain: self.open(at, kind, &bytes)? })?;
             offset += len;
             frame += 1;
@@ -186,7 +210,7 @@ impl SegmentReader {
             return Err(corrupt("its footer is not where the manifest says"));
         }
         let trailer = self.identity.trailer(footer_offset, footer_len, footer_frame, bytes_all);
-        if window.take(frames_end, TRAILER_BYTES).await?[..] != trailer {
+        if window.take(self, frames_end, TRAILER_BYTES).await?[..] != trailer {
             return Err(corrupt("its trailer does not fit"));
         }
         Ok(())
@@ -194,29 +218,48 @@ impl SegmentReader {
 }
 
 /// A piece of an object in memory, moved forward.
-struct Window<'a> {
-    reader: &'a SegmentReader,
+pub(crate) struct Window {
+    /// Fetched at once.
+    ahead: u64,
     start: u64,
     bytes: Bytes,
+    fetched: u64,
 }
 
-impl Window<'_> {
-    async fn take(&mut self, offset: u64, len: usize) -> Result<Bytes> {
+impl Window {
+    pub(crate) fn new(ahead: u64) -> Self {
+        Self { ahead, start: 0, bytes: Bytes::new(), fetched: 0 }
+    }
+    /// Bytes fetched since this was asked last.
+    pub(crate) fn take_fetched(&mut self) -> u64 {
+        std::mem::take(&mut self.fetched)
+    }
+
+    pub(crate) async fn take(&mut self, reader: &SegmentReader, offset: u64, len: usize) -> Result<Bytes> {
         let end = offset + len as u64;
         if offset < self.start || end > self.start + self.bytes.len() as u64 {
-            let upto = (offset + WALK_BYTES).max(end).min(self.reader.reference.bytes);
-            self.bytes = self
-                .reader
-                .store
-                .get_range(&self.reader.path, offset..upto)
-                .await
-                .map_err(|e| self.reader.range_error(e))?;
+            let upto = (offset + self.ahead).max(end).min(reader.reference.bytes);
+            let got = reader.store.get_range(&reader.path, offset..upto).await;
+            self.bytes = got.map_err(|e| reader.range_error(e))?;
             self.start = offset;
+            self.fetched += self.bytes.len() as u64;
         }
         let from = (offset - self.start) as usize;
         if from + len > self.bytes.len() {
-            return Err(VaultError::corrupt(&self.reader.path, "cut off"));
+            return Err(VaultError::corrupt(&reader.path, "cut off"));
         }
         Ok(self.bytes.slice(from..from + len))
+    }
+
+    /// A frame.
+    pub(crate) async fn frame(
+        &mut self,
+        reader: &SegmentReader,
+        at: FrameAt,
+        kind: FrameKind,
+    ) -> Result<Vec<u8>> {
+        reader.check(at)?;
+        let bytes = self.take(reader, at.offset, at.len as usize).await?;
+        reader.open(at, kind, &bytes)
     }
 }

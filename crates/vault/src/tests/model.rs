@@ -141,7 +141,7 @@ async fn run(steps: Vec<Step>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(60))]
+    #![proptest_config(cases(60))]
     #[test]
     fn every_point_reads_back(steps in prop::collection::vec(step(), 1..25)) {
         runtime().block_on(run(steps));
@@ -205,7 +205,7 @@ fn large_deltas_stream_through_parts_and_segments() {
             writer.push(out.clone().into()).await.unwrap();
         }
         let commit = writer.commit(point(blocks)).await.unwrap();
-        assert_eq!(writer.state().segments.len(), 2);
+        assert_eq!(writer.state().segments().count(), 2);
         let map = vault.block_map(machine(), disk(10), commit).await.unwrap();
         let mut got = vec![0; 2000 * B];
         for start in (0..blocks).step_by(2000) {

@@ -40,7 +40,7 @@ fn the_last_of_several_segments_wins() {
         let mut writer = vault.writer(machine()).await.unwrap();
         push_segments(&mut writer, 4).await.unwrap();
         let commit = writer.commit(point(BLOCKS)).await.unwrap();
-        assert_eq!(writer.state().segments.len(), 4);
+        assert_eq!(writer.state().segments().count(), 4);
         let read = read_all(&vault, disk(10), commit).await.unwrap();
         assert_eq!(read[..B], content(4 * CHUNKS_A_SEGMENT));
         assert!(verify::verify_vault(&vault).await.unwrap().is_clean());

@@ -7,6 +7,12 @@ pub use highwater_faults::{Faulty, SLOW, When};
 use object_store::ObjectStore;
 use std::sync::Arc;
 
+/// How many cases a property is tried with; `PROPTEST_CASES` says otherwise.
+pub fn cases(default: u32) -> proptest::test_runner::Config {
+    let asked = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
+    proptest::test_runner::Config::with_cases(asked.unwrap_or(default))
+}
+
 pub const B: usize = BLOCK_BYTES;
 
 pub fn runtime() -> tokio::runtime::Runtime {

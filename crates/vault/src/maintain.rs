@@ -1,0 +1,255 @@
+//! Maintenance: recovery points expire as policies say, what lay between them is merged, and space comes back.
+//!
+//! # Contract
+//!
+//! - It runs beside writers and readers, in any process that has the key. Its records take numbers of the machine's one chain; a
+//!   writer takes them in and goes on. Of several maintainers of a machine the one that began last counts: the others are
+//!   fenced ([`VaultError::Maintained`]) and change nothing more.
+//! - Every step is whole or not at all: one record. Objects are written before it, and deleted only after a later one, and after
+//!   [`Settings::grace`]: readers that began before may go on for so long.
+//! - **Crash, failure, cancellation** at any point leave at most objects that nothing names; the next maintainer deletes
+//!   them. Nothing of it has to be finished: each run plans anew from what is there.
+//! - A point is expired only if its machine's policy says so now, it is not held, and no policy that was in force since it was
+//!   stored protects it still ([`crate::policy`]).
+//! - Memory: [`crate::MachineState`], the names of the segments that a merge touches, and a few MiB.
+
+mod clean;
+mod merge;
+mod plan;
+
+pub use plan::{Merge, Plan, Purpose, depth_max, plan};
+
+use crate::{
+    Pace, Result, Vault, VaultError,
+    journal::Journal,
+    maps::Fill as Full,
+    policy::Rules,
+    record::{
+        ExpiredBody, Hold, HoldBody, KIND_EXPIRED, KIND_HOLD, KIND_MAINTAINER, KIND_MERGED, KIND_SWEPT,
+        MergedBody, SweptBody, check_name,
+    },
+    vault::STATE_BYTES_MAX,
+};
+use highwater_delta::{CommitId, MachineId};
+use serde::Serialize;
+use std::{sync::Arc, time::Duration};
+
+/// Merges of one run: what then is left is the next one's.
+const MERGES_MAX: usize = 10_000;
+
+/// How it is to be done.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How long objects stay after nothing refers to them any more.
+    pub grace: Duration,
+    /// How fast it may go.
+    pub pace: Arc<Pace>,
+    /// Most bytes of memory of a machine's state.
+    pub state_bytes_max: u64,
+    pub(crate) full: Full,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            grace: Duration::from_secs(6 * 3600),
+            pace: Arc::new(Pace::new(None)),
+            state_bytes_max: STATE_BYTES_MAX,
+            full: Full::DEFAULT,
+        }
+    }
+}
+
+/// What was done for a machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Report {
+    /// Points that are no longer kept.
+    pub expired: u64,
+    /// Runs that were merged into others.
+    pub merged_runs: u64,
+    /// Shortcuts that were made.
+    pub shortcuts: u64,
+    /// Bytes of maps and segments that were written.
+    pub written_bytes: u64,
+    /// Objects that nothing refers to any more since; they are deleted after the grace.
+    pub trashed: u64,
+    /// Their bytes.
+    pub trashed_bytes: u64,
+    /// Objects that were deleted.
+    pub deleted: u64,
+    /// Their bytes.
+    pub deleted_bytes: u64,
+    /// Objects that the store would not delete yet, as one with a lock on them does.
+    pub kept_by_store: u64,
+}
+
+/// Is told what is done.
+pub trait Progress: Send + Sync {
+    /// A merge of so many begins: the n-th from 1, how many there are, and the bytes that its runs hold.
+    fn merge(&self, n: usize, of: usize, bytes: u64) {
+        let _ = (n, of, bytes);
+    }
+}
+impl Progress for () {}
+
+/// Maintains one machine.
+pub struct Maintainer {
+    journal: Journal,
+    settings: Settings,
+    report: Report,
+}
+
+impl std::fmt::Debug for Maintainer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Maintainer({} at {})", self.journal.machine, self.journal.state.last_record)
+    }
+}
+
+impl Maintainer {
+    /// Reads a machine's history; nothing is changed yet.
+    pub async fn open(vault: &Vault, machine: MachineId, settings: Settings) -> Result<Self> {
+        let journal = Journal::open(vault.clone(), machine, settings.state_bytes_max).await?;
+        Ok(Self { journal, settings, report: Report::default() })
+    }
+
+    /// What is stored of the machine, as far as it is known here.
+    #[must_use]
+    pub fn state(&self) -> &crate::MachineState {
+        &self.journal.state
+    }
+
+    /// What [`Maintainer::run`] would do at this moment, in milliseconds since 1970.
+    #[must_use]
+    pub fn plan(&self, rules: &Rules, now_ms: u64) -> Plan {
+        plan(&self.journal.state, rules, self.settings.grace, now_ms)
+    }
+
+    /// Does all there is to do at this moment, in milliseconds since 1970. With nothing to do, nothing is written.
+    ///
+    /// # Errors
+    /// [`VaultError::Maintained`]: another maintainer has begun; what was done until then holds.
+    pub async fn run(&mut self, rules: &Rules, now_ms: u64, progress: &dyn Progress) -> Result<Report> {
+        self.report = Report::default();
+        let done = self.steps(rules, now_ms, progress).await;
+        let report = std::mem::take(&mut self.report);
+        done.map(|()| report)
+    }
+
+    async fn steps(&mut self, rules: &Rules, now_ms: u64, progress: &dyn Progress) -> Result<()> {
+        let first = self.plan(rules, now_ms);
+        if first.is_empty() {
+            return Ok(());
+        }
+        self.begin().await?;
+        self.sweep(now_ms).await?;
+        let expire = self.plan(rules, now_ms).expire;
+        if !expire.is_empty() {
+            self.report.expired = expire.len() as u64;
+            let body = encode(&ExpiredBody { points: expire })?;
+            self.put(KIND_EXPIRED, body).await?;
+        }
+        for n in 1..=MERGES_MAX {
+            // Writers go on meanwhile, and each merge changes what is to be merged.
+            let merges = self.plan(rules, now_ms).merges;
+            let Some(next) = merges.first() else { break };
+            progress.merge(n, n + merges.len() - 1, next.bytes);
+            self.merge(next).await?;
+        }
+        self.journal.checkpoint().await;
+        Ok(())
+    }
+
+    /// Becomes the machine's maintainer, and deletes what an interrupted one left.
+    async fn begin(&mut self) -> Result<()> {
+        if self.journal.state.maintainer != self.journal.identity() {
+            self.put(KIND_MAINTAINER, Vec::new()).await?;
+            clean::leftovers(&self.journal).await?;
+        }
+        Ok(())
+    }
+
+    #[cfg(test)]
+    pub(crate) async fn begin_for_test(&mut self) {
+        self.begin().await.expect("the store works");
+    }
+
+    /// Deletes what has been in the trash for long enough.
+    async fn sweep(&mut self, now_ms: u64) -> Result<()> {
+        let due = plan::due(&self.journal.state, self.settings.grace, now_ms);
+        let deleted = clean::delete(&self.journal, &due).await?;
+        self.report.kept_by_store = (due.len() - deleted.len()) as u64;
+        if !deleted.is_empty() {
+            self.report.deleted = deleted.len() as u64;
+            self.report.deleted_bytes = deleted.iter().map(|trashed| trashed.bytes).sum();
+            let objects = deleted.iter().map(|trashed| trashed.object).collect();
+            self.put(KIND_SWEPT, encode(&SweptBody { objects })?).await?;
+        }
+        Ok(())
+    }
+
+    async fn merge(&mut self, planned: &Merge) -> Result<()> {
+        let merged = merge::merge(&self.journal, planned, &self.settings.pace, self.settings.full).await?;
+        self.report.written_bytes += merged.written_bytes;
+        match &merged.body.replaces {
+            None => self.report.shortcuts += 1,
+            Some(replaces) => {
+                self.report.merged_runs += planned.runs as u64;
+                self.report.trashed += replaces.dead.len() as u64;
+                self.report.trashed_bytes += replaces.dead.iter().map(|dead| dead.bytes).sum::<u64>();
+            }
+        }
+        self.put(KIND_MERGED, encode::<MergedBody>(&merged.body)?).await
+    }
+
+    async fn put(&mut self, kind: u16, body: Vec<u8>) -> Result<()> {
+        match self.journal.put_after_others(kind, &body).await? {
+            true => Ok(()),
+            false => Err(VaultError::Maintained(self.journal.machine)),
+        }
+    }
+}
+
+/// Holds a point, so that it does not expire, or lets it go.
+///
+/// # Errors
+/// There is no such point, or not any more; the reason is too long.
+pub async fn set_hold(
+    vault: &Vault,
+    machine: MachineId,
+    point: CommitId,
+    hold: Option<Hold>,
+    reason: String,
+) -> Result<()> {
+    let mut journal = Journal::open(vault.clone(), machine, STATE_BYTES_MAX).await?;
+    journal.state.point(point)?;
+    check_name(&reason)?;
+    let body = encode(&HoldBody { point, hold, reason })?;
+    // Only the chain is fought over, and each round somebody gets on.
+    while !journal.put_after_others(KIND_HOLD, &body).await? {
+        journal.state.point(point)?;
+    }
+    Ok(())
+}
+
+/// Maintains all machines of a vault, one after the other. A machine that fails is reported, and the others go on.
+pub async fn all(
+    vault: &Vault,
+    settings: &Settings,
+    progress: &dyn Progress,
+) -> Result<Vec<(MachineId, Result<Report>)>> {
+    let mut reports = Vec::new();
+    for machine in vault.machines().await? {
+        let one = async {
+            let rules = Rules::load(vault, machine).await?;
+            let mut maintainer = Maintainer::open(vault, machine, settings.clone()).await?;
+            maintainer.run(&rules, vault.now_ms(), progress).await
+        };
+        reports.push((machine, one.await));
+    }
+    Ok(reports)
+}
+
+fn encode<T: Serialize>(body: &T) -> Result<Vec<u8>> {
+    postcard::to_stdvec(body).map_err(|_| VaultError::Limit("bytes of a record"))
+}

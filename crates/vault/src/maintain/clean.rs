@@ -1,0 +1,60 @@
+//! Deleting objects that nothing refers to.
+
+use crate::{
+    Result, VaultError,
+    journal::Journal,
+    runs::{Kind, Trashed},
+    store,
+};
+use futures::{StreamExt, TryStreamExt, stream};
+use object_store::{ObjectStoreExt, path::Path};
+
+/// Deletions at once.
+const DEPTH: usize = 8;
+
+/// Deletes objects; answers those that are gone now. One that the store refuses to delete, because something there protects
+/// it, is left for a later run.
+pub(super) async fn delete(journal: &Journal, objects: &[Trashed]) -> Result<Vec<Trashed>> {
+    let store = journal.vault.store();
+    let deleted = stream::iter(objects)
+        .map(|trashed| async move {
+            let path = store::object_path(journal.machine, trashed.object.kind, trashed.object.id);
+            Ok::<_, VaultError>(delete_one(store, &path).await?.then(|| trashed.clone()))
+        })
+        .buffered(DEPTH);
+    deleted.try_filter_map(async |deleted| Ok(deleted)).try_collect().await
+}
+
+async fn delete_one(store: &std::sync::Arc<dyn object_store::ObjectStore>, path: &Path) -> Result<bool> {
+    match store.delete(path).await {
+        Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(true),
+        Err(object_store::Error::PermissionDenied { .. } | object_store::Error::Precondition { .. }) => {
+            Ok(false)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Deletes what an interrupted maintainer wrote and nobody named: objects behind the newest that was ever named.
+pub(super) async fn leftovers(journal: &Journal) -> Result<()> {
+    let newest = journal.state.newest_maintained;
+    let store = journal.vault.store();
+    for kind in [Kind::Rewritten, Kind::Map] {
+        let dir = store::object_dir(journal.machine, kind);
+        let listed = match newest {
+            Some(id) => store.list_with_offset(Some(&dir), &store::object_path(journal.machine, kind, id)),
+            None => store.list(Some(&dir)),
+        };
+        let found: Vec<Path> = listed
+            .try_filter_map(async |meta| {
+                let is_left = store::segment_of(&meta.location).is_some_and(|id| Some(id) > newest);
+                Ok(is_left.then_some(meta.location))
+            })
+            .try_collect()
+            .await?;
+        for path in found {
+            delete_one(store, &path).await?;
+        }
+    }
+    Ok(())
+}

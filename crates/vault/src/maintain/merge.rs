@@ -1,0 +1,149 @@
+//! Doing one merge: the index entries of some runs become maps over all of them; content is moved only where too little of a
+//! segment is needed, or segments are so small that reading them costs more than they hold.
+
+use super::{Merge as Planned, Purpose, plan::sources};
+use crate::{
+    MachineState, Pace, Result, VaultError,
+    journal::Journal,
+    maps::{Fill as Full, Merge, Output, SegmentRow, Source, Written, rows},
+    record::{MergedBody, Replaces},
+    runs::{Content, Held, Item, Kind, ObjectName, Trashed},
+    segment::SegmentReader,
+};
+use highwater_delta::{DiskId, SegmentId};
+use std::collections::{HashMap, HashSet};
+
+/// Segments below this size are put together …
+const SMALL_BYTES: u64 = 4 << 20;
+/// … if there are so many of them.
+const SMALL_MANY: usize = 8;
+/// A segment of which less than this part is needed is written anew by a merge; …
+const DOOM_BELOW: (u64, u64) = (5, 10);
+/// … and by a cleaning: by more than what called for it, so that it ends.
+const DOOM_BELOW_CLEANING: (u64, u64) = (7, 10);
+
+/// What a merge came to: objects are durable, nothing is recorded.
+pub(super) struct Merged {
+    pub(super) body: MergedBody,
+    pub(super) written_bytes: u64,
+}
+
+/// Does it. A failure or cancellation leaves objects that nothing names.
+pub(super) async fn merge(journal: &Journal, planned: &Planned, pace: &Pace, full: Full) -> Result<Merged> {
+    let Journal { vault, machine, keys, state, .. } = journal;
+    let items = sources(state, planned)?;
+    let replaces = planned.purpose != Purpose::Shortcut;
+    // What the replaced runs name.
+    let before = if replaces { named(journal, &items).await? } else { HashMap::new() };
+    let doomed = if replaces { doomed(&before, planned.purpose) } else { HashSet::new() };
+    let keep = wanted_disks(state);
+    let list = items.iter().flat_map(|item| {
+        let kind = if item.is_merged() { Kind::Map } else { Kind::Segment };
+        item.objects().iter().map(move |object| Source { kind, object: object.clone() })
+    });
+    let store = vault.store();
+    let mut stream = Merge::new(store, *machine, keys, pace, list.collect());
+    let mut output = Output::new(vault, *machine, keys, pace, doomed, full);
+    let written = loop {
+        let piece = match stream.next().await {
+            Ok(piece) => piece,
+            Err(error) => {
+                output.abort().await;
+                return Err(error);
+            }
+        };
+        let Some(piece) = piece else { break output.finish().await? };
+        if !keep.contains(&piece.disk) {
+            continue;
+        }
+        if let Err(error) = output.push(&piece, stream.rows()).await {
+            output.abort().await;
+            return Err(error);
+        }
+    };
+    Ok(record(planned, &before, replaces, written, vault.now_ms()))
+}
+
+fn record(
+    planned: &Planned,
+    before: &HashMap<SegmentId, SegmentRow>,
+    replaces: bool,
+    written: Written,
+    now_ms: u64,
+) -> Merged {
+    let Written { mut maps, held } = written;
+    maps.iter_mut().for_each(|map| map.commit = planned.to);
+    let new = held.values().filter(|row| !before.contains_key(&row.id) && replaces);
+    let newest = maps.iter().map(|map| map.id).chain(new.clone().map(|row| row.id)).max();
+    let written_bytes = maps.iter().map(|map| map.bytes).sum::<u64>() + new.map(|row| row.bytes).sum::<u64>();
+    let replaces = replaces.then(|| {
+        let mut dead: Vec<Trashed> = before
+            .values()
+            .filter(|row| !held.contains_key(&row.id))
+            .map(|row| Trashed {
+                object: ObjectName { kind: row.kind, id: row.id },
+                bytes: row.bytes,
+                since_ms: now_ms,
+            })
+            .collect();
+        dead.sort_by_key(|trashed| trashed.object);
+        Replaces { held: sum(held.values()), dead }
+    });
+    let newest = newest.unwrap_or_else(SegmentId::new);
+    let body = MergedBody { from: planned.from, to: planned.to, maps, replaces, newest };
+    Merged { body, written_bytes }
+}
+
+fn sum<'a>(rows: impl Iterator<Item = &'a SegmentRow>) -> Held {
+    rows.fold(Held::default(), |sum, row| Held {
+        bytes: sum.bytes + row.bytes,
+        blocks: sum.blocks + row.blocks,
+        live_blocks: sum.live_blocks + row.live,
+        segments: sum.segments + 1,
+    })
+}
+
+/// All segments that runs name, with what they need of each. Of those that a commit brought, their lengths are enough here.
+async fn named(journal: &Journal, items: &[Item<'_>]) -> Result<HashMap<SegmentId, SegmentRow>> {
+    let Journal { vault, machine, keys, .. } = journal;
+    let mut found: HashMap<SegmentId, SegmentRow> = HashMap::new();
+    for item in items {
+        let Item::Run(run) = item else { return Err(VaultError::Order("a shortcut owns nothing")) };
+        match &run.content {
+            Content::Segments(segments) => found.extend(segments.iter().map(|segment| {
+                let (kind, salt, bytes) = (Kind::Segment, segment.salt, segment.bytes);
+                (segment.id, SegmentRow { id: segment.id, kind, salt, bytes, blocks: 0, live: 0 })
+            })),
+            Content::Maps { maps, .. } => {
+                for map in maps {
+                    let reader = SegmentReader::new(vault.store().clone(), *machine, keys, Kind::Map, map)?;
+                    for row in rows(&reader).await? {
+                        found.entry(row.id).and_modify(|known| known.live += row.live).or_insert(row);
+                    }
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Segments whose content is written anew.
+fn doomed(named: &HashMap<SegmentId, SegmentRow>, purpose: Purpose) -> HashSet<SegmentId> {
+    let (part, of) = if purpose == Purpose::Clean { DOOM_BELOW_CLEANING } else { DOOM_BELOW };
+    let small = named.values().filter(|row| row.bytes < SMALL_BYTES).count();
+    named
+        .values()
+        .filter(|row| {
+            let is_mostly_dead =
+                row.blocks > 0 && row.live.saturating_mul(of) < row.blocks.saturating_mul(part);
+            is_mostly_dead || (small >= SMALL_MANY && row.bytes < SMALL_BYTES)
+        })
+        .map(|row| row.id)
+        .collect()
+}
+
+/// Disks that the machine has, or that a point covers; what is held of others can be wanted no more.
+fn wanted_disks(state: &MachineState) -> HashSet<DiskId> {
+    let covered = state.points.iter().flat_map(|point| point.info.disks.iter().map(|disk| disk.disk));
+    state.disks.iter().map(|record| record.disk).chain(covered).collect()
+}

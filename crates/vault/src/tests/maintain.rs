@@ -1,0 +1,341 @@
+//! Maintenance against a model: whatever is merged, rewritten, interrupted or failed meanwhile, every point that is kept reads back,
+//! and what is not is gone.
+
+use super::support::*;
+use crate::{
+    BlockMap, Clock, Hold, MachineWriter, Pace, Vault, VaultError,
+    maintain::{Maintainer, Settings, depth_max, set_hold},
+    maps::Fill as Full,
+    policy::{Policy, Rules, Tier},
+    verify,
+};
+use highwater_delta::*;
+use proptest::prelude::*;
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+const BLOCKS: u64 = 96;
+const MINUTE_MS: u64 = 60_000;
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// Runs of disk, start and versions; a stretch of zeros; whether it is a point.
+    Delta(Vec<(u8, u64, Vec<u32>)>, (u8, u64, u32), bool),
+    /// Minutes pass.
+    Wait(u64),
+    /// Which call to the store fails, and whether it has its effect all the same.
+    Maintain(Option<(u64, bool)>),
+    Reopen,
+    Hold(prop::sample::Index, bool),
+    /// The second disk goes, or comes.
+    Disk,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let versions = prop::collection::vec(1_u32..5000, 1..24);
+    let runs = prop::collection::vec((0_u8..2, 0..BLOCKS, versions), 0..5);
+    let zeros = (0_u8..2, 0..BLOCKS, 1_u32..20);
+    prop_oneof![
+        12 => (runs, zeros, prop::bool::weighted(0.8)).prop_map(|(r, z, p)| Step::Delta(r, z, p)),
+        6 => (1_u64..200).prop_map(Step::Wait),
+        4 => Just(Step::Maintain(None)),
+        2 => (1_u64..60, any::<bool>()).prop_map(|(n, late)| Step::Maintain(Some((n, late)))),
+        1 => Just(Step::Reopen),
+        1 => (any::<prop::sample::Index>(), any::<bool>()).prop_map(|(i, on)| Step::Hold(i, on)),
+        1 => Just(Step::Disk),
+    ]
+}
+
+type Disks = BTreeMap<(u8, u64), u32>;
+
+fn policy() -> Policy {
+    let minutes = |n: u64| Duration::from_secs(n * 60);
+    let tiers = vec![
+        Tier { every: minutes(60), keep_for: minutes(480) },
+        Tier { every: minutes(240), keep_for: minutes(1440) },
+    ];
+    Policy { keep_all: minutes(120), tiers, immutable_for: Duration::ZERO }
+}
+
+struct Model {
+    faulty: Arc<Faulty>,
+    clock: Arc<AtomicU64>,
+    vault: Vault,
+    key: crate::VaultKey,
+    writer: MachineWriter,
+    now: Disks,
+    points: BTreeMap<CommitId, (Disks, Vec<u8>)>,
+    held: Vec<CommitId>,
+    has_second: bool,
+    /// The second disk has returned: what was held of it may be gone, so that it is copied anew, as agents do.
+    is_back: bool,
+}
+
+impl Model {
+    async fn new() -> Self {
+        let faulty = Faulty::new(memory());
+        let (vault, key) = vault_on(faulty.clone()).await;
+        let clock = Arc::new(AtomicU64::new(1_000_000 * MINUTE_MS));
+        let vault = timed(vault, &clock);
+        let writer = vault.writer(machine()).await.unwrap();
+        let (now, points, held) = Default::default();
+        Self { faulty, clock, vault, key, writer, now, points, held, has_second: true, is_back: false }
+    }
+
+    fn disks(&self) -> Vec<crate::DiskRecord> {
+        records(BLOCKS)[..if self.has_second { 2 } else { 1 }].to_vec()
+    }
+
+    async fn deliver(&mut self, runs: Vec<(u8, u64, Vec<u32>)>, zeros: (u8, u64, u32), is_point: bool) {
+        let hash = self.writer.hash_key();
+        self.writer.set_disks(self.disks()).unwrap();
+        self.writer.begin(DeltaId::new()).await.unwrap();
+        if std::mem::take(&mut self.is_back) {
+            self.writer.push(zero_chunk(1, 0, BLOCKS as u32, &hash)).await.unwrap();
+            self.now.retain(|(d, _), _| *d == 0);
+            self.now.extend((0..BLOCKS).map(|block| ((1, block), 0)));
+        }
+        let has = |d: u8| d == 0 || self.has_second;
+        for (d, start, mut versions) in runs.into_iter().filter(|(d, ..)| has(*d)) {
+            versions.truncate((BLOCKS - start) as usize);
+            self.writer.push(chunk(disk(10 + d), start, &versions, &hash)).await.unwrap();
+            self.now.extend((start..).zip(versions).map(|(block, version)| ((d, block), version)));
+        }
+        let (d, start, count) = zeros;
+        if has(d) {
+            let count = count.min((BLOCKS - start) as u32);
+            self.writer.push(zero_chunk(d, start, count, &hash)).await.unwrap();
+            self.now.extend((start..start + u64::from(count)).map(|block| ((d, block), 0)));
+        }
+        let covered: Vec<u8> = if self.has_second { vec![0, 1] } else { vec![0] };
+        let kind = match is_point {
+            false => CommitKind::Partial,
+            true => CommitKind::Point(PointInfo {
+                consistency: Consistency::Filesystem,
+                taken_at_ms: 5,
+                freeze_us: 7,
+                disks: (covered.iter())
+                    .map(|d| PointDisk { disk: disk(10 + d), size_bytes: BLOCKS * B as u64 })
+                    .collect(),
+            }),
+        };
+        let commit = self.writer.commit(kind).await.unwrap();
+        if is_point {
+            self.points.insert(commit, (self.now.clone(), covered));
+        }
+    }
+
+    fn settings(&self) -> Settings {
+        let grace = Duration::from_secs(60);
+        Settings { grace, pace: Arc::new(Pace::new(None)), full: Full::TINY, ..Settings::default() }
+    }
+
+    /// Whether it failed.
+    async fn maintain(&mut self, fail: Option<(u64, bool)>) -> bool {
+        let rules = Rules { policy: policy(), immutable: vec![] };
+        // Opened before, read afterwards: within the grace nothing that it needs goes.
+        let last = self.vault.machine(machine()).await.unwrap().points.last().map(|point| point.id);
+        let early: Option<(CommitId, BlockMap)> = match last {
+            Some(at) => Some((at, self.vault.block_map(machine(), disk(10), at).await.unwrap())),
+            None => None,
+        };
+        self.faulty.arm(fail);
+        let done = async {
+            let mut maintainer = Maintainer::open(&self.vault, machine(), self.settings()).await?;
+            maintainer.run(&rules, self.vault.now_ms(), &()).await?;
+            Ok::<_, VaultError>(maintainer)
+        };
+        let done = done.await;
+        self.faulty.arm(None);
+        let failed = done.is_err();
+        match done {
+            Ok(maintainer) => {
+                let now = self.vault.now_ms();
+                let again = maintainer.plan(&rules, now);
+                assert!(again.is_empty(), "nothing is left to do: {again:?}");
+            }
+            Err(error) => assert!(fail.is_some(), "{error}"),
+        }
+        if let Some((at, map)) = early {
+            let mut read = vec![0; BLOCKS as usize * B];
+            map.read(BlockRange::new(0, BLOCKS), &mut read).await.unwrap();
+            self.check(0, at, &read);
+        }
+        self.check_all(&rules).await;
+        failed
+    }
+
+    fn check(&self, d: u8, at: CommitId, read: &[u8]) {
+        let (model, _) = &self.points[&at];
+        for block in 0..BLOCKS {
+            let version = model.get(&(d, block)).copied().unwrap_or(0);
+            assert!(read[block as usize * B..][..B] == content(version), "disk {d} block {block} at {at}");
+        }
+    }
+
+    /// Every point that is there reads back; those that are not there any more had expired.
+    async fn check_all(&self, rules: &Rules) {
+        let state = self.vault.machine(machine()).await.unwrap();
+        for point in &state.points {
+            for d in &self.points[&point.id].1 {
+                let read = read_all(&self.vault, disk(10 + d), point.id).await.unwrap();
+                self.check(*d, point.id, &read);
+            }
+        }
+        for held in &self.held {
+            assert!(state.point(*held).is_ok(), "{held} is held");
+        }
+        let last = self.points.keys().next_back();
+        assert_eq!(state.points.last().map(|point| &point.id), last, "the newest is never expired");
+        for gone in self.points.keys().filter(|id| state.point(**id).is_err()) {
+            let read = self.vault.block_map(machine(), disk(10), *gone).await;
+            let _ = (read, rules);
+        }
+    }
+
+    async fn finish(mut self) {
+        // Objects of interrupted maintainers go when the next one begins.
+        self.clock.fetch_add(3 * 1440 * MINUTE_MS, SeqCst);
+        for _ in 0..2 {
+            self.deliver(vec![(0, 0, vec![1])], (0, 5, 1), true).await;
+        }
+        self.clock.fetch_add(3 * 1440 * MINUTE_MS, SeqCst);
+        self.maintain(None).await;
+        self.clock.fetch_add(10 * MINUTE_MS, SeqCst);
+        self.maintain(None).await;
+        let state = self.vault.machine(machine()).await.unwrap();
+        let kept: Vec<CommitId> = state.points.iter().map(|point| point.id).collect();
+        assert_eq!(kept.len(), 1 + self.held.iter().filter(|held| Some(*held) != kept.last()).count());
+        assert!(state.trash.is_empty());
+        let report = verify::verify_vault(&self.vault).await.unwrap();
+        assert!(report.is_clean(), "{:?}", report.problems);
+        assert_eq!(report.orphans, Vec::<String>::new());
+        let vault = timed(Vault::open(self.faulty.clone(), &self.key).await.unwrap(), &self.clock);
+        assert_eq!(vault.machine(machine()).await.unwrap(), state);
+    }
+}
+
+fn zero_chunk(d: u8, start: u64, count: u32, hash: &HashKey) -> bytes::Bytes {
+    let extent = Extent { start: Block(start), count, fill: Fill::Zero };
+    let mut out = Vec::new();
+    encode_chunk(disk(10 + d), &[extent], &[], hash, 1, &mut out).unwrap();
+    out.into()
+}
+
+fn timed(vault: Vault, clock: &Arc<AtomicU64>) -> Vault {
+    let clock = clock.clone();
+    vault.with_clock(Clock::new(move || clock.load(SeqCst)))
+}
+
+async fn run(steps: Vec<Step>) {
+    let mut model = Model::new().await;
+    for step in steps {
+        match step {
+            Step::Delta(runs, zeros, is_point) => model.deliver(runs, zeros, is_point).await,
+            Step::Wait(minutes) => {
+                model.clock.fetch_add(minutes * MINUTE_MS, SeqCst);
+            }
+            Step::Maintain(fail) => drop(model.maintain(fail).await),
+            Step::Reopen => model.writer = model.vault.writer(machine()).await.unwrap(),
+            Step::Disk => {
+                model.has_second = !model.has_second;
+                model.is_back = model.has_second;
+            }
+            Step::Hold(which, on) => {
+                let state = model.vault.machine(machine()).await.unwrap();
+                if state.points.is_empty() {
+                    continue;
+                }
+                let id = state.points[which.index(state.points.len())].id;
+                let hold = on.then_some(Hold::Legal);
+                set_hold(&model.vault, machine(), id, hold, "a test".into()).await.unwrap();
+                model.held.retain(|held| *held != id);
+                model.held.extend(on.then_some(id));
+            }
+        }
+    }
+    model.finish().await;
+}
+
+proptest! {
+    #![proptest_config(cases(100))]
+    #[test]
+    fn whatever_is_kept_reads_back(steps in prop::collection::vec(step(), 1..60)) {
+        runtime().block_on(run(steps));
+    }
+}
+
+/// Every call to the store fails once, before and after it has its effect.
+#[test]
+fn a_maintainer_may_fail_at_any_call() {
+    runtime().block_on(async {
+        for late in [false, true] {
+            for n in 1.. {
+                let mut model = Model::new().await;
+                for i in 0..30_u32 {
+                    let runs = vec![(0, u64::from(i * 7 % 60), (i..i + 20).map(|v| v + 1).collect())];
+                    model.deliver(runs, (1, u64::from(i), 3), true).await;
+                    model.clock.fetch_add(20 * MINUTE_MS, SeqCst);
+                }
+                let failed = model.maintain(Some((n, late))).await;
+                model.maintain(None).await;
+                if n % 8 == 0 || !failed {
+                    model.finish().await;
+                }
+                if !failed {
+                    assert!(n > 20, "{n} calls");
+                    break;
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn a_writer_goes_on_while_its_machine_is_maintained() {
+    runtime().block_on(async {
+        let mut model = Model::new().await;
+        for i in 0..20 {
+            model.deliver(vec![(0, i, vec![i as u32 + 1])], (1, 0, 1), true).await;
+            model.clock.fetch_add(30 * MINUTE_MS, SeqCst);
+        }
+        // In the middle of a delta.
+        let hash = model.writer.hash_key();
+        model.writer.begin(DeltaId::new()).await.unwrap();
+        model.writer.push(chunk(disk(10), 3, &[77], &hash)).await.unwrap();
+        model.maintain(None).await;
+        let commit = model.writer.commit(point(BLOCKS)).await.unwrap();
+        let read = read_all(&model.vault, disk(10), commit).await.unwrap();
+        assert_eq!(read[3 * B..4 * B], content(77));
+        let state = model.vault.machine(machine()).await.unwrap();
+        assert_eq!(&state, model.writer.state());
+        assert!(state.points.len() < 20 && depth_max(&state) < 20);
+    });
+}
+
+#[test]
+fn the_maintainer_that_began_last_counts() {
+    runtime().block_on(async {
+        let mut model = Model::new().await;
+        for i in 0..20 {
+            model.deliver(vec![(0, i, vec![i as u32 + 1])], (1, 0, 1), true).await;
+            model.clock.fetch_add(30 * MINUTE_MS, SeqCst);
+        }
+        let rules = Rules { policy: policy(), immutable: vec![] };
+        let (vault, now) = (model.vault.clone(), model.vault.now_ms());
+        let mut first = Maintainer::open(&vault, machine(), model.settings()).await.unwrap();
+        let mut second = Maintainer::open(&vault, machine(), model.settings()).await.unwrap();
+        first.begin_for_test().await;
+        second.run(&rules, now, &()).await.unwrap();
+        let fenced = first.run(&rules, now, &()).await.unwrap_err();
+        assert!(matches!(fenced, VaultError::Maintained(_)), "{fenced}");
+        model.check_all(&rules).await;
+        assert!(verify::verify_vault(&vault).await.unwrap().is_clean());
+    });
+}
