@@ -103,13 +103,9 @@ impl Journal {
         }
         self.dead = true;
         let store = self.vault.store();
-        if !store::create_object(&**store, &path, sealed.clone()).await? {
-            // A client of a remote store may have put it twice, having lost the first answer.
-            let there = store::read_object(&**store, &path, seal::DOCUMENT_BYTES_MAX).await?;
-            if there != sealed {
-                self.dead = false;
-                return Ok(false);
-            }
+        if !store::create_own(&**store, &path, sealed).await? {
+            self.dead = false;
+            return Ok(false);
         }
         match next {
             Some(next) => self.state = next,

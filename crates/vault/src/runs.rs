@@ -310,14 +310,17 @@ mod tests {
 
     #[test]
     fn equal_runs_are_merged_at_once_and_a_large_one_waits() {
+        let merges = |runs: &[Run], is_boundary: fn(CommitId) -> bool| -> Vec<(usize, usize)> {
+            merges(runs, is_boundary).into_iter().map(|range| (range.start, range.end)).collect()
+        };
         let all = runs(&[10; 12]);
-        assert_eq!(merges(&all, |_| false), [0..12]);
-        assert_eq!(merges(&all, |to| to == CommitId(60)), [0..6, 6..12]);
+        assert_eq!(merges(&all, |_| false), [(0, 12)]);
+        assert_eq!(merges(&all, |to| to == CommitId(60)), [(0, 6), (6, 12)]);
         assert_eq!(merges(&all, |_| true), []);
-        assert_eq!(merges(&runs(&[1000, 10, 10]), |_| false), [1..3]);
-        assert_eq!(merges(&runs(&[1000, 200, 60]), |_| false), [0..3]);
+        assert_eq!(merges(&runs(&[1000, 10, 10]), |_| false), [(1, 3)]);
+        assert_eq!(merges(&runs(&[1000, 200, 60]), |_| false), [(0, 3)]);
         assert_eq!(merges(&runs(&[1000, 10]), |_| false), []);
-        assert_eq!(merges(&runs(&[0, 0]), |_| false), [0..2]);
+        assert_eq!(merges(&runs(&[0, 0]), |_| false), [(0, 2)]);
         assert_eq!(merges(&[], |_| false), []);
     }
 

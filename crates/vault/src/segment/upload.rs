@@ -1,9 +1,6 @@
 //! An object on its way into the store: a small one as one put, a larger one as a multipart upload with one part under way.
 
-use crate::{
-    Result, Vault, VaultError,
-    store::{create_object, read_object},
-};
+use crate::{Result, Vault, VaultError, store::create_own};
 use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, path::Path};
 use std::sync::Arc;
 use tokio::task::JoinHandle;
@@ -70,10 +67,7 @@ impl Upload {
     async fn finish(&mut self) -> Result<()> {
         if self.multipart.is_none() {
             let content = std::mem::take(&mut self.buffer);
-            if !create_object(&*self.store, &self.path, content.clone()).await?
-                // A client of a remote store may have put it twice, having lost the first answer.
-                && read_object(&*self.store, &self.path, content.len() as u64).await? != content
-            {
+            if !create_own(&*self.store, &self.path, content).await? {
                 return Err(VaultError::corrupt(&self.path, "a new segment's name exists already"));
             }
             return Ok(());

@@ -10,6 +10,7 @@ use crate::{
     verify,
 };
 use highwater_delta::*;
+use highwater_faults::When;
 use proptest::prelude::*;
 use std::{
     collections::BTreeMap,
@@ -145,14 +146,14 @@ impl Model {
             Some(at) => Some((at, self.vault.block_map(machine(), disk(10), at).await.unwrap())),
             None => None,
         };
-        self.faulty.arm(fail);
+        self.faulty.fail_call(fail.map(|(n, late)| (n, if late { When::After } else { When::Before })));
         let done = async {
             let mut maintainer = Maintainer::open(&self.vault, machine(), self.settings()).await?;
             maintainer.run(&rules, self.vault.now_ms(), &()).await?;
             Ok::<_, VaultError>(maintainer)
         };
         let done = done.await;
-        self.faulty.arm(None);
+        self.faulty.fail_call(None);
         let failed = done.is_err();
         match done {
             Ok(maintainer) => {
