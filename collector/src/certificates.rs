@@ -7,12 +7,13 @@
 //! token, and what it buys, are of the next generation. A token made before the revocation is void with it.
 
 use crate::CollectorError;
+use crate::holder::Holder;
 use crate::shared::{Shared, now_ms};
 use futures::{StreamExt, TryStreamExt, stream};
 use highwater_delta::MachineId;
 use highwater_vault::Vault;
-use highwater_wire::identity::Grant;
-use highwater_wire::{Credential, WireError};
+use highwater_wire::identity::{Grant, RelayGrant};
+use highwater_wire::{Credential, RelayCredential, WireError};
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -86,17 +87,49 @@ pub async fn issue(
         Origin::Enrolment => shared.authority.certify(csr_pem, grant)?,
         Origin::Renewal => shared.authority.recertify(csr_pem, grant)?,
     };
-    record(&shared.vault, &pem, origin).await?;
+    let Credential { machine, generation, serial, expires_ms, .. } = Credential::of(&read(&pem)?)?;
+    record(
+        &shared.vault,
+        machine,
+        &serial,
+        Document { generation, issued_at_ms: now_ms(), expires_ms, origin },
+    )
+    .await?;
     Ok(pem)
 }
 
-async fn record(vault: &Vault, cert_pem: &str, origin: Origin) -> Result<(), CollectorError> {
-    let unreadable = || CollectorError::Document("certificates".to_owned());
-    let cert = CertificateDer::from_pem_slice(cert_pem.as_bytes()).map_err(|_| unreadable())?;
-    let Credential { machine, generation, serial, expires_ms, .. } = Credential::of(&cert)?;
-    let document = Document { generation, issued_at_ms: now_ms(), expires_ms, origin };
-    let text = serde_json::to_vec(&document).map_err(|_| unreadable())?;
-    let name = format!("certificates/{machine}/{serial}");
+fn read(cert_pem: &str) -> Result<CertificateDer<'static>, CollectorError> {
+    CertificateDer::from_pem_slice(cert_pem.as_bytes())
+        .map_err(|_| CollectorError::Document("certificates".to_owned()))
+}
+
+/// The same for a relay.
+pub async fn issue_relay(
+    shared: &Shared,
+    csr_pem: &str,
+    grant: RelayGrant,
+    origin: Origin,
+) -> Result<String, CollectorError> {
+    let pem = shared.authority.certify_relay(csr_pem, grant)?;
+    let RelayCredential { relay, generation, serial, expires_ms, .. } = RelayCredential::of(&read(&pem)?)?;
+    record(
+        &shared.vault,
+        relay,
+        &serial,
+        Document { generation, issued_at_ms: now_ms(), expires_ms, origin },
+    )
+    .await?;
+    Ok(pem)
+}
+
+async fn record<H: Holder>(
+    vault: &Vault,
+    holder: H,
+    serial: &str,
+    document: Document,
+) -> Result<(), CollectorError> {
+    let name = format!("{}/{holder}/{serial}", H::CERTIFICATES);
+    let text = serde_json::to_vec(&document).map_err(|_| CollectorError::Document(name.clone()))?;
     if vault.control_create(&name, &text).await? { Ok(()) } else { Err(CollectorError::Document(name)) }
 }
 
@@ -113,13 +146,7 @@ pub async fn renew(shared: &Shared, held: &Credential, csr_pem: &str) -> Result<
         shared.note_revoked(held.machine, upto);
         return Err(WireError::Revoked(held.machine).into());
     }
-    let half_ms = held.expires_ms.saturating_sub(held.not_before_ms) / 2;
-    if held.expires_ms.saturating_sub(now_ms()) > half_ms {
-        return Err(CollectorError::RenewalNotDue);
-    }
-    if shared.authority.expires_ms() <= held.expires_ms {
-        return Err(CollectorError::AuthorityExpires);
-    }
+    check_due(shared, held.not_before_ms, held.expires_ms)?;
     let grant = Grant {
         machine: held.machine,
         generation: held.generation,
@@ -128,30 +155,62 @@ pub async fn renew(shared: &Shared, held: &Credential, csr_pem: &str) -> Result<
     issue(shared, csr_pem, grant, Origin::Renewal).await
 }
 
-/// Up to which generation each machine's certificates are revoked.
-pub async fn all_revoked(vault: &Vault) -> Result<HashMap<MachineId, u32>, CollectorError> {
-    let mut revoked: HashMap<MachineId, u32> = HashMap::new();
-    for (machine, generation) in vault.control_list("revoked/").await?.iter().filter_map(|name| parse(name)) {
-        let upto = revoked.entry(machine).or_default();
+/// The same of a relay's connection.
+pub async fn renew_relay(
+    shared: &Shared,
+    held: &RelayCredential,
+    csr_pem: &str,
+) -> Result<String, CollectorError> {
+    if let Some(upto) = revoked_upto(&shared.vault, held.relay).await?.filter(|upto| held.generation <= *upto)
+    {
+        shared.note_relay_revoked(held.relay, upto);
+        return Err(WireError::RelayRevoked(held.relay).into());
+    }
+    check_due(shared, held.not_before_ms, held.expires_ms)?;
+    let grant = RelayGrant {
+        relay: held.relay,
+        generation: held.generation,
+        validity: shared.config.certificate_validity,
+    };
+    issue_relay(shared, csr_pem, grant, Origin::Renewal).await
+}
+
+fn check_due(shared: &Shared, not_before_ms: u64, expires_ms: u64) -> Result<(), CollectorError> {
+    let half_ms = expires_ms.saturating_sub(not_before_ms) / 2;
+    if expires_ms.saturating_sub(now_ms()) > half_ms {
+        return Err(CollectorError::RenewalNotDue);
+    }
+    if shared.authority.expires_ms() <= expires_ms {
+        return Err(CollectorError::AuthorityExpires);
+    }
+    Ok(())
+}
+
+/// Up to which generation the certificates of each are revoked.
+pub async fn all_revoked<H: Holder>(vault: &Vault) -> Result<HashMap<H, u32>, CollectorError> {
+    let mut revoked: HashMap<H, u32> = HashMap::new();
+    let names = vault.control_list(&format!("{}/", H::REVOKED)).await?;
+    for (holder, generation) in names.iter().filter_map(|name| parse(name)) {
+        let upto = revoked.entry(holder).or_default();
         *upto = generation.max(*upto);
     }
     Ok(revoked)
 }
 
-/// Up to which generation a machine's certificates are revoked, if at all.
-pub async fn revoked_upto(vault: &Vault, machine: MachineId) -> Result<Option<u32>, CollectorError> {
-    Ok(all_revoked(vault).await?.get(&machine).copied())
+/// Up to which generation the certificates of one are revoked, if at all.
+pub async fn revoked_upto<H: Holder>(vault: &Vault, holder: H) -> Result<Option<u32>, CollectorError> {
+    Ok(all_revoked::<H>(vault).await?.get(&holder).copied())
 }
 
 /// A revocation's name: `revoked/<machine>.<generation>`.
-fn parse(name: &str) -> Option<(MachineId, u32)> {
-    let (machine, generation) = name.strip_prefix("revoked/")?.rsplit_once('.')?;
+fn parse<H: Holder>(name: &str) -> Option<(H, u32)> {
+    let (machine, generation) = name.strip_prefix(H::REVOKED)?.strip_prefix('/')?.rsplit_once('.')?;
     Some((machine.parse().ok()?, generation.parse().ok()?))
 }
 
-/// The generation of what a machine that is enrolled now gets.
-pub async fn next_generation(vault: &Vault, machine: MachineId) -> Result<u32, CollectorError> {
-    Ok(revoked_upto(vault, machine).await?.map_or(0, |upto| upto.saturating_add(1)))
+/// The generation of what a machine, or relay, that is enrolled now gets.
+pub async fn next_generation<H: Holder>(vault: &Vault, holder: H) -> Result<u32, CollectorError> {
+    Ok(revoked_upto(vault, holder).await?.map_or(0, |upto| upto.saturating_add(1)))
 }
 
 /// Locks a machine out, with every certificate and every unused token that it has now. False if it was locked out already:
@@ -163,10 +222,19 @@ pub async fn revoke(
 ) -> Result<bool, CollectorError> {
     // A machine that nobody knows is a slip of the pen.
     vault.host_name(machine).await?;
-    let generation = next_generation(vault, machine).await?;
+    lock_out(vault, machine, reason).await
+}
+
+/// The same for one that is known to be there.
+pub async fn lock_out<H: Holder>(
+    vault: &Vault,
+    holder: H,
+    reason: Option<String>,
+) -> Result<bool, CollectorError> {
+    let generation = next_generation(vault, holder).await?;
     let was_there = generation == 0
-        || documents(vault, machine).await?.iter().any(|document| document.generation == generation);
-    let name = format!("revoked/{machine}.{generation}");
+        || documents(vault, holder).await?.iter().any(|document| document.generation == generation);
+    let name = format!("{}/{holder}.{generation}", H::REVOKED);
     let text = serde_json::to_vec(&Revocation { revoked_at_ms: now_ms(), reason })
         .map_err(|_| CollectorError::Document(name.clone()))?;
     // Whoever else has just created it has done the same.
@@ -176,7 +244,7 @@ pub async fn revoke(
 
 /// All machines of the vault, and how they stand.
 pub async fn list(vault: &Vault) -> Result<Vec<Listed>, CollectorError> {
-    let revoked = all_revoked(vault).await?;
+    let revoked = all_revoked::<MachineId>(vault).await?;
     let machines = vault.machines().await?;
     stream::iter(machines)
         .map(|machine| listed(vault, machine, revoked.get(&machine).copied()))
@@ -187,7 +255,29 @@ pub async fn list(vault: &Vault) -> Result<Vec<Listed>, CollectorError> {
 
 async fn listed(vault: &Vault, machine: MachineId, upto: Option<u32>) -> Result<Listed, CollectorError> {
     let host = vault.host_name(machine).await?;
-    let documents = documents(vault, machine).await?;
+    let Standing { state, generation, expires_ms, origin } = standing(vault, machine, upto).await?;
+    Ok(Listed { machine, host, state, generation, expires_ms, origin })
+}
+
+/// How somebody stands: see [`Listed`].
+pub struct Standing {
+    /// Whether it may connect.
+    pub state: State,
+    /// See [`Listed`].
+    pub generation: u32,
+    /// See [`Listed`].
+    pub expires_ms: Option<u64>,
+    /// See [`Listed`].
+    pub origin: Option<Origin>,
+}
+
+/// How a machine or relay stands whose certificates are revoked up to some generation.
+pub async fn standing<H: Holder>(
+    vault: &Vault,
+    holder: H,
+    upto: Option<u32>,
+) -> Result<Standing, CollectorError> {
+    let documents = documents(vault, holder).await?;
     let good = documents.iter().filter(|document| upto.is_none_or(|upto| document.generation > upto));
     let newest = good.max_by_key(|document| (document.generation, document.expires_ms));
     let state = match newest {
@@ -196,9 +286,7 @@ async fn listed(vault: &Vault, machine: MachineId, upto: Option<u32>) -> Result<
         None if upto.is_some() => State::Revoked,
         _ => State::Enrolled,
     };
-    Ok(Listed {
-        machine,
-        host,
+    Ok(Standing {
         state,
         generation: newest.map(|document| document.generation).or(upto).unwrap_or(0),
         expires_ms: newest.map(|document| document.expires_ms),
@@ -206,8 +294,8 @@ async fn listed(vault: &Vault, machine: MachineId, upto: Option<u32>) -> Result<
     })
 }
 
-async fn documents(vault: &Vault, machine: MachineId) -> Result<Vec<Document>, CollectorError> {
-    let names = vault.control_list(&format!("certificates/{machine}")).await?;
+async fn documents<H: Holder>(vault: &Vault, holder: H) -> Result<Vec<Document>, CollectorError> {
+    let names = vault.control_list(&format!("{}/{holder}", H::CERTIFICATES)).await?;
     stream::iter(names)
         .map(|name| async move {
             let bad = || CollectorError::Document(name.clone());

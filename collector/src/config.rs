@@ -19,6 +19,8 @@ pub const WINDOW_BYTES_MIN: u64 = 512 * 1024;
 pub const CERTIFICATE_VALIDITY_MIN: Duration = Duration::from_secs(10);
 /// Least memory of all sessions.
 pub const MEMORY_MIN: u64 = 32 << 20;
+/// Least memory of relays: a part of an upload for each of several.
+pub const RELAY_MEMORY_MIN: u64 = 16 << 20;
 /// Least cache.
 pub const CACHE_BYTES_MIN: u64 = 16 << 20;
 /// Largest window.
@@ -53,6 +55,9 @@ pub struct Config {
     /// sessions wait.
     #[serde(default = "default_memory", with = "units")]
     pub memory: u64,
+    /// Bytes that bodies of all relays' requests may use, besides.
+    #[serde(default = "default_relay_memory", with = "units")]
+    pub relay_memory: u64,
     /// A local directory where chunks wait while the vault lags: see [`crate::cache`]. None: machines wait.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<PathBuf>,
@@ -114,6 +119,9 @@ const fn default_window() -> u64 {
 const fn default_memory() -> u64 {
     1 << 30
 }
+const fn default_relay_memory() -> u64 {
+    128 << 20
+}
 const fn default_cache_bytes() -> u64 {
     1 << 30
 }
@@ -156,6 +164,7 @@ impl Config {
             endpoint: None,
             window: default_window(),
             memory: default_memory(),
+            relay_memory: default_relay_memory(),
             cache: None,
             cache_bytes: default_cache_bytes(),
             commits_per_minute: default_commits_per_minute(),
@@ -199,6 +208,11 @@ impl Config {
             ),
             (self.memory < MEMORY_MIN, "memory", "must be at least 32MiB"),
             (self.memory / 2 < self.window, "memory", "must be at least twice `window`"),
+            (
+                !(RELAY_MEMORY_MIN..=1 << 40).contains(&self.relay_memory),
+                "relay-memory",
+                "must be 16MiB to 1024GiB",
+            ),
             (
                 self.cache.as_ref().is_some_and(|dir| !dir.is_absolute()),
                 "cache",
@@ -291,6 +305,7 @@ mod tests {
             "window = \"1KiB\"",
             "window = 4",
             "memory = \"31MiB\"",
+            "relay-memory = \"15MiB\"",
             "memory = \"1GiB\"\nwindow = \"513MiB\"",
             "commits-per-minute = 0",
             "cache = \"here\"",

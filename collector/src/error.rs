@@ -122,6 +122,20 @@ pub enum CollectorError {
     /// What an operator called a machine.
     #[error("{0:?} is no machine: {1}")]
     NoSuchMachine(String, &'static str),
+    /// A relay's certificate is not valid any more.
+    #[error("the relay's certificate has expired")]
+    RelayExpired,
+    /// What an operator called a relay.
+    #[error("{0:?} is no relay: {1}")]
+    NoSuchRelay(String, &'static str),
+    /// A file with a token.
+    #[error("the enrolment token cannot be read from {from}: {cause}")]
+    TokenUnreadable {
+        /// Where it should be.
+        from: String,
+        /// Why.
+        cause: String,
+    },
     /// More than a machine may do.
     #[error("the machine exceeds what it may do: {0}")]
     Quota(&'static str),
@@ -222,6 +236,9 @@ impl CollectorError {
             Self::DeltaIdle(_) => 1335,
             Self::DeltaSlow(_) => 1336,
             Self::NearlyFull { .. } => 1337,
+            Self::NoSuchRelay(..) => 1338,
+            Self::TokenUnreadable { .. } => 1339,
+            Self::RelayExpired => 1340,
             Self::CacheUnusable { .. } => 1350,
             Self::CacheFailed { .. } => 1351,
             Self::CacheDamaged(_) => 1352,
@@ -276,6 +293,11 @@ impl CollectorError {
                 "nothing, if the machine has a newer certificate; otherwise enrol it again with a token made by \
                  `highwater-collector token create --machine MACHINE`"
             }
+            Self::RelayExpired => {
+                "let the relay join again, with a token made by `highwater-collector relay token --relay RELAY`"
+            }
+            Self::NoSuchRelay(..) => "`highwater-collector relay list` shows all relays and their ids",
+            Self::TokenUnreadable { .. } => "give it in a file (--token-file), on standard input (-) or in HIGHWATER_TOKEN",
             Self::NoSuchMachine(..) => "`highwater-collector machine list` shows all machines and their ids",
             Self::Quota(_) => {
                 "look at what this machine does; if it is right, raise the limits in collector.toml"
@@ -310,6 +332,7 @@ impl CollectorError {
             | Self::ShuttingDown
             | Self::RenewalNotDue
             | Self::CertificateExpired
+            | Self::RelayExpired
             | Self::RevocationsUnknown
             | Self::MapTooLarge { .. }
             | Self::DeltaIdle(_)

@@ -129,6 +129,8 @@ key-file = {key_file}
 # machines, open deltas and comparisons. When it runs short, windows get smaller and sessions wait.
 #window = "4MiB"
 #memory = "1GiB"
+# The same for other collectors that keep their vaults here (`relay`), besides. No object of theirs that is put at once can be larger.
+#relay-memory = "128MiB"
 # A directory of a local disk where up to so much of what machines send waits, sealed, while the vault is slow or away for a moment. For a
 # vault in a bucket; one on the same disk is no faster for it. Nothing is lost with it. Without it, machines wait.
 #cache = "/var/cache/highwater-collector"

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! port 9443  accept ── TLS ── session (one owner task a machine) ── MachineWriter ── vault
+//!                         relay (another collector's objects) ── the vault's store
 //! port  443  management: enrolment, health
 //! port 9464  metrics
 //! ```
@@ -16,12 +17,14 @@ pub mod cache;
 pub mod certificates;
 pub mod config;
 pub mod error;
+pub mod holder;
 pub mod init;
 mod log_limit;
 pub mod management;
 pub mod memory;
 pub mod metrics;
 mod per_peer;
+pub mod relays;
 pub mod server;
 pub mod session;
 pub mod shared;

@@ -17,7 +17,13 @@ pub async fn list(path: &Path, json: bool) -> anyhow::Result<()> {
     }
     println!("{:<36}  {:<24}  {:<8}  certificate", "machine", "host", "state");
     for machine in &machines {
-        println!("{:<36}  {:<24}  {:<8}  {}", machine.machine, machine.host, state(machine), until(machine));
+        println!(
+            "{:<36}  {:<24}  {:<8}  {}",
+            machine.machine,
+            machine.host,
+            state(machine),
+            until(machine.expires_ms)
+        );
     }
     Ok(())
 }
@@ -30,8 +36,8 @@ fn state(machine: &Listed) -> &'static str {
     }
 }
 
-fn until(machine: &Listed) -> String {
-    let Some(expires_ms) = machine.expires_ms else { return "-".to_owned() };
+pub fn until(expires_ms: Option<u64>) -> String {
+    let Some(expires_ms) = expires_ms else { return "-".to_owned() };
     let now_ms = now_ms();
     let (apart, word) = match expires_ms.checked_sub(now_ms) {
         Some(left) => (left, "left"),

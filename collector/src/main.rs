@@ -1,6 +1,7 @@
 //! `highwater-collector`: the command.
 
 mod machines;
+mod relay;
 
 use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -11,6 +12,8 @@ use highwater_collector::tokens::{self, Returning};
 use highwater_collector::{Collector, CollectorError, Config, authority, certificates};
 use highwater_vault::{Location, Store, Vault, VaultKey};
 use highwater_wire::certificate::{fingerprint, hex};
+use machines::until;
+use relay::RelayCommand;
 use sd_notify::NotifyState;
 use serde_json::json;
 use std::io::IsTerminal;
@@ -37,7 +40,8 @@ enum Command {
         /// Where configuration and key are kept.
         #[arg(long, default_value = "/etc/highwater")]
         dir: PathBuf,
-        /// Where the new vault is to lie: a directory, or a bucket like s3://BUCKET/PREFIX?region=REGION.
+        /// Where the new vault is to lie: a directory, a bucket like s3://BUCKET/PREFIX?region=REGION, or another collector like
+        /// highwater://HOST:9443?identity=DIR, which `relay join` has made.
         #[arg(long, value_name = "LOCATION", default_value = "/var/lib/highwater-collector/vault")]
         vault: Location,
         /// Host name or address under which agents reach this collector; may be repeated. The first is the main one.
@@ -55,6 +59,11 @@ enum Command {
     Machine {
         #[command(subcommand)]
         command: MachineCommand,
+    },
+    /// Other collectors that keep their vaults here, and this one's place at another.
+    Relay {
+        #[command(subcommand)]
+        command: RelayCommand,
     },
     /// The configuration.
     Config {
@@ -195,6 +204,7 @@ async fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Machine { command: MachineCommand::Revoke { file, machine, reason } } => {
             machines::revoke(&file.config, &machine, reason, cli.json).await
         }
+        Command::Relay { command } => relay::execute(command, cli.json).await,
         Command::Config { command: ConfigCommand::Check(file) } => {
             Config::check(&file.config)?;
             if cli.json {

@@ -9,17 +9,20 @@
 
 use crate::bucket::Bucket;
 use crate::certificates::{self, Origin};
+use crate::holder::Holder;
 use crate::log_limit::LogLimit;
 use crate::per_peer::{PerPeer, Source};
 use crate::shared::{Shared, locked, now_ms};
-use crate::tokens::Returning;
-use crate::{CollectorError, tokens};
-use highwater_delta::MachineId;
+use crate::tokens::{Checked, Returning};
+use crate::{CollectorError, relays, tokens};
+use highwater_delta::{MachineId, RelayId};
 use highwater_serve::{Limits, Place, Reply, http, reply};
 use highwater_vault::NAME_BYTES_MAX;
 use highwater_wire::WireError;
-use highwater_wire::enroll::{ENROL_PATH, EnrolRefusal, EnrolRequest, EnrolResponse, REQUEST_BYTES_MAX};
-use highwater_wire::identity::{Grant, check_request};
+use highwater_wire::enroll::{
+    ENROL_PATH, EnrolRefusal, EnrolRequest, EnrolResponse, RELAY_PATH, REQUEST_BYTES_MAX, RelayResponse,
+};
+use highwater_wire::identity::{Grant, RelayGrant, check_request};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::header::HOST;
@@ -68,10 +71,20 @@ impl Api {
     async fn handle(&self, source: Source, request: Request<Incoming>) -> Reply {
         match (request.method(), request.uri().path()) {
             (&Method::GET, "/healthz") => reply(StatusCode::OK, "text/plain", "ok\n"),
-            (&Method::POST, ENROL_PATH) => {
+            (&Method::POST, path @ (ENROL_PATH | RELAY_PATH)) => {
                 let host = request.headers().get(HOST).and_then(|host| host.to_str().ok()).map(host_only);
-                match self.enrol(source, host, request.into_body()).await {
-                    Ok(response) => json(StatusCode::OK, &response),
+                let answered = match path {
+                    ENROL_PATH => {
+                        let answer = self.enrol(source, host, request.into_body()).await;
+                        answer.map(|answer| json(StatusCode::OK, &answer))
+                    }
+                    _ => {
+                        let answer = self.enrol_relay(source, host, request.into_body()).await;
+                        answer.map(|answer| json(StatusCode::OK, &answer))
+                    }
+                };
+                match answered {
+                    Ok(reply) => reply,
                     Err(error) => {
                         let said = locked(&self.log).say(source, Instant::now());
                         if let Some(left_out) = self.shared.metrics.line(said) {
@@ -81,19 +94,20 @@ impl Api {
                     }
                 }
             }
-            (_, "/healthz" | ENROL_PATH) => {
+            (_, "/healthz" | ENROL_PATH | RELAY_PATH) => {
                 reply(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "wrong method\n")
             }
             _ => reply(StatusCode::NOT_FOUND, "text/plain", "not found\n"),
         }
     }
 
-    async fn enrol(
+    /// What was asked, with a token that is valid, for what can be had.
+    async fn asked<H: Holder>(
         &self,
         source: Source,
-        host: Option<String>,
         body: Incoming,
-    ) -> Result<EnrolResponse, CollectorError> {
+        now: u64,
+    ) -> Result<(EnrolRequest, Checked<H>), CollectorError> {
         let at = Instant::now();
         let own = || rate(f64::from(self.shared.config.enrolments_per_second), at);
         if locked(&self.rates).of(source, at, own).take(at).is_err() {
@@ -110,7 +124,6 @@ impl Api {
         let request: EnrolRequest =
             serde_json::from_slice(&body.to_bytes()).map_err(|_| bad("it is no enrolment request"))?;
         let vault = &self.shared.vault;
-        let now = now_ms();
         let token = tokens::check(vault, &request.token_id, &request.secret, now).await?;
         let tries = || Bucket::new(FAILED_TRIES, 1.0 / FAILED_TRY_SECONDS, at);
         if !locked(&self.tries).of(token.id, at, tries).has_one(at) {
@@ -121,6 +134,60 @@ impl Api {
             let _ = locked(&self.tries).of(token.id, at, tries).take(at);
             return Err(error);
         }
+        Ok((request, token))
+    }
+
+    /// Takes one of all that may be certified.
+    fn take_certificate(&self) -> Result<(), CollectorError> {
+        let taken = locked(&self.certifying).take(Instant::now());
+        taken.map_err(|_| CollectorError::Full("too many enrolments at once"))
+    }
+
+    /// A relay's enrolment: as a machine's.
+    async fn enrol_relay(
+        &self,
+        source: Source,
+        host: Option<String>,
+        body: Incoming,
+    ) -> Result<RelayResponse, CollectorError> {
+        let now = now_ms();
+        let (request, token) = self.asked::<RelayId>(source, body, now).await?;
+        let returning = token.returning;
+        let Returning { machine: relay, generation } =
+            returning.unwrap_or_else(|| Returning { machine: RelayId::new(), generation: 0 });
+        let revoked = certificates::revoked_upto(&self.shared.vault, relay).await?;
+        if revoked.is_some_and(|upto| generation <= upto) {
+            return Err(WireError::RelayRevoked(relay).into());
+        }
+        self.take_certificate()?;
+        let grant = RelayGrant { relay, generation, validity: self.shared.config.certificate_validity };
+        let shared = self.shared.clone();
+        let (name, csr_pem) = (request.host_name.clone(), request.csr_pem.clone());
+        let register = tokio::spawn(async move {
+            tokens::use_up(&shared.vault, &token.id, relay, now).await?;
+            relays::register(&shared.vault, relay, &name).await?;
+            certificates::issue_relay(&shared, &csr_pem, grant, Origin::Enrolment).await
+        });
+        let cert_pem = register.await.map_err(|_| CollectorError::ShuttingDown)??;
+        self.shared.metrics.enrolled();
+        tracing::info!(%relay, host = request.host_name, returning = returning.is_some(), "a relay has joined");
+        Ok(RelayResponse {
+            relay,
+            cert_pem,
+            ca_pem: self.shared.authority.cert_pem().to_owned(),
+            endpoint: self.shared.config.endpoint_for(host.as_deref(), self.ingest_port),
+        })
+    }
+
+    async fn enrol(
+        &self,
+        source: Source,
+        host: Option<String>,
+        body: Incoming,
+    ) -> Result<EnrolResponse, CollectorError> {
+        let now = now_ms();
+        let (request, token) = self.asked::<MachineId>(source, body, now).await?;
+        let vault = &self.shared.vault;
         let returning = token.returning;
         let Returning { machine, generation } =
             returning.unwrap_or_else(|| Returning { machine: MachineId::new(), generation: 0 });
@@ -128,9 +195,7 @@ impl Api {
         if certificates::revoked_upto(vault, machine).await?.is_some_and(|upto| generation <= upto) {
             return Err(WireError::Revoked(machine).into());
         }
-        if locked(&self.certifying).take(Instant::now()).is_err() {
-            return Err(CollectorError::Full("too many enrolments at once"));
-        }
+        self.take_certificate()?;
         // Everything that may fail for the asker's fault came before the token is used up.
         let validity = self.shared.config.certificate_validity;
         let grant = Grant { machine, generation, validity };
@@ -181,7 +246,7 @@ fn refusal(error: &CollectorError) -> Reply {
     let status = match error {
         CollectorError::TokenInvalid
         | CollectorError::TokenExpired
-        | CollectorError::Wire(WireError::Revoked(_)) => StatusCode::FORBIDDEN,
+        | CollectorError::Wire(WireError::Revoked(_) | WireError::RelayRevoked(_)) => StatusCode::FORBIDDEN,
         CollectorError::TokenUsed => StatusCode::CONFLICT,
         CollectorError::BadRequest(_) => StatusCode::BAD_REQUEST,
         CollectorError::Full(_) => StatusCode::TOO_MANY_REQUESTS,

@@ -1,5 +1,9 @@
 //! What Prometheus reads. Names begin with `highwater_collector_`, units are base units.
 
+mod relay;
+
+pub use relay::RelayMetrics;
+
 use crate::shared::{locked, now_ms};
 use highwater_delta::{Consistency, MachineId};
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text};
@@ -167,6 +171,8 @@ pub struct Metrics {
     registry: Registry,
     /// Of the memory.
     pub memory: MemoryMetrics,
+    /// Of relays.
+    pub relays: RelayMetrics,
     /// Of the cache.
     pub cache: CacheMetrics,
     sessions: Gauge,
@@ -204,6 +210,7 @@ impl Default for Metrics {
         let mut metrics = Self {
             registry: Registry::with_prefix("highwater_collector"),
             memory: MemoryMetrics::default(),
+            relays: RelayMetrics::default(),
             cache: CacheMetrics::default(),
             sessions: Gauge::default(),
             deltas_open: Gauge::default(),
@@ -225,6 +232,7 @@ impl Default for Metrics {
         };
         let registry = &mut metrics.registry;
         metrics.memory.register(registry);
+        metrics.relays.register(registry);
         metrics.cache.register(registry);
         registry.register("sessions", "Machines connected now", metrics.sessions.clone());
         registry.register("deltas_open", "Deltas begun and not yet closed", metrics.deltas_open.clone());

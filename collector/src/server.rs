@@ -10,13 +10,15 @@
 //! [`SHUTDOWN_MAX`] at most; what it then interrupts is as safe as after a kill.
 
 use crate::cache::Cache;
+use crate::relays::{self, Told};
 use crate::shared::{REVOCATIONS_UNKNOWN_MAX, Shared, now_ms};
 use crate::{
     CollectorError, Config, authority, authority::OwnCert, management, memory, metrics::Metrics, session,
 };
+use highwater_relay::server::Relays;
 use highwater_serve::{Limits, Place, accept, serve_metrics};
-use highwater_vault::{Store, Vault, VaultKey};
-use highwater_wire::{WireError, identity, tls};
+use highwater_vault::{Location, Store, Vault, VaultKey, remove_left_over};
+use highwater_wire::{Credential, RelayCredential, WireError, identity, tls};
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -113,13 +115,20 @@ impl Collector {
                 }),
             }
         };
+        let relays = Arc::new(Relays::new(
+            shared.vault.objects().clone(),
+            shared.config.relay_memory,
+            Arc::new(Told(shared.clone())),
+        ));
         let api = Arc::new(management::Api::new(shared.clone(), ingest_at.port()));
         let acceptor = TlsAcceptor::from(Arc::new(ingest_tls));
         let api_acceptor = TlsAcceptor::from(Arc::new(management_tls));
         let tasks = vec![
             tokio::spawn(accept(ingest, handshakes, shutdown.clone(), SHUTDOWN_MAX, {
-                let shared = shared.clone();
-                move |stream, peer, place| connection(shared.clone(), acceptor.clone(), stream, peer, place)
+                let (shared, relays) = (shared.clone(), relays.clone());
+                move |stream, peer, place| {
+                    connection(shared.clone(), relays.clone(), acceptor.clone(), stream, peer, place)
+                }
             })),
             tokio::spawn(accept(
                 management,
@@ -131,7 +140,7 @@ impl Collector {
                 },
             )),
             tokio::spawn(serve_metrics(metrics, told, Limits::default(), shutdown)),
-            tokio::spawn(upkeep(shared.clone(), cert)),
+            tokio::spawn(upkeep(shared.clone(), cert, relays)),
         ];
         tracing::info!(ingest = %ingest_at, management = %management_at, metrics = %metrics_at, "ready");
         Ok(Running { ingest: ingest_at, management: management_at, metrics: metrics_at, shared, tasks })
@@ -164,8 +173,15 @@ async fn listen(address: SocketAddr) -> Result<(SocketAddr, TcpListener), Collec
     Ok((listener.local_addr().map_err(failed)?, listener))
 }
 
+/// Who has shown a certificate.
+enum Peer {
+    Machine(Credential),
+    Relay(RelayCredential),
+}
+
 async fn connection(
     shared: Arc<Shared>,
+    relays: Arc<Relays>,
     acceptor: TlsAcceptor,
     stream: TcpStream,
     peer: SocketAddr,
@@ -179,14 +195,19 @@ async fn connection(
             .await
             .map_err(|_| WireError::TimedOut { what: "shaking hands", after: limit })?
             .map_err(tls::io_error)?;
-        let revoked = shared.revoked.read().unwrap_or_else(PoisonError::into_inner);
-        let credential = tls::authenticate(stream.get_ref().1, &revoked);
-        drop(revoked);
-        Ok::<_, WireError>((credential, stream))
+        let connection = stream.get_ref().1;
+        let peer = if tls::is_relay(connection) {
+            // One that is revoked is told so when it asks for something.
+            tls::authenticate_relay(connection, &tls::Revoked::default()).map(Peer::Relay)
+        } else {
+            let revoked = shared.revoked.read().unwrap_or_else(PoisonError::into_inner);
+            tls::authenticate(connection, &revoked).map(Peer::Machine)
+        };
+        Ok::<_, WireError>((peer, stream))
     };
     let admitted = async {
         let error = match handshake.await {
-            Ok((Ok(credential), stream)) => return Some((credential, stream)),
+            Ok((Ok(peer), stream)) => return Some((peer, stream)),
             Ok((Err(error @ WireError::Revoked(_)), stream)) => {
                 if let Some(left_out) = shared.say_of_stranger(peer) {
                     tracing::info!(%peer, code = error.code(), %error, left_out, "a revoked machine was turned away");
@@ -213,6 +234,14 @@ async fn connection(
         admitted = admitted => match admitted {
             Some(admitted) => admitted,
             None => return,
+        }
+    };
+    let credential = match credential {
+        Peer::Machine(credential) => credential,
+        Peer::Relay(credential) => {
+            drop(place);
+            relays::connection(&shared, &relays, credential, stream, peer).await;
+            return;
         }
     };
     let machine = credential.machine;
@@ -247,8 +276,8 @@ async fn connection(
     }
 }
 
-/// What happens now and then: revocations are read again, the own certificate is renewed.
-async fn upkeep(shared: Arc<Shared>, cert: Arc<OwnCert>) {
+/// What happens now and then: revocations are read again, the own certificate is renewed, what nobody goes on with is thrown away.
+async fn upkeep(shared: Arc<Shared>, cert: Arc<OwnCert>, relays: Arc<Relays>) {
     let third = identity::SERVER_VALIDITY / 3;
     let mut issued_ms = now_ms();
     let mut warned_ms = 0;
@@ -257,11 +286,13 @@ async fn upkeep(shared: Arc<Shared>, cert: Arc<OwnCert>) {
         if now_ms().saturating_sub(warned_ms) >= DAY_MS {
             warned_ms = now_ms();
             warn_of_authority(&shared);
+            remove_interrupted(&shared);
         }
         tokio::select! {
             () = shared.shutdown.cancelled() => return,
             () = tokio::time::sleep(REVOKED_EVERY) => {}
         }
+        relays.tidy();
         match shared.refresh_revoked().await {
             Ok(()) => failures = 0,
             Err(error) => {
@@ -285,6 +316,17 @@ async fn upkeep(shared: Arc<Shared>, cert: Arc<OwnCert>) {
             }
         }
     }
+}
+
+/// What interrupted uploads left in the vault's directory.
+fn remove_interrupted(shared: &Shared) {
+    let Location::Directory(dir) = shared.config.vault.clone() else { return };
+    // Nobody waits for it, and it is done again tomorrow.
+    tokio::task::spawn_blocking(move || match remove_left_over(&dir) {
+        Ok(0) => {}
+        Ok(files) => tracing::info!(files, "removed what interrupted uploads had left"),
+        Err(error) => tracing::warn!(%error, "cannot remove what interrupted uploads have left"),
+    });
 }
 
 /// Certificates that machines get now are shortened by the authority's end: somebody has to know long before.

@@ -4,14 +4,14 @@ use crate::bucket::Bucket;
 use crate::cache::Cache;
 use crate::log_limit::LogLimit;
 use crate::memory::{Memory, Share};
-use crate::per_peer::Source;
+use crate::per_peer::{PerPeer, Source};
 use crate::visits::Visits;
 use crate::{CollectorError, Config, certificates, config::WINDOW_BYTES_MIN, metrics::Metrics};
-use highwater_delta::{DiskId, MachineId};
+use highwater_delta::{DiskId, MachineId, RelayId};
 use highwater_vault::Vault;
 use highwater_wire::identity::Authority;
 use highwater_wire::tls::Revoked;
-use highwater_wire::{Credential, WireError};
+use highwater_wire::{Credential, RelayCredential, WireError};
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
@@ -60,6 +60,8 @@ pub struct Shared {
     /// Warnings have a limit of their own, or a machine could hide one behind what it may always do.
     lines_of_machines: Mutex<LogLimit<(MachineId, Level)>>,
     lines_of_strangers: Mutex<LogLimit<Source>>,
+    lines_of_relays: Mutex<LogLimit<(RelayId, Level)>>,
+    relay_renewals: Mutex<PerPeer<RelayId, Bucket>>,
     /// Machines whose state is larger than [`STATE_WARNING`] of what it may be.
     nearly_full: Mutex<HashSet<MachineId>>,
 }
@@ -143,6 +145,8 @@ impl Shared {
             cache: None,
             lines_of_machines: Mutex::new(LogLimit::new(Instant::now())),
             lines_of_strangers: Mutex::new(LogLimit::new(Instant::now())),
+            lines_of_relays: Mutex::new(LogLimit::new(Instant::now())),
+            relay_renewals: Mutex::new(PerPeer::new()),
             nearly_full: Mutex::default(),
         }
     }
@@ -163,6 +167,11 @@ impl Shared {
     /// Whether to say a line that a machine causes by coming and going: with how many were left out before.
     pub fn say_of_machine(&self, machine: MachineId, level: Level) -> Option<u64> {
         self.metrics.line(locked(&self.lines_of_machines).say((machine, level), Instant::now()))
+    }
+
+    /// The same of a relay.
+    pub fn say_of_relay(&self, relay: RelayId, level: Level) -> Option<u64> {
+        self.metrics.line(locked(&self.lines_of_relays).say((relay, level), Instant::now()))
     }
 
     /// The same for one who has shown no certificate that is valid.
@@ -223,13 +232,37 @@ impl Shared {
         *known = upto.max(*known);
     }
 
-    fn revocations_are_known(&self) -> bool {
+    /// The same of a relay's certificate.
+    #[must_use]
+    pub fn is_relay_revoked(&self, credential: &RelayCredential) -> bool {
+        self.revoked.read().unwrap_or_else(PoisonError::into_inner).covers_relay(credential)
+    }
+
+    /// The same of a relay.
+    pub fn note_relay_revoked(&self, relay: RelayId, upto: u32) {
+        let mut revoked = self.revoked.write().unwrap_or_else(PoisonError::into_inner);
+        let known = revoked.relays.entry(relay).or_insert(upto);
+        *known = upto.max(*known);
+    }
+
+    /// Whether it was read lately who is revoked.
+    #[must_use]
+    pub fn revocations_are_known(&self) -> bool {
         locked(&self.revoked_read).elapsed() < REVOCATIONS_UNKNOWN_MAX
     }
 
     /// Takes one renewal out of a machine's allowance.
     pub fn allow_renewal(&self, machine: MachineId) -> Result<(), CollectorError> {
         self.allow(machine, |allowance| &mut allowance.renewals)
+            .map_err(|_| CollectorError::Quota("it asks for too many certificates"))
+    }
+
+    /// The same of a relay's.
+    pub fn allow_relay_renewal(&self, relay: RelayId) -> Result<(), CollectorError> {
+        let now = Instant::now();
+        locked(&self.relay_renewals)
+            .of(relay, now, || renewals(&self.config, now))
+            .take(now)
             .map_err(|_| CollectorError::Quota("it asks for too many certificates"))
     }
 
@@ -300,10 +333,13 @@ impl Shared {
     /// refused until it can be.
     pub async fn refresh_revoked(&self) -> Result<(), CollectorError> {
         let begun = Instant::now();
-        let read =
-            tokio::time::timeout(REVOCATIONS_UNKNOWN_MAX, certificates::all_revoked(&self.vault)).await;
-        let machines = match read.unwrap_or(Err(CollectorError::RevocationsUnknown)) {
-            Ok(machines) => machines,
+        let read = async {
+            let machines = certificates::all_revoked(&self.vault).await?;
+            Ok((machines, certificates::all_revoked(&self.vault).await?))
+        };
+        let read = tokio::time::timeout(REVOCATIONS_UNKNOWN_MAX, read).await;
+        let (machines, relays) = match read.unwrap_or(Err(CollectorError::RevocationsUnknown)) {
+            Ok(revoked) => revoked,
             Err(error) => {
                 if !self.revocations_are_known() {
                     locked(&self.seats).values().for_each(|seats| seats.newest.end(Why::Unknown));
@@ -315,6 +351,7 @@ impl Shared {
         // In this order: a session takes its seat first, and looks here afterwards.
         // Revocations are for ever; one that was noted since the reading began is not among them.
         machines.into_iter().for_each(|(machine, upto)| self.note_revoked(machine, upto));
+        relays.into_iter().for_each(|(relay, upto)| self.note_relay_revoked(relay, upto));
         let now_ms = now_ms();
         for (machine, seats) in locked(&self.seats).iter() {
             if self.is_revoked(&seats.credential) {
@@ -327,14 +364,17 @@ impl Shared {
     }
 }
 
+fn renewals(config: &Config, now: Instant) -> Bucket {
+    // An agent, or a relay, tries thirty times in a certificate's validity at most.
+    Bucket::new(4.0, 60.0 / config.certificate_validity.as_secs_f64().max(1.0), now)
+}
+
 impl Allowance {
     fn new(config: &Config, now: Instant) -> Self {
-        // An agent tries thirty times in a certificate's validity at most.
-        let renewals_per_second = 60.0 / config.certificate_validity.as_secs_f64().max(1.0);
         let commits = f64::from(config.commits_per_minute);
         let claims = f64::from(CLAIMS_A_DAY);
         Self {
-            renewals: Bucket::new(4.0, renewals_per_second, now),
+            renewals: renewals(config, now),
             commits: Bucket::new(commits * COMMITS_BURST_MINUTES, commits / 60.0, now),
             claims: Bucket::new(claims, claims / 86_400.0, now),
         }

@@ -103,7 +103,9 @@ fn the_daemons_directories_are_their_own() -> Test {
     let help =
         std::process::Command::new(program("highwater-collector")?).args(["init", "--help"]).output()?;
     let example = fs::read_to_string(packaging("examples/collector.toml"))?;
-    let [state] = &values("highwater-collector.service", "StateDirectory")?[..] else { panic!("one vault") };
+    let [state, _] = &values("highwater-collector.service", "StateDirectory")?[..] else {
+        panic!("one vault")
+    };
     let vault = format!("/var/lib/{state}");
     // Wherever its lines break.
     let help = String::from_utf8_lossy(&help.stdout).split_whitespace().collect::<Vec<_>>().join(" ");

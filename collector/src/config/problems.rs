@@ -135,7 +135,9 @@ fn vault(location: &Location) -> Result<(), String> {
     let dir = match location {
         Location::Directory(dir) => dir,
         // Whether it can be reached is seen at the start.
-        Location::Bucket(_) => return Store::open(location).map(drop).map_err(|e| e.to_string()),
+        Location::Bucket(_) | Location::Relay(_) => {
+            return Store::open(location).map(drop).map_err(|e| e.to_string());
+        }
     };
     let file = dir.join("vault.json");
     match std::fs::File::open(&file) {

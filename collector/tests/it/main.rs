@@ -12,4 +12,5 @@ mod ingest;
 mod limits;
 mod logs;
 mod memory;
+mod relays;
 mod support;

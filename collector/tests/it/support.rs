@@ -57,10 +57,18 @@ impl Site {
 
     async fn made() -> (TempDir, Config) {
         let dir = tempfile::tempdir().unwrap();
-        let vault = dir.path().join("vault");
-        let made = init::init(dir.path(), &Location::Directory(vault.clone()), vec!["127.0.0.1".to_owned()])
-            .await
-            .unwrap();
+        let vault = Location::Directory(dir.path().join("vault"));
+        Self::made_at(dir, vault).await
+    }
+
+    /// One whose vault lies elsewhere.
+    pub async fn at(vault: Location) -> Self {
+        let (dir, config) = Self::made_at(tempfile::tempdir().unwrap(), vault).await;
+        Self { running: Collector::start(config).await.unwrap(), dir }
+    }
+
+    async fn made_at(dir: TempDir, vault: Location) -> (TempDir, Config) {
+        let made = init::init(dir.path(), &vault, vec!["127.0.0.1".to_owned()]).await.unwrap();
         let mut config = Config::load(&made.config).unwrap();
         for address in [&mut config.listen, &mut config.management_listen, &mut config.metrics_listen] {
             *address = "127.0.0.1:0".parse().unwrap();

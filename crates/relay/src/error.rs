@@ -159,6 +159,9 @@ impl RelayError {
     }
 
     pub(crate) fn refusal(&self) -> Refusal {
+        if let Self::Refused(refusal) = self {
+            return refusal.clone();
+        }
         Refusal {
             code: format!("HW-{:04}", self.code()),
             cause: self.to_string().chars().take(1000).collect(),

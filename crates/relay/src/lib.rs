@@ -30,7 +30,7 @@ pub mod server;
 mod tests;
 
 pub use client::Client;
-pub use error::RelayError;
+pub use error::{Refusal, RelayError};
 pub use name::Name;
 pub use request::Request;
 

@@ -49,13 +49,13 @@ pub use clock::Clock;
 pub use error::VaultError;
 pub use key::VaultKey;
 pub use keys::{KeyRing, KeySource};
-pub use location::{Bucket, Location, Provider};
+pub use location::{Bucket, Location, Provider, Relay};
 pub use map::BlockMap;
 pub use pace::Pace;
 pub use record::{DiskRecord, DiskSpan, Hold, HoldRecord, PointRecord, SegmentRef};
 pub use runs::{Content, Held, Kind, ObjectName, Run, Shortcut, Trashed};
 pub use state::MachineState;
-pub use store::{Store, local_store};
+pub use store::{Store, local_store, remove_left_over};
 pub use vault::{STATE_BYTES_MAX, Vault};
 pub use writer::{DISKS_EVER_MAX, MachineWriter};
 

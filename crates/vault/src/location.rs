@@ -1,4 +1,4 @@
-//! Where a vault lies, as an operator writes it: a directory, or a bucket of an object store. Pure.
+//! Where a vault lies, as an operator writes it: a directory, a bucket of an object store, or another collector. Pure.
 //!
 //! | written | meaning |
 //! |---|---|
@@ -6,6 +6,7 @@
 //! | `s3://BUCKET/PREFIX?region=…&endpoint=…&profile=…` | Amazon S3, or a server that speaks it |
 //! | `az://CONTAINER/PREFIX?account=…&endpoint=…` | Azure Blob Storage |
 //! | `gs://BUCKET/PREFIX?endpoint=…` | Google Cloud Storage |
+//! | `highwater://HOST:PORT/PREFIX?identity=DIR` | another collector, which knows this one by the identity in that directory |
 //!
 //! No location holds a secret: credentials come from the environment and the files of each store's own tools. An `endpoint` that
 //! begins with `http://` is used without TLS; everything in a vault but its names is encrypted, credentials are not sent as they
@@ -14,6 +15,10 @@
 use crate::{Result, VaultError};
 use serde::{Deserialize, Serialize};
 use std::{fmt, path::PathBuf, str::FromStr};
+
+mod relay;
+
+pub use relay::Relay;
 
 /// Most bytes of a location.
 const TEXT_BYTES_MAX: usize = 2048;
@@ -26,6 +31,8 @@ pub enum Location {
     Directory(PathBuf),
     /// In an object store.
     Bucket(Bucket),
+    /// At another collector.
+    Relay(Relay),
 }
 
 /// A bucket, and where in it.
@@ -95,7 +102,7 @@ impl Bucket {
         let mut bucket = Self {
             provider,
             name: name.to_owned(),
-            prefix: prefix.trim_end_matches('/').to_owned(),
+            prefix: String::new(),
             endpoint: None,
             region: None,
             profile: None,
@@ -104,13 +111,7 @@ impl Bucket {
         if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c)) {
             return Err(format!("{name:?} is no bucket: letters, digits, `-`, `.` and `_` are expected"));
         }
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
-        let part_is_good = |part: &str| !matches!(part, "" | "." | "..") && part.chars().all(plain);
-        if !bucket.prefix.is_empty() && !bucket.prefix.split('/').all(part_is_good) {
-            return Err(format!(
-                "{prefix:?} is no prefix: letters, digits, `-`, `.` and `_` are expected, in parts separated by `/`"
-            ));
-        }
+        bucket.prefix = prefix_of(prefix)?;
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             if !provider.settings().contains(&key) {
@@ -148,6 +149,19 @@ impl Bucket {
     }
 }
 
+/// What all names are to begin with.
+fn prefix_of(text: &str) -> Result<String, String> {
+    let prefix = text.trim_end_matches('/');
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+    let part_is_good = |part: &str| !matches!(part, "" | "." | "..") && part.chars().all(plain);
+    if !prefix.is_empty() && !prefix.split('/').all(part_is_good) {
+        return Err(format!(
+            "{text:?} is no prefix: letters, digits, `-`, `.` and `_` are expected, in parts separated by `/`"
+        ));
+    }
+    Ok(prefix.to_owned())
+}
+
 impl FromStr for Location {
     type Err = VaultError;
 
@@ -168,9 +182,12 @@ impl FromStr for Location {
                 false => Err(refuse("file:// wants an absolute path, like file:///srv/vault".to_owned())),
             };
         }
+        if scheme == Relay::SCHEME {
+            return Relay::parse(rest).map(Self::Relay).map_err(refuse);
+        }
         let Some(provider) = Provider::ALL.into_iter().find(|provider| provider.scheme() == scheme) else {
             return Err(refuse(format!(
-                "{scheme}:// is not known; there are s3://, az://, gs://, file:// and plain paths"
+                "{scheme}:// is not known; there are s3://, az://, gs://, highwater://, file:// and plain paths"
             )));
         };
         Bucket::parse(provider, rest).map(Self::Bucket).map_err(refuse)
@@ -202,6 +219,7 @@ impl fmt::Display for Location {
         match self {
             Self::Directory(path) => path.display().fmt(f),
             Self::Bucket(bucket) => bucket.fmt(f),
+            Self::Relay(relay) => relay.fmt(f),
         }
     }
 }
@@ -246,6 +264,8 @@ mod tests {
             "s3://dr?region=garage&endpoint=http://127.0.0.1:3900&profile=dr",
             "az://dr/vault?account=highwater&endpoint=http://127.0.0.1:10000/devstoreaccount1",
             "gs://dr/vault",
+            "highwater://b.example:9443?identity=/etc/highwater/relay",
+            "highwater://[::1]:9443/site-a/vault?identity=/etc/highwater/relay",
         ];
         for text in texts {
             assert_eq!(location(text).to_string(), text);
@@ -271,6 +291,16 @@ mod tests {
             ("s3://b?endpoint=127.0.0.1:9000", "must begin with https://"),
             ("s3://b?endpoint=http:///", "must begin with https://"),
             ("s3://b?endpoint=https://me:secret@host", "must not hold credentials"),
+            ("highwater://b:9443", "`identity` is missing"),
+            ("highwater://b?identity=/i", "HOST:PORT"),
+            ("highwater://b:x?identity=/i", "HOST:PORT"),
+            ("highwater://:9443?identity=/i", "HOST:PORT"),
+            ("highwater://b/c:9443?identity=/i", "HOST:PORT"),
+            ("highwater://b:9443/..?identity=/i", "is no prefix"),
+            ("highwater://b:9443?identity=", "`identity` is missing"),
+            ("highwater://b:9443?identity=i", "absolute path"),
+            ("highwater://b:9443?identity=/i&identity=/j", "identity"),
+            ("highwater://b:9443?region=x", "`identity` is missing"),
         ];
         for (text, cause) in refused {
             assert!(refusal(text).contains(cause), "{text}: {}", refusal(text));

@@ -1,8 +1,10 @@
 //! Where objects lie: paths, a local directory as a store, and bounded reads.
 
 mod exact;
+mod left_over;
 mod ownership;
 mod profile;
+mod relay;
 mod remote;
 mod write_behind;
 
@@ -10,6 +12,7 @@ use crate::{Location, Result, VaultError, runs::Kind};
 use bytes::Bytes;
 use exact::Exact;
 use highwater_delta::{MachineId, SegmentId};
+pub use left_over::remove_left_over;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, local::LocalFileSystem, path::Path};
 use ownership::Ownership;
 use std::{fs, os::unix::fs::DirBuilderExt, sync::Arc};
@@ -19,6 +22,9 @@ use write_behind::WriteBehind;
 const PART_BYTES_LOCAL: usize = 1 << 20;
 /// Into a bucket: the least that Amazon takes.
 const PART_BYTES_REMOTE: usize = 5 << 20;
+
+/// Directories within each other: those of a vault, beneath what a relay's relay calls its own.
+const LEVELS_MAX: usize = 12;
 
 /// An object store, and how large the parts of an upload into it are.
 #[derive(Clone, Debug)]
@@ -37,6 +43,8 @@ impl Store {
         match location {
             Location::Directory(dir) => Ok(Self { objects: local_store(dir)?, part_bytes: PART_BYTES_LOCAL }),
             Location::Bucket(bucket) => Ok(Self::exact(remote::open(bucket)?, PART_BYTES_REMOTE)),
+            // Which may keep it in a bucket.
+            Location::Relay(relay) => Ok(Self::exact(relay::open(relay)?, PART_BYTES_REMOTE)),
         }
     }
 
@@ -50,7 +58,9 @@ impl Store {
         Self { objects: Arc::new(Exact(objects)), part_bytes }
     }
 
-    pub(crate) const fn objects(&self) -> &Arc<dyn ObjectStore> {
+    /// All that lies there, a vault or not.
+    #[must_use]
+    pub const fn objects(&self) -> &Arc<dyn ObjectStore> {
         &self.objects
     }
     pub(crate) const fn part_bytes(&self) -> usize {
@@ -80,7 +90,7 @@ pub fn local_store(dir: &std::path::Path) -> Result<Arc<dyn ObjectStore>> {
     let io = |path: &std::path::Path, e| VaultError::io(path, e);
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| io(dir, e))?;
     let root = fs::canonicalize(dir).map_err(|e| io(dir, e))?;
-    sync_directories(&root, 4)?;
+    sync_directories(&root, LEVELS_MAX)?;
     if let Some(parent) = root.parent() {
         // Whoever may use the vault need not be able to read the directory above it.
         let _ = fs::File::open(parent).and_then(|parent| parent.sync_all());

@@ -125,6 +125,12 @@ impl Vault {
         map::memory_bytes(state, disk, at)
     }
 
+    /// The store that it lies in, with whatever else does.
+    #[must_use]
+    pub fn objects(&self) -> &Arc<dyn ObjectStore> {
+        self.store()
+    }
+
     /// Its identity.
     #[must_use]
     pub fn id(&self) -> VaultId {

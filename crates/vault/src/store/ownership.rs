@@ -102,6 +102,8 @@ impl Ownership {
         match named.and_then(|()| sync_dir_of(object)) {
             Ok(()) => Ok(PutResult { e_tag: None, version: None, extensions: Default::default() }),
             Err(e) if e.kind() == ErrorKind::AlreadyExists => {
+                // Whoever finds it there may know it for his own, put a moment ago: then it must be as durable as if he were told so.
+                sync_dir_of(object).map_err(|e| failed(object, e))?;
                 Err(Error::AlreadyExists { path: object.display().to_string(), source: e.into() })
             }
             Err(e) => Err(failed(object, e)),

@@ -60,7 +60,7 @@ pub(super) fn open(bucket: &Bucket) -> Result<Arc<dyn ObjectStore>> {
     })
 }
 
-fn within(store: impl ObjectStore, prefix: Path) -> Arc<dyn ObjectStore> {
+pub(super) fn within(store: impl ObjectStore, prefix: Path) -> Arc<dyn ObjectStore> {
     if prefix.as_ref().is_empty() { Arc::new(store) } else { Arc::new(PrefixStore::new(store, prefix)) }
 }
 
