@@ -6,7 +6,7 @@ mod problems;
 pub use problems::{Problem, check_name};
 
 use crate::{CollectorError, units};
-use highwater_vault::Location;
+use highwater_vault::{KeySource, Location, Store, Vault, VaultError, keys::KeyCommand};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -26,6 +26,9 @@ pub const CACHE_BYTES_MIN: u64 = 16 << 20;
 /// Largest window.
 pub const WINDOW_BYTES_MAX: u64 = 1 << 30;
 
+/// The settings of which one says what opens the vault.
+pub const KEY_SETTINGS: [&str; 3] = ["key-file", "passphrase-file", "key-command"];
+
 /// The whole configuration.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -34,8 +37,15 @@ pub struct Config {
     pub names: Vec<String>,
     /// Where the vault lies: a directory, or a bucket by its address.
     pub vault: Location,
-    /// The vault's key.
-    pub key_file: PathBuf,
+    /// What opens the vault, exactly one of these three: a key file,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
+    /// a file with a passphrase,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub passphrase_file: Option<PathBuf>,
+    /// or an external command: a program and its arguments.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_command: Option<KeyCommand>,
     /// Where agents connect.
     #[serde(default = "default_listen", deserialize_with = "units::address::deserialize")]
     pub listen: SocketAddr,
@@ -157,7 +167,9 @@ impl Config {
         Self {
             names,
             vault,
-            key_file,
+            key_file: Some(key_file),
+            passphrase_file: None,
+            key_command: None,
             listen: default_listen(),
             management_listen: default_management_listen(),
             metrics_listen: default_metrics_listen(),
@@ -195,6 +207,21 @@ impl Config {
         } else {
             Err(CollectorError::Config { path: path.to_owned(), problems })
         }
+    }
+
+    /// What opens the vault, by the setting that says it.
+    fn key_sources(&self) -> Vec<(&'static str, KeySource)> {
+        let file = self.key_file.clone().map(|path| (KEY_SETTINGS[0], KeySource::File(path)));
+        let text =
+            self.passphrase_file.clone().map(|path| (KEY_SETTINGS[1], KeySource::PassphraseFile(path)));
+        let command = self.key_command.clone().map(|command| (KEY_SETTINGS[2], KeySource::Command(command)));
+        file.into_iter().chain(text).chain(command).collect()
+    }
+
+    /// Opens the vault. One in a directory that is not there is made, and is no vault.
+    pub async fn open_vault(&self) -> Result<Vault, CollectorError> {
+        let (_, source) = self.key_sources().pop().ok_or(VaultError::WrongKey)?;
+        Ok(Vault::unlock(Store::open(&self.vault)?, &source).await?)
     }
 
     /// What is wrong with its values, each with its key.
@@ -242,6 +269,16 @@ impl Config {
                     .contains(&self.certificate_validity),
                 "certificate-validity",
                 "must be 10s to 3652days",
+            ),
+            (
+                self.key_sources().is_empty(),
+                KEY_SETTINGS[0],
+                "is missing; `passphrase-file` or `key-command` would do as well",
+            ),
+            (
+                self.key_sources().len() > 1,
+                self.key_sources().last().map_or("", |(key, _)| key),
+                "is one too many: only one of `key-file`, `passphrase-file` and `key-command` may be given",
             ),
             (self.enrolments_per_second == 0, "enrolments-per-second", "must be at least 1"),
             (
@@ -313,8 +350,22 @@ mod tests {
             "idle-timeout = \"x\"",
             "certificate-validity = \"1s\"",
             "certificate-validity = \"20years\"",
+            "passphrase-file = \"/p\"",
+            "key-command = [\"/bin/kms\"]",
         ] {
             assert_eq!(load(&format!("{least}{bad}\n")).unwrap_err().code(), 1313, "{bad}");
+        }
+        for (bad, part) in
+            [("", "is missing"), ("key-command = []", "no program"), ("key-command = [\"kms\"]", "absolute")]
+        {
+            let refused = load(&format!("names = [\"a\"]\nvault = \"/v\"\n{bad}\n")).unwrap_err();
+            let CollectorError::Config { problems, .. } = &refused else { panic!("{refused}") };
+            assert_eq!(problems.len(), 1, "{refused}");
+            assert!(problems[0].message.contains(part), "{bad}: {refused}");
+        }
+        for good in ["passphrase-file = \"/p\"", "key-command = [\"/bin/kms\", \"--key\", \"a b\"]"] {
+            let config = load(&format!("names = [\"a\"]\nvault = \"/v\"\n{good}\n")).unwrap();
+            assert!(toml::to_string(&config).unwrap().contains(good), "{good}");
         }
         let shown = toml::to_string(&config).unwrap();
         assert_eq!(

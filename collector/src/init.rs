@@ -1,9 +1,12 @@
 //! `highwater-collector init`: vault, key, authority and a configuration with comments.
+//!
+//! The vault's root key is drawn here and kept nowhere but wrapped: under a new key file, or under a passphrase or a command that the
+//! operator has.
 
 use crate::config::{Problem, check_name};
 use crate::{CollectorError, Config, authority};
 use highwater_delta::VaultId;
-use highwater_vault::{Location, Store, Vault, VaultError, VaultKey};
+use highwater_vault::{KeyRing, KeySource, Location, Store, VaultError, keys::KeyCommand};
 use highwater_wire::files::write_secret;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -18,21 +21,37 @@ pub const KEY_FILE: &str = "vault.key";
 pub struct Made {
     /// The configuration.
     pub config: PathBuf,
-    /// The vault's key: to be copied to a safe place.
-    pub key_file: PathBuf,
+    /// The key file, if one was made: to be copied to a safe place.
+    pub key_file: Option<PathBuf>,
     /// The vault.
     pub vault: VaultId,
+}
+
+/// What is to open the new vault.
+#[derive(Clone, Debug, Default)]
+pub enum Key {
+    /// A key file, which is made beside the configuration.
+    #[default]
+    NewFile,
+    /// The passphrase in a file.
+    PassphraseFile(PathBuf),
+    /// An external command.
+    Command(KeyCommand),
 }
 
 /// Makes everything a collector needs. What exists is never overwritten; the configuration comes last, so that an
 /// interrupted init leaves none. What it makes has the same modes under every umask: directories can be entered, but the vault by its
 /// owner only; so with the key, and the configuration can be read by its group too.
-pub async fn init(dir: &Path, vault: &Location, names: Vec<String>) -> Result<Made, CollectorError> {
-    let (config_file, key_file) = (dir.join(CONFIG_FILE), dir.join(KEY_FILE));
+pub async fn init(
+    dir: &Path,
+    vault: &Location,
+    names: Vec<String>,
+    key: Key,
+) -> Result<Made, CollectorError> {
+    let config_file = dir.join(CONFIG_FILE);
+    let key_file = matches!(key, Key::NewFile).then(|| dir.join(KEY_FILE));
     let vault_dir = if let Location::Directory(dir) = vault { Some(dir) } else { None };
-    for path in
-        [Some(config_file.clone()), Some(key_file.clone()), vault_dir.map(|dir| dir.join("vault.json"))]
-    {
+    for path in [Some(config_file.clone()), key_file.clone(), vault_dir.map(|dir| dir.join("vault.json"))] {
         if let Some(path) = path.filter(|path| path.exists()) {
             return Err(CollectorError::Exists(path));
         }
@@ -53,7 +72,16 @@ pub async fn init(dir: &Path, vault: &Location, names: Vec<String>) -> Result<Ma
         Some(dir) => Location::Directory(absolute(dir)?),
         None => vault.clone(),
     };
-    let text = config_text(&names, &lies_at, &absolute(&key_file)?);
+    let (setting, source) = match (&key_file, key) {
+        (Some(file), _) => ("key-file", KeySource::File(absolute(file)?)),
+        (None, Key::PassphraseFile(file)) => ("passphrase-file", KeySource::PassphraseFile(absolute(&file)?)),
+        (None, Key::Command(command)) => ("key-command", KeySource::Command(command)),
+        (None, Key::NewFile) => return Err(CollectorError::Exists(dir.join(KEY_FILE))),
+    };
+    if key_file.is_none() {
+        source.check()?;
+    }
+    let text = config_text(&names, &lies_at, &key_setting(setting, &source));
     toml::from_str::<Config>(&text).map_err(|e| CollectorError::Config {
         path: config_file.clone(),
         problems: vec![Problem::new("", e)],
@@ -62,13 +90,14 @@ pub async fn init(dir: &Path, vault: &Location, names: Vec<String>) -> Result<Ma
         make_dir(dir, mode).map_err(|(dir, e)| VaultError::Io { path: dir, source: e })?;
     }
     let store = Store::open(vault)?;
-    let key = VaultKey::generate()?;
-    key.save(&key_file)?;
-    let made = match Vault::create(store, &key).await {
-        Ok(made) => made,
+    let made = match KeyRing::create(store, &source, "init").await {
+        Ok(ring) => ring.vault()?,
         Err(error) => {
-            // The key of no vault; left there, it would be in the way of the next try.
-            let _ = std::fs::remove_file(&key_file);
+            // The key of no vault, as a rule; left there, it would be in the way of the next try. An answer that was lost may have been
+            // that there is one: then it is needed.
+            if let Some(file) = key_file.filter(|_| !error.is_retryable()) {
+                let _ = std::fs::remove_file(file);
+            }
             return Err(error.into());
         }
     };
@@ -102,8 +131,24 @@ fn set_mode(path: &Path, mode: u32) -> std::io::Result<()> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
 }
 
-fn config_text(names: &[String], vault: &Location, key_file: &Path) -> String {
-    let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
+fn quoted(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}
+
+/// The line that says what opens the vault.
+fn key_setting(setting: &str, source: &KeySource) -> String {
+    let value = match source {
+        KeySource::File(path) | KeySource::PassphraseFile(path) => quoted(&path.to_string_lossy()),
+        KeySource::Command(command) => {
+            let words: Vec<String> = Vec::from(command.clone()).iter().map(|word| quoted(word)).collect();
+            format!("[{}]", words.join(", "))
+        }
+        KeySource::Root(_) | KeySource::Passphrase(_) => String::new(),
+    };
+    format!("{setting} = {value}")
+}
+
+fn config_text(names: &[String], vault: &Location, key: &str) -> String {
     let names: Vec<String> = names.iter().map(|name| quoted(name)).collect();
     format!(
         r#"# Configuration of highwater-collector. Check it with `highwater-collector config check`.
@@ -111,10 +156,11 @@ fn config_text(names: &[String], vault: &Location, key_file: &Path) -> String {
 # Names and addresses under which agents reach this collector. Its certificate is for these.
 names = [{names}]
 
-# Where the vault lies: a directory, or a bucket like "s3://BUCKET/PREFIX?region=REGION". And the key without which nothing in it
-# can be read. Keep a copy of the key elsewhere.
+# Where the vault lies: a directory, or a bucket like "s3://BUCKET/PREFIX?region=REGION". And what opens it: a key file (key-file), a
+# file with a passphrase (passphrase-file), or a command (key-command, a list of words). Without any of the vault's keys nothing in it can
+# be read: keep a copy elsewhere, or add a second one (`highwater vault key add`).
 vault = {vault}
-key-file = {key_file}
+{key}
 
 # Where agents connect.
 #listen = "0.0.0.0:9443"
@@ -156,6 +202,5 @@ key-file = {key_file}
 "#,
         names = names.join(", "),
         vault = quoted(&vault.to_string()),
-        key_file = quoted(&key_file.to_string_lossy()),
     )
 }

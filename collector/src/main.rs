@@ -6,11 +6,11 @@ mod relay;
 use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use highwater_collector::config::LogFormat;
-use highwater_collector::init::{CONFIG_FILE, init};
+use highwater_collector::init::{CONFIG_FILE, Key, init};
 use highwater_collector::shared::now_ms;
 use highwater_collector::tokens::{self, Returning};
 use highwater_collector::{Collector, CollectorError, Config, authority, certificates};
-use highwater_vault::{Location, Store, Vault, VaultKey};
+use highwater_vault::{Location, Vault, keys::KeyCommand};
 use highwater_wire::certificate::{fingerprint, hex};
 use machines::until;
 use relay::RelayCommand;
@@ -47,6 +47,8 @@ enum Command {
         /// Host name or address under which agents reach this collector; may be repeated. The first is the main one.
         #[arg(long = "name", value_name = "HOST_OR_IP")]
         names: Vec<String>,
+        #[command(flatten)]
+        key: KeyChoice,
     },
     /// Run the collector.
     Run(ConfigFile),
@@ -77,6 +79,18 @@ enum Command {
     },
     /// Write the man page.
     Man,
+}
+
+/// What is to open the new vault; a key file beside the configuration, if nothing else is said.
+#[derive(Args)]
+#[group(multiple = false)]
+struct KeyChoice {
+    /// Instead of a key file: a file with a passphrase of at least 12 characters, readable by its owner only.
+    #[arg(long, value_name = "FILE")]
+    passphrase_file: Option<PathBuf>,
+    /// Instead of a key file: a command that wraps and unwraps a key, as for a key management service; split at spaces.
+    #[arg(long, value_name = "COMMAND")]
+    key_command: Option<KeyCommand>,
 }
 
 #[derive(Args)]
@@ -189,7 +203,14 @@ fn report(error: &anyhow::Error, json: bool) {
 
 async fn execute(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
-        Command::Init { dir, vault, names } => make(&dir, &vault, names, cli.json).await,
+        Command::Init { dir, vault, names, key } => {
+            let key = match (key.passphrase_file, key.key_command) {
+                (Some(file), _) => Key::PassphraseFile(file),
+                (None, Some(command)) => Key::Command(command),
+                (None, None) => Key::NewFile,
+            };
+            make(&dir, &vault, names, key, cli.json).await
+        }
         Command::Completions { shell } => {
             Ok(highwater_manual::completions(Cli::command(), shell, &mut std::io::stdout())?)
         }
@@ -228,12 +249,18 @@ async fn execute(cli: Cli) -> anyhow::Result<()> {
     }
 }
 
-async fn make(dir: &Path, vault: &Location, mut names: Vec<String>, json: bool) -> anyhow::Result<()> {
+async fn make(
+    dir: &Path,
+    vault: &Location,
+    mut names: Vec<String>,
+    key: Key,
+    json: bool,
+) -> anyhow::Result<()> {
     if names.is_empty() {
         names.push(host_name()?);
     }
-    let made = init(dir, vault, names).await?;
-    let (config, key) = (made.config.display(), made.key_file.display());
+    let made = init(dir, vault, names, key).await?;
+    let config = made.config.display();
     if json {
         println!(
             "{}",
@@ -242,11 +269,19 @@ async fn make(dir: &Path, vault: &Location, mut names: Vec<String>, json: bool) 
         return Ok(());
     }
     println!("created vault {} in {vault}", made.vault);
-    println!("created its key {key}: keep a copy elsewhere, without it nothing can be recovered");
+    let mut own = String::new();
+    if let Some(key) = &made.key_file {
+        let key = key.display();
+        println!("created its key {key}: keep a copy elsewhere, without it nothing can be recovered");
+        own = format!(" {key}");
+    } else {
+        println!("nothing but what was given opens it; add a second way with `highwater vault key add`");
+    }
     println!("created {config}\n\nnow, if the collector is to run as a user of its own:");
-    let own =
-        if let Location::Directory(dir) = vault { format!(" {}", dir.display()) } else { String::new() };
-    println!("  chown -R highwater: {config} {key}{own}");
+    if let Location::Directory(dir) = vault {
+        own += &format!(" {}", dir.display());
+    }
+    println!("  chown -R highwater: {config}{own}");
     println!("and:\n  highwater-collector run --config {config}");
     println!("  highwater-collector token create --config {config}");
     Ok(())
@@ -260,9 +295,7 @@ fn host_name() -> anyhow::Result<String> {
 /// The configuration and its vault, for commands that work beside the running collector.
 async fn open(path: &Path) -> anyhow::Result<(Config, Vault)> {
     let config = Config::load(path)?;
-    let key = VaultKey::load(&config.key_file).map_err(CollectorError::from)?;
-    let store = Store::open(&config.vault).map_err(CollectorError::from)?;
-    let vault = Vault::open(store, &key).await.map_err(CollectorError::from)?;
+    let vault = config.open_vault().await?;
     Ok((config, vault))
 }
 

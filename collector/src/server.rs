@@ -17,7 +17,7 @@ use crate::{
 };
 use highwater_relay::server::Relays;
 use highwater_serve::{Limits, Place, accept, serve_metrics};
-use highwater_vault::{Location, Store, Vault, VaultKey, remove_left_over};
+use highwater_vault::{Location, Vault, remove_left_over};
 use highwater_wire::{Credential, RelayCredential, WireError, identity, tls};
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
@@ -60,8 +60,7 @@ pub struct Running {
 impl Collector {
     /// Opens the vault, listens, and answers when all ports are ready.
     pub async fn start(config: Config) -> Result<Running, CollectorError> {
-        let key = VaultKey::load(&config.key_file)?;
-        let vault = Vault::open(Store::open(&config.vault)?, &key).await?;
+        let vault = config.open_vault().await?;
         vault.probe().await?;
         let pages = usize::try_from(memory::page_cache_bytes(config.memory)).unwrap_or(usize::MAX);
         let vault = vault.with_page_cache(pages);

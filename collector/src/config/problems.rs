@@ -1,7 +1,7 @@
 //! Everything that is wrong with a configuration's text, each with its line: who corrects a file wants to do it once.
 
-use super::Config;
-use highwater_vault::{Location, Store, VaultKey};
+use super::{Config, KEY_SETTINGS};
+use highwater_vault::{Location, Store};
 use rustls_pki_types::ServerName;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -42,7 +42,7 @@ impl fmt::Display for Problem {
 }
 
 /// Settings without a default, and one each that is no problem.
-const REQUIRED: [(&str, &str); 3] = [("names", "localhost"), ("vault", "/"), ("key-file", "/")];
+const REQUIRED: [(&str, &str); 2] = [("names", "localhost"), ("vault", "/")];
 
 /// The configuration that a text says, or all that is wrong with it.
 pub(super) fn read(text: &str) -> Result<Config, Vec<Problem>> {
@@ -67,7 +67,11 @@ pub(super) fn read(text: &str) -> Result<Config, Vec<Problem>> {
         }
     }
     let config = Config::deserialize(good).map_err(|e| vec![Problem::new("", e.message())])?;
-    problems.extend(config.problems().into_iter().map(|(key, cause)| Problem::within(text, key, cause)));
+    // Of a key that is wrong it has been said what is; it is not missing.
+    let is_key = |key: &str| KEY_SETTINGS.contains(&key);
+    let said_of_key = problems.iter().any(|problem| is_key(&problem.key));
+    let of_values = config.problems().into_iter().filter(|(key, _)| !(said_of_key && is_key(key)));
+    problems.extend(of_values.map(|(key, cause)| Problem::within(text, key, cause)));
     problems.sort_by_key(|problem| problem.line);
     if problems.is_empty() { Ok(config) } else { Err(problems) }
 }
@@ -119,8 +123,10 @@ pub fn check_name(name: &str) -> Result<(), String> {
 /// the collector's.
 pub(super) fn of_what_is_named(config: &Config) -> Vec<Problem> {
     let mut problems = Vec::new();
-    if let Err(error) = VaultKey::load(&config.key_file) {
-        problems.push(Problem::new("key-file", error));
+    for (key, source) in config.key_sources() {
+        if let Err(error) = source.check() {
+            problems.push(Problem::new(key, error));
+        }
     }
     if let Err(cause) = vault(&config.vault) {
         problems.push(Problem::new("vault", cause));

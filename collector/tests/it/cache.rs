@@ -21,7 +21,7 @@ const GUARD: Duration = Duration::from_secs(30);
 fn cached(bytes: u64) -> impl FnOnce(&mut Config) {
     move |config| {
         config.window = 512 << 10;
-        let cache = config.key_file.parent().map(|dir| dir.join("cache"));
+        let cache = config.key_file.as_ref().and_then(|file| file.parent()).map(|dir| dir.join("cache"));
         (config.cache, config.cache_bytes) = (cache, bytes);
     }
 }

@@ -3,7 +3,7 @@
 use crate::support::{Agent, block, point};
 use highwater_collector::shared::now_ms;
 use highwater_delta::{BLOCK_BYTES, BlockRange, CommitId, DeltaId, DiskId};
-use highwater_vault::{Vault, VaultKey, local_store};
+use highwater_vault::{KeySource, Vault, local_store};
 use highwater_wire::enroll::enroll;
 use highwater_wire::message::{AgentMessage, CollectorMessage};
 use serde_json::Value;
@@ -236,8 +236,8 @@ fn whenever_it_is_killed_what_was_stored_is_there() {
             stored
         });
         runtime.block_on(async {
-            let key = VaultKey::load(&dir.path().join("vault.key")).unwrap();
-            let vault = Vault::open(local_store(&dir.path().join("vault")).unwrap(), &key).await.unwrap();
+            let key = KeySource::File(dir.path().join("vault.key"));
+            let vault = Vault::unlock(local_store(&dir.path().join("vault")).unwrap(), &key).await.unwrap();
             let state = vault.machine(identity.machine).await.unwrap();
             assert!(state.last_commit >= stored);
             for point in &state.points {
@@ -474,6 +474,61 @@ fn init_makes_the_same_modes_under_every_umask_and_refuses_what_it_cannot_use() 
         let found = std::fs::metadata(dir.path().join(path)).unwrap().permissions().mode() & 0o7777;
         assert_eq!(found, mode, "{path}: {found:o}");
     }
+}
+
+#[test]
+fn a_passphrase_or_a_command_opens_the_vault_instead_of_a_key_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let secret = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+        path.display().to_string()
+    };
+    let phrase = secret("phrase", "correct horse battery\n");
+    let kms = secret("kms", r#"case "$2" in wrap) printf 'blob:'; cat;; unwrap) cut -d: -f2;; esac"#);
+    let command = format!("/bin/sh {kms} --key=1");
+    let init = |name: &str, option: &str, value: &str| {
+        let place = dir.path().join(name);
+        let (etc, vault) = (place.join("etc"), place.join("vault"));
+        let (etc, vault) = (etc.to_str().unwrap(), vault.to_str().unwrap());
+        json(&["init", "--dir", etc, "--vault", vault, "--name", "127.0.0.1", option, value])
+    };
+    for (name, option, value) in [("a", "--passphrase-file", &phrase), ("b", "--key-command", &command)] {
+        let (ok, made) = init(name, option, value);
+        assert!(ok && made["key-file"].is_null(), "{made}");
+        assert!(!dir.path().join(name).join("etc/vault.key").exists());
+        let config = made["config"].as_str().unwrap();
+        assert!(json(&["config", "check", "--config", config]).0);
+        any_ports(config);
+        drop(run(config));
+        let (ok, token) = json(&["token", "create", "--config", config]);
+        assert!(ok, "{token}");
+    }
+    // What cannot be used makes nothing; what was right and is no more is told.
+    for (option, value, code) in [
+        ("--passphrase-file", dir.path().join("none").to_str().unwrap(), "HW-1231"),
+        ("--passphrase-file", &secret("short", "short"), "HW-1231"),
+        ("--key-command", "/bin/false", "HW-1230"),
+        ("--key-command", &format!("{kms} wrap"), "HW-1230"),
+    ] {
+        let (ok, refused) = init("c", option, value);
+        assert!(!ok && refused["error"]["code"] == code, "{option} {value}: {refused}");
+        assert!(!dir.path().join("c/etc/collector.toml").exists());
+        assert!(!dir.path().join("c/vault/vault.json").exists());
+    }
+    std::fs::set_permissions(&phrase, PermissionsExt::from_mode(0o644)).unwrap();
+    let config = dir.path().join("a/etc/collector.toml");
+    let (_, told) = json(&["config", "check", "--config", config.to_str().unwrap()]);
+    let problem = &told["error"]["problems"][0];
+    assert!(
+        problem["key"] == "passphrase-file" && problem["message"].to_string().contains("mode 644"),
+        "{told}"
+    );
+    std::fs::remove_file(&kms).unwrap();
+    let config = dir.path().join("b/etc/collector.toml");
+    let (_, told) = json(&["token", "create", "--config", config.to_str().unwrap()]);
+    assert_eq!(told["error"]["code"], "HW-1230", "{told}");
 }
 
 #[test]

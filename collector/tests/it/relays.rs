@@ -6,7 +6,7 @@ use highwater_collector::certificates::{self, State};
 use highwater_collector::shared::now_ms;
 use highwater_collector::{relays, tokens};
 use highwater_delta::{DiskId, RelayId};
-use highwater_vault::{Location, Store, Vault, VaultError, VaultKey, local_store, verify};
+use highwater_vault::{KeySource, Location, Store, Vault, VaultError, VaultKey, local_store, verify};
 use highwater_wire::certificate::fingerprint;
 use highwater_wire::enroll::{Token, enroll, enroll_relay};
 use highwater_wire::{Identity, RelayIdentity, tls};
@@ -49,7 +49,7 @@ async fn a_point_is_stored(site: &Site) {
 }
 
 async fn is_clean(store: impl Into<Store>, key: &Path, machines: usize) {
-    let vault = Vault::open(store, &VaultKey::load(key).unwrap()).await.unwrap();
+    let vault = Vault::unlock(store, &KeySource::File(key.to_owned())).await.unwrap();
     assert!(verify::verify_vault(&vault).await.unwrap().is_clean());
     assert_eq!(vault.machines().await.unwrap().len(), machines);
 }

@@ -10,7 +10,7 @@ use highwater_delta::{
     PointDisk, PointInfo, encode_chunk,
 };
 use highwater_faults::Faulty;
-use highwater_vault::{Location, Store, Vault, VaultKey, local_store};
+use highwater_vault::{KeySource, Location, Store, Vault, local_store};
 use highwater_wire::certificate::fingerprint;
 use highwater_wire::client::connect_with;
 use highwater_wire::enroll::{Token, enroll};
@@ -49,8 +49,8 @@ impl Site {
         let mut layer = None;
         let store = Store::open(&config.vault).unwrap();
         let store = store.layered(|objects| layer.insert(Faulty::new(objects)).clone());
-        let key = VaultKey::load(&config.key_file).unwrap();
-        let vault = Vault::open(store, &key).await.unwrap();
+        let key = KeySource::File(config.key_file.clone().unwrap());
+        let vault = Vault::unlock(store, &key).await.unwrap();
         let running = Collector::start_with(config, vault).await.unwrap();
         (Self { running, dir }, layer.unwrap())
     }
@@ -68,7 +68,8 @@ impl Site {
     }
 
     async fn made_at(dir: TempDir, vault: Location) -> (TempDir, Config) {
-        let made = init::init(dir.path(), &vault, vec!["127.0.0.1".to_owned()]).await.unwrap();
+        let names = vec!["127.0.0.1".to_owned()];
+        let made = init::init(dir.path(), &vault, names, init::Key::NewFile).await.unwrap();
         let mut config = Config::load(&made.config).unwrap();
         for address in [&mut config.listen, &mut config.management_listen, &mut config.metrics_listen] {
             *address = "127.0.0.1:0".parse().unwrap();
@@ -87,8 +88,8 @@ impl Site {
 
     /// The vault as somebody else opens it.
     pub async fn vault(&self) -> Vault {
-        let key = VaultKey::load(&self.dir.path().join("vault.key")).unwrap();
-        Vault::open(local_store(&self.vault_dir()).unwrap(), &key).await.unwrap()
+        let key = KeySource::File(self.dir.path().join("vault.key"));
+        Vault::unlock(local_store(&self.vault_dir()).unwrap(), &key).await.unwrap()
     }
 
     pub async fn token(&self, ttl: Duration) -> Token {

@@ -2,6 +2,7 @@
 
 use clap::{Args, Parser, Subcommand};
 use highwater_delta::CommitId;
+use highwater_vault::keys::{KeyCommand, WrappingId};
 use std::{num::NonZeroUsize, path::PathBuf};
 
 /// Recovers machines from a Highwater vault.
@@ -21,9 +22,24 @@ pub(crate) struct Global {
     /// The vault: a directory, or a bucket like s3://BUCKET/PREFIX?region=REGION [default: the collector's]
     #[arg(long, global = true, env = "HIGHWATER_VAULT", value_name = "DIR|URL")]
     pub(crate) vault: Option<String>,
-    /// The vault's key file [default: the collector's]
-    #[arg(long, global = true, env = "HIGHWATER_KEY", value_name = "FILE")]
+    /// Open the vault with this key file [default: with what the collector opens it with]
+    #[arg(
+        long = "key-file",
+        visible_alias = "key",
+        global = true,
+        env = "HIGHWATER_KEY",
+        value_name = "FILE"
+    )]
     pub(crate) key: Option<PathBuf>,
+    /// Open the vault with a passphrase, which is asked for on the terminal
+    #[arg(long, global = true)]
+    pub(crate) passphrase: bool,
+    /// Open the vault with the passphrase in this file, which only its owner may read
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) passphrase_file: Option<PathBuf>,
+    /// Open the vault with an external command, as for a key management service; split at spaces
+    #[arg(long, global = true, value_name = "COMMAND")]
+    pub(crate) key_command: Option<KeyCommand>,
     /// Where the collector's configuration is
     #[arg(long, global = true, default_value = "/etc/highwater/collector.toml", value_name = "FILE")]
     pub(crate) config: PathBuf,
@@ -48,6 +64,11 @@ pub(crate) enum Verb {
         /// One machine only: id, unambiguous begin of an id, or host name
         machine: Option<String>,
     },
+    /// The vault itself: what opens it
+    Vault {
+        #[command(subcommand)]
+        verb: VaultVerb,
+    },
     /// Write a completion script
     Completions {
         /// For which shell
@@ -55,6 +76,64 @@ pub(crate) enum Verb {
     },
     /// Write the man page
     Man,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VaultVerb {
+    /// What opens the vault: key files, passphrases, external commands
+    Key {
+        #[command(subcommand)]
+        verb: KeyVerb,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeyVerb {
+    /// List what opens the vault
+    List,
+    /// Add a key
+    Add {
+        #[command(flatten)]
+        new: NewKey,
+        /// A note for people
+        #[arg(long, default_value = "")]
+        label: String,
+    },
+    /// Remove a key; the last one stays
+    Remove {
+        /// As `list` shows it
+        id: WrappingId,
+        /// Don't ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Replace a key by a new one; the data is not rewritten
+    Rotate {
+        /// As `list` shows it
+        id: WrappingId,
+        #[command(flatten)]
+        new: NewKey,
+        /// Don't ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct NewKey {
+    /// A key file, which is made if it is not there
+    #[arg(long, value_name = "FILE")]
+    pub(crate) new_key_file: Option<PathBuf>,
+    /// A passphrase of at least 12 characters, which is asked for on the terminal
+    #[arg(long)]
+    pub(crate) new_passphrase: bool,
+    /// The passphrase in this file, which only its owner may read
+    #[arg(long, value_name = "FILE")]
+    pub(crate) new_passphrase_file: Option<PathBuf>,
+    /// An external command, called with `wrap` or `unwrap` behind its arguments; split at spaces
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) new_key_command: Option<KeyCommand>,
 }
 
 #[derive(Debug, Args)]

@@ -1,21 +1,24 @@
 //! Finding the vault, its key, and the machine that is meant.
 
-use crate::{CliError, args::Global};
+use crate::{CliError, Console, args::Global, secret};
 use highwater_delta::MachineId;
-use highwater_vault::{Location, Store, Vault, VaultKey};
+use highwater_vault::{KeyRing, KeySource, Location, Store, Vault, keys::KeyCommand};
 use std::path::{Path, PathBuf};
 
 /// Opens the vault that options, environment or the collector's configuration name.
-pub(crate) async fn open(global: &Global) -> Result<Vault, CliError> {
-    let config = if global.vault.is_none() || global.key.is_none() {
-        read_config(&global.config)?
-    } else {
-        toml::Table::new()
+pub(crate) async fn open(global: &Global, console: &mut Console<'_>) -> Result<Vault, CliError> {
+    Ok(keys(global, console).await?.vault()?)
+}
+
+/// The same, with what opens it.
+pub(crate) async fn keys(global: &Global, console: &mut Console<'_>) -> Result<KeyRing, CliError> {
+    let given = given(global)?;
+    let config = match (&global.vault, &given) {
+        (Some(_), Some(_)) => toml::Table::new(),
+        _ => read_config(&global.config)?,
     };
     let named = |name: &str| config.get(name).and_then(|value| value.as_str()).map(str::to_owned);
     let address = global.vault.clone().or_else(|| named("vault")).ok_or(CliError::NotGiven("vault"))?;
-    let key = global.key.clone().or_else(|| named("key-file").map(PathBuf::from));
-    let key = VaultKey::load(&key.ok_or(CliError::NotGiven("key file"))?)?;
     let location: Location = address.parse()?;
     // A mistyped directory would be made.
     if let Location::Directory(dir) = &location
@@ -23,7 +26,50 @@ pub(crate) async fn open(global: &Global) -> Result<Vault, CliError> {
     {
         return Err(CliError::Address(address));
     }
-    Ok(Vault::open(Store::open(&location)?, &key).await?)
+    let source = match given {
+        Some(Given::Source(source)) => source,
+        Some(Given::Asked) => KeySource::Passphrase(secret::ask(console, "Passphrase of the vault: ")?),
+        None => configured(&config, &global.config)?.ok_or(CliError::NotGiven("key"))?,
+    };
+    Ok(KeyRing::open(Store::open(&location)?, &source).await?)
+}
+
+/// What the options, or the environment, say that opens the vault.
+enum Given {
+    Source(KeySource),
+    /// A passphrase that is asked for, after everything else that could be wrong.
+    Asked,
+}
+
+fn given(global: &Global) -> Result<Option<Given>, CliError> {
+    let asked = global.passphrase.then_some(Given::Asked);
+    let text = global.passphrase_file.clone().map(|path| Given::Source(KeySource::PassphraseFile(path)));
+    let command = global.key_command.clone().map(|command| Given::Source(KeySource::Command(command)));
+    let mut all: Vec<Given> = asked.into_iter().chain(text).chain(command).collect();
+    if all.len() > 1 {
+        let cause = "only one of --passphrase, --passphrase-file and --key-command can be given";
+        return Err(CliError::Usage(cause.to_owned()));
+    }
+    // A key file may come from the environment; what was said on the command line counts more.
+    let file = || global.key.clone().map(|path| Given::Source(KeySource::File(path)));
+    Ok(all.pop().or_else(file))
+}
+
+/// What the collector opens the vault with.
+fn configured(config: &toml::Table, path: &Path) -> Result<Option<KeySource>, CliError> {
+    let text = |name: &str| config.get(name).and_then(|value| value.as_str()).map(PathBuf::from);
+    if let Some(path) = text("key-file") {
+        return Ok(Some(KeySource::File(path)));
+    }
+    if let Some(path) = text("passphrase-file") {
+        return Ok(Some(KeySource::PassphraseFile(path)));
+    }
+    let Some(words) = config.get("key-command") else { return Ok(None) };
+    let words: Option<Vec<String>> =
+        words.as_array().map(|all| all.iter().filter_map(|word| word.as_str().map(str::to_owned)).collect());
+    let refuse = |cause| CliError::Config { path: path.display().to_string(), cause };
+    let command = KeyCommand::try_from(words.unwrap_or_default());
+    command.map(|command| Some(KeySource::Command(command))).map_err(refuse)
 }
 
 fn read_config(path: &Path) -> Result<toml::Table, CliError> {

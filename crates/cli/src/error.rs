@@ -97,10 +97,10 @@ impl CliError {
         match self {
             Self::Usage(_) => "See `highwater --help`.",
             Self::NotGiven(_) => {
-                "Give --vault and --key, or HIGHWATER_VAULT and HIGHWATER_KEY, or run it on the collector."
+                "Give --vault and one of --key-file, --passphrase, --passphrase-file and --key-command, or HIGHWATER_VAULT and HIGHWATER_KEY, or run it on the collector."
             }
             Self::Address(_) => "Give the path of an existing vault directory, or the address of a bucket.",
-            Self::Config { .. } => "Correct the file, or give --vault and --key.",
+            Self::Config { .. } => "Correct the file, or give --vault and --key-file.",
             Self::Machine(_) => {
                 "List the machines with `highwater machines`; give an id or more of its digits."
             }

@@ -2,7 +2,7 @@
 //!
 //! # Contract
 //!
-//! - It needs a vault and its key, and nothing else: no collector runs, no configuration is required.
+//! - It needs a vault and one of its keys, and nothing else: no collector runs, no configuration is required.
 //! - With `--json` exactly one JSON document is written to standard output, for success and for failure; field names
 //!   are kebab-case and never change their meaning. A failure is `{"error": {"code", "cause", "action"}}`.
 //! - Nothing is overwritten without a plan shown before and a confirmation (`--yes`, or typed).
@@ -11,19 +11,23 @@
 mod args;
 mod context;
 mod error;
+mod keys;
 mod list;
 mod output;
 mod recover;
+mod secret;
 mod verify;
 
 pub use error::{CliError, Exit};
 pub use output::{bytes_text, rfc3339};
+pub use secret::ask_on_terminal;
 
 use clap::{CommandFactory, Parser};
 use std::{
     ffi::OsString,
     io::{BufRead, Write},
 };
+use zeroize::Zeroizing;
 
 /// Where a command reads and writes.
 pub struct Console<'a> {
@@ -33,6 +37,8 @@ pub struct Console<'a> {
     pub err: &'a mut dyn Write,
     /// Typed confirmations.
     pub input: &'a mut dyn BufRead,
+    /// Asks for a secret where it is not shown: [`ask_on_terminal`].
+    pub secrets: &'a mut dyn FnMut(&str) -> std::io::Result<Zeroizing<Vec<u8>>>,
     /// Whether `err` is a terminal: progress bars instead of lines.
     pub terminal: bool,
     /// Whether somebody can be asked.
@@ -81,6 +87,9 @@ fn dispatch(cli: args::Cli, console: &mut Console<'_>) -> Result<Exit, CliError>
                 args::Verb::Recover(what) => recover::recover(&cli.global, what, console).await,
                 args::Verb::Verify { machine } => {
                     verify::verify(&cli.global, machine.as_deref(), console).await
+                }
+                args::Verb::Vault { verb: args::VaultVerb::Key { verb } } => {
+                    keys::run(&cli.global, verb, console).await
                 }
                 args::Verb::Completions { .. } | args::Verb::Man => Ok(Exit::Success),
             }

@@ -11,7 +11,7 @@ use highwater_vault::{DiskRecord, MachineState, PointRecord};
 use serde_json::{Value, json as document};
 
 pub(crate) async fn machines(global: &Global, console: &mut Console<'_>) -> Result<Exit, CliError> {
-    let vault = context::open(global).await?;
+    let vault = context::open(global, console).await?;
     let (mut documents, mut rows, mut unreadable) = (Vec::new(), Vec::new(), 0);
     for id in vault.machines().await? {
         // One damaged machine must not hide the others.
@@ -79,7 +79,7 @@ pub(crate) async fn points(
     machine: &str,
     console: &mut Console<'_>,
 ) -> Result<Exit, CliError> {
-    let vault = context::open(global).await?;
+    let vault = context::open(global, console).await?;
     let id = context::machine(&vault, machine).await?;
     let state = vault.machine(id).await?;
     if global.json {

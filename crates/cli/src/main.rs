@@ -1,6 +1,6 @@
 //! `highwater`: the operator's command.
 
-use highwater_cli::{Console, run};
+use highwater_cli::{Console, ask_on_terminal, run};
 use std::io::{IsTerminal, stderr, stdin, stdout};
 
 fn main() -> std::process::ExitCode {
@@ -10,6 +10,7 @@ fn main() -> std::process::ExitCode {
         out: &mut stdout().lock(),
         err: &mut stderr(),
         input: &mut stdin().lock(),
+        secrets: &mut ask_on_terminal,
         terminal,
         can_ask,
     };

@@ -36,7 +36,7 @@ pub(crate) async fn recover(
     what: &Recover,
     console: &mut Console<'_>,
 ) -> Result<Exit, CliError> {
-    let vault = context::open(global).await?;
+    let vault = context::open(global, console).await?;
     let machine = context::machine(&vault, &what.machine).await?;
     let state = vault.machine(machine).await?;
     let point = choose_point(&state, what.point)?;

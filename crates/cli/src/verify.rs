@@ -14,7 +14,7 @@ pub(crate) async fn verify(
     machine: Option<&str>,
     console: &mut Console<'_>,
 ) -> Result<Exit, CliError> {
-    let vault = context::open(global).await?;
+    let vault = context::open(global, console).await?;
     let report = match machine {
         None => verify_vault(&vault).await?,
         Some(text) => verify_machine(&vault, context::machine(&vault, text).await?).await?,

@@ -79,7 +79,19 @@ impl Place {
 fn bare(args: &[&str], typed: &str) -> Outcome {
     let (mut out, mut err, mut input) = (Vec::new(), Vec::new(), typed.as_bytes());
     let can_ask = !typed.is_empty();
-    let mut console = Console { out: &mut out, err: &mut err, input: &mut input, terminal: false, can_ask };
+    let mut lines = typed.lines();
+    let mut secrets = |_: &str| -> std::io::Result<zeroize::Zeroizing<Vec<u8>>> {
+        let line = lines.next().ok_or(std::io::ErrorKind::UnexpectedEof)?;
+        Ok(line.as_bytes().to_vec().into())
+    };
+    let mut console = Console {
+        out: &mut out,
+        err: &mut err,
+        input: &mut input,
+        secrets: &mut secrets,
+        terminal: false,
+        can_ask,
+    };
     let exit = run(args.iter().map(Into::into), &mut console);
     Outcome { exit, out: String::from_utf8(out).unwrap(), err: String::from_utf8(err).unwrap() }
 }
@@ -239,7 +251,9 @@ fn vault_and_key_come_from_the_configuration_too() {
     VaultKey::generate().unwrap().save(&other).unwrap();
     let wrong = place.run(&["machines", "--json", "--key", other.to_str().unwrap()]);
     assert_eq!(wrong.json()["error"]["code"], "HW-1204", "the later of two --key counts");
-    for (vault, code) in [("/nowhere", "HW-1503"), ("ftp://x", "HW-1224"), ("s3://x?secret=y", "HW-1224")] {
+    let none = place.path("none").display().to_string();
+    for (vault, code) in [(none.as_str(), "HW-1503"), ("ftp://x", "HW-1224"), ("s3://x?secret=y", "HW-1224")]
+    {
         let asked = ["highwater", "machines", "--json", "--vault", vault, "--key", key.to_str().unwrap()];
         assert_eq!(bare(&asked, "").json()["error"]["code"], code, "{vault}");
     }
@@ -261,8 +275,14 @@ fn a_closed_pipe_is_success() {
     let key = place.path("key").display().to_string();
     for verb in ["machines", "verify", "man", "--help"] {
         let (mut err, mut input) = (Vec::new(), &b""[..]);
-        let mut console =
-            Console { out: &mut Closed, err: &mut err, input: &mut input, terminal: false, can_ask: false };
+        let mut console = Console {
+            out: &mut Closed,
+            err: &mut err,
+            input: &mut input,
+            secrets: &mut |_| Err(std::io::ErrorKind::UnexpectedEof.into()),
+            terminal: false,
+            can_ask: false,
+        };
         let args = ["highwater", "--vault", &vault, "--key", &key, verb];
         assert_eq!(run(args.iter().map(Into::into), &mut console), Exit::Success, "{verb}");
     }

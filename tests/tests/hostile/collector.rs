@@ -4,7 +4,7 @@ use crate::common::{GROWTH_MAX, MIB, resident, runtime, write};
 use anyhow::{Result, bail, ensure};
 use highwater_delta::{BlockRange, CommitId, DeltaId, DiskId, StoredBlock};
 use highwater_tests::{Arena, Backing, FileSystem, LoopDisk, Mounted, Site, SiteOptions};
-use highwater_vault::{Vault, VaultKey, local_store};
+use highwater_vault::{KeySource, Vault, local_store};
 use highwater_wire::message::{AgentMessage, CollectorMessage, Refusal, Welcome};
 use highwater_wire::{Frame, FrameReader, FrameWriter, Timeouts, codec, tls};
 use std::{
@@ -28,7 +28,7 @@ async fn hostile_collector(
     to: SocketAddr,
     met: Arc<AtomicUsize>,
 ) -> Result<()> {
-    let vault = Vault::open(local_store(&vault)?, &VaultKey::load(&key)?).await?;
+    let vault = Vault::unlock(local_store(&vault)?, &KeySource::File(key)).await?;
     let authority = highwater_collector::authority::load(&vault).await?;
     let names = ["127.0.0.1".to_owned()];
     let cert = Arc::new(highwater_collector::authority::OwnCert::issue(&authority, &names)?);

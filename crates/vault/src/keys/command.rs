@@ -11,7 +11,7 @@
 use super::file::{parse_hex, to_hex};
 use crate::{Result, VaultError, key::Secret};
 use serde::{Deserialize, Serialize};
-use std::{process::Stdio, time::Duration};
+use std::{os::unix::fs::PermissionsExt, process::Stdio, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     process::{Child, Command},
@@ -65,6 +65,16 @@ impl KeyCommand {
     #[must_use]
     pub fn program(&self) -> &str {
         self.0.first().map_or("", String::as_str)
+    }
+
+    /// Whether there is such a program.
+    pub(super) fn check(&self) -> Result<()> {
+        let failed = |cause: String| VaultError::KeyCommand { command: self.program().to_owned(), cause };
+        let meta = std::fs::metadata(self.program()).map_err(|e| failed(e.to_string()))?;
+        match meta.is_file() && meta.permissions().mode() & 0o111 != 0 {
+            true => Ok(()),
+            false => Err(failed("it is no program".to_owned())),
+        }
     }
 
     /// What it makes of a key.

@@ -76,6 +76,12 @@ impl Passphrase {
         })
     }
 
+    /// Whether both are the same, in a time that does not tell how much of them is.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        aws_lc_rs::constant_time::verify_slices_are_equal(&self.0, &other.0).is_ok()
+    }
+
     /// Refuses one that is too short to be set.
     pub fn check_strength(&self) -> Result<()> {
         if String::from_utf8_lossy(&self.0).chars().count() < CHARACTERS_MIN {

@@ -42,6 +42,16 @@ pub(super) struct Opened {
 }
 
 impl KeySource {
+    /// Whether it can be used, as far as that can be seen without a vault: files are read; a command is looked for, and not run.
+    pub fn check(&self) -> Result<()> {
+        match self {
+            Self::Root(_) | Self::Passphrase(_) => Ok(()),
+            Self::File(path) => KeyFile::load(path).map(drop),
+            Self::PassphraseFile(path) => Passphrase::load(path).map(drop),
+            Self::Command(command) => command.check(),
+        }
+    }
+
     /// The root key, out of a document that is not known to be authentic yet; none: the vault has no document.
     pub(super) async fn open(&self, document: Option<&Document>) -> Result<Opened> {
         match self {

@@ -16,7 +16,7 @@ use highwater_delta::{
     Block, CHUNK_BLOCKS_MAX, CommitKind, DeltaId, DiskId, Extent, Fill, HashKey, encode_chunk,
 };
 use highwater_tests::{Arena, Random};
-use highwater_vault::{Vault, VaultKey, local_store};
+use highwater_vault::{KeySource, Vault, local_store};
 use highwater_wire::message::{AgentMessage, CollectorMessage, DeltaCommit, DiskInfo, Hello};
 use highwater_wire::{Identity, SendWindow, SessionSender, Timeouts, client, tls};
 use rustls_pki_types::ServerName;
@@ -65,7 +65,7 @@ pub fn ingest(arena: &Arena, choice: &Choice, results: &mut Results) -> Result<(
 
 /// As the vault's collectors are certified.
 async fn server_config(vault: &Path, key: &Path) -> Result<ServerConfig> {
-    let vault = Vault::open(local_store(vault)?, &VaultKey::load(key)?).await?;
+    let vault = Vault::unlock(local_store(vault)?, &KeySource::File(key.to_owned())).await?;
     let authority = highwater_collector::authority::load(&vault).await?;
     let cert = highwater_collector::authority::OwnCert::issue(&authority, &["127.0.0.1".to_owned()])?;
     Ok(tls::ingest_server(authority.cert(), Arc::new(cert))?)

@@ -207,7 +207,7 @@ fn recover(stage: &Stage, report: &mut Report, point: &Taken, which: &str) -> Re
     let image = to.join(format!("{DISK_NAME}.img"));
     let rate = rate_mb_per_s(DISK_BYTES, seconds);
     report.told(format!(
-        "$ highwater --vault DIR --key FILE recover MACHINE --point {number} --to ./recovered"
+        "$ highwater --vault DIR --key-file FILE recover MACHINE --point {number} --to ./recovered"
     ));
     report.told(format!(
         "{} in {seconds:.1} s: {rate:.0} MB/s of disk, every block's hash checked.",
