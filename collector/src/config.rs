@@ -74,6 +74,15 @@ pub struct Config {
     /// Bytes that all sessions together may have there.
     #[serde(default = "default_cache_bytes", with = "units")]
     pub cache_bytes: u64,
+    /// How often points expire and what lay between them is merged ([`crate::maintenance`]); zero: never, here.
+    #[serde(default = "default_maintenance_every", with = "units::time")]
+    pub maintenance_every: Duration,
+    /// Bytes that this reads and writes a second, averaged; zero: as fast as it goes.
+    #[serde(default = "default_maintenance_rate", with = "units")]
+    pub maintenance_rate: u64,
+    /// How long objects stay that nothing refers to any more, for readers that began before.
+    #[serde(default = "default_trash_grace", with = "units::time")]
+    pub trash_grace: Duration,
     /// Commits of one machine a minute, averaged; five minutes' worth may come at once, further ones wait.
     #[serde(default = "default_commits_per_minute")]
     pub commits_per_minute: u32,
@@ -135,6 +144,15 @@ const fn default_relay_memory() -> u64 {
 const fn default_cache_bytes() -> u64 {
     1 << 30
 }
+const fn default_maintenance_every() -> Duration {
+    Duration::from_secs(600)
+}
+const fn default_maintenance_rate() -> u64 {
+    64 << 20
+}
+const fn default_trash_grace() -> Duration {
+    Duration::from_secs(6 * 3600)
+}
 const fn default_commits_per_minute() -> u32 {
     300
 }
@@ -179,6 +197,9 @@ impl Config {
             relay_memory: default_relay_memory(),
             cache: None,
             cache_bytes: default_cache_bytes(),
+            maintenance_every: default_maintenance_every(),
+            maintenance_rate: default_maintenance_rate(),
+            trash_grace: default_trash_grace(),
             commits_per_minute: default_commits_per_minute(),
             sessions_max: default_sessions_max(),
             handshakes_max: default_handshakes_max(),
@@ -249,6 +270,11 @@ impl Config {
                 !(CACHE_BYTES_MIN..=1 << 50).contains(&self.cache_bytes),
                 "cache-bytes",
                 "must be 16MiB to 1048576GiB",
+            ),
+            (
+                !self.maintenance_every.is_zero() && self.maintenance_every < Duration::from_secs(1),
+                "maintenance-every",
+                "must be \"0s\" (never) or at least 1s",
             ),
             (self.commits_per_minute == 0, "commits-per-minute", "must be at least 1"),
             (self.memory > 1 << 40, "memory", "must be at most 1024GiB"),
@@ -345,6 +371,8 @@ mod tests {
             "relay-memory = \"15MiB\"",
             "memory = \"1GiB\"\nwindow = \"513MiB\"",
             "commits-per-minute = 0",
+            "maintenance-every = \"10ms\"",
+            "maintenance-rate = \"fast\"",
             "cache = \"here\"",
             "cache-bytes = \"1MiB\"",
             "idle-timeout = \"x\"",

@@ -181,6 +181,11 @@ vault = {vault}
 # vault in a bucket; one on the same disk is no faster for it. Nothing is lost with it. Without it, machines wait.
 #cache = "/var/cache/highwater-collector"
 #cache-bytes = "1GiB"
+# How often recovery points expire as policies say, and what lay between them is merged ("0s": never by this collector); how many
+# bytes a second that may read and write ("0": as many as it can); and how long what is not needed any more stays for readers.
+#maintenance-every = "10m"
+#maintenance-rate = "64MiB"
+#trash-grace = "6h"
 # Commits of one machine, averaged. One that makes more is slowed down.
 #commits-per-minute = 300
 # Sessions, and handshakes on each port, at once.

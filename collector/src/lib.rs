@@ -20,6 +20,7 @@ pub mod error;
 pub mod holder;
 pub mod init;
 mod log_limit;
+pub mod maintenance;
 pub mod management;
 pub mod memory;
 pub mod metrics;

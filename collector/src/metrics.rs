@@ -98,6 +98,46 @@ impl MemoryMetrics {
     }
 }
 
+/// What [`crate::maintenance`] has done.
+#[derive(Clone, Default)]
+pub struct MaintenanceMetrics {
+    expired: Counter,
+    merged: Counter,
+    written: Counter,
+    deleted: Counter,
+    failures: Counter,
+}
+
+impl MaintenanceMetrics {
+    /// A machine was maintained.
+    pub fn done(&self, report: &highwater_vault::maintain::Report) {
+        self.expired.inc_by(report.expired);
+        self.merged.inc_by(report.merged_runs);
+        self.written.inc_by(report.written_bytes);
+        self.deleted.inc_by(report.deleted_bytes);
+    }
+    /// It failed.
+    pub fn failed(&self) {
+        self.failures.inc();
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "points_expired",
+            "Recovery points that policies no longer keep",
+            self.expired.clone(),
+        );
+        registry.register("runs_merged", "Stretches of history merged into others", self.merged.clone());
+        registry.register(
+            "maintenance_written_bytes",
+            "Bytes that maintenance wrote: with stored_bytes, the write amplification",
+            self.written.clone(),
+        );
+        registry.register("deleted_bytes", "Bytes that maintenance deleted", self.deleted.clone());
+        registry.register("maintenance_failures", "Machines whose maintenance failed", self.failures.clone());
+    }
+}
+
 /// How the cache of [`crate::cache`] stands.
 #[derive(Clone, Default)]
 pub struct CacheMetrics {
@@ -175,6 +215,8 @@ pub struct Metrics {
     pub relays: RelayMetrics,
     /// Of the cache.
     pub cache: CacheMetrics,
+    /// Of maintenance.
+    pub maintenance: MaintenanceMetrics,
     sessions: Gauge,
     deltas_open: Gauge,
     window: Gauge,
@@ -212,6 +254,7 @@ impl Default for Metrics {
             memory: MemoryMetrics::default(),
             relays: RelayMetrics::default(),
             cache: CacheMetrics::default(),
+            maintenance: MaintenanceMetrics::default(),
             sessions: Gauge::default(),
             deltas_open: Gauge::default(),
             window: Gauge::default(),
@@ -234,6 +277,7 @@ impl Default for Metrics {
         metrics.memory.register(registry);
         metrics.relays.register(registry);
         metrics.cache.register(registry);
+        metrics.maintenance.register(registry);
         registry.register("sessions", "Machines connected now", metrics.sessions.clone());
         registry.register("deltas_open", "Deltas begun and not yet closed", metrics.deltas_open.clone());
         registry.register(

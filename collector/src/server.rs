@@ -13,7 +13,8 @@ use crate::cache::Cache;
 use crate::relays::{self, Told};
 use crate::shared::{REVOCATIONS_UNKNOWN_MAX, Shared, now_ms};
 use crate::{
-    CollectorError, Config, authority, authority::OwnCert, management, memory, metrics::Metrics, session,
+    CollectorError, Config, authority, authority::OwnCert, maintenance, management, memory, metrics::Metrics,
+    session,
 };
 use highwater_relay::server::Relays;
 use highwater_serve::{Limits, Place, accept, serve_metrics};
@@ -55,6 +56,8 @@ pub struct Running {
     /// What its sessions share.
     pub shared: Arc<Shared>,
     tasks: Vec<JoinHandle<()>>,
+    /// May be off, so that its end says nothing.
+    maintenance: JoinHandle<()>,
 }
 
 impl Collector {
@@ -141,8 +144,16 @@ impl Collector {
             tokio::spawn(serve_metrics(metrics, told, Limits::default(), shutdown)),
             tokio::spawn(upkeep(shared.clone(), cert, relays)),
         ];
+        let maintenance = tokio::spawn(maintenance::run(shared.clone()));
         tracing::info!(ingest = %ingest_at, management = %management_at, metrics = %metrics_at, "ready");
-        Ok(Running { ingest: ingest_at, management: management_at, metrics: metrics_at, shared, tasks })
+        Ok(Running {
+            ingest: ingest_at,
+            management: management_at,
+            metrics: metrics_at,
+            shared,
+            tasks,
+            maintenance,
+        })
     }
 }
 
@@ -150,7 +161,7 @@ impl Running {
     /// Ends everything in an orderly way.
     pub async fn shutdown(self) {
         self.shared.shutdown.cancel();
-        for task in self.tasks {
+        for task in self.tasks.into_iter().chain([self.maintenance]) {
             if let Err(error) = task.await
                 && error.is_panic()
             {

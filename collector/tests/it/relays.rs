@@ -225,8 +225,9 @@ fn the_command_does_it_at_both_ends() {
     assert!(ok, "{made}");
     let (ok, checked) = command::json(&["config", "check", "--config", made["config"].as_str().unwrap()]);
     assert!(ok, "{checked}");
-    let (ok, twice) =
-        command::json(&["init", "--dir", "/nowhere/etc", "--vault", location, "--name", "127.0.0.1"]);
+    let other = here.path().join("other");
+    let other = other.to_str().unwrap();
+    let (ok, twice) = command::json(&["init", "--dir", other, "--vault", location, "--name", "127.0.0.1"]);
     assert!(!ok, "{twice}");
 
     let (_, listed) = command::json(&["relay", "list", "--config", &config]);

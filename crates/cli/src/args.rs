@@ -1,5 +1,9 @@
 //! The command line. Help, man page and completions come from here.
 
+mod keep;
+
+pub(crate) use keep::{KeepVerb, PolicyVerb, SetPolicy};
+
 use clap::{Args, Parser, Subcommand};
 use highwater_delta::CommitId;
 use highwater_vault::keys::{KeyCommand, WrappingId};
@@ -64,7 +68,7 @@ pub(crate) enum Verb {
         /// One machine only: id, unambiguous begin of an id, or host name
         machine: Option<String>,
     },
-    /// The vault itself: what opens it
+    /// The vault itself: what opens it, and how long points are kept
     Vault {
         #[command(subcommand)]
         verb: VaultVerb,
@@ -85,6 +89,8 @@ pub(crate) enum VaultVerb {
         #[command(subcommand)]
         verb: KeyVerb,
     },
+    #[command(flatten)]
+    Keep(KeepVerb),
 }
 
 #[derive(Debug, Subcommand)]

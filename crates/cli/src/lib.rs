@@ -13,7 +13,9 @@ mod context;
 mod error;
 mod keys;
 mod list;
+mod maintain;
 mod output;
+mod policy;
 mod recover;
 mod secret;
 mod verify;
@@ -91,6 +93,9 @@ fn dispatch(cli: args::Cli, console: &mut Console<'_>) -> Result<Exit, CliError>
                 args::Verb::Vault { verb: args::VaultVerb::Key { verb } } => {
                     keys::run(&cli.global, verb, console).await
                 }
+                args::Verb::Vault { verb: args::VaultVerb::Keep(verb) } => {
+                    keep(&cli.global, verb, console).await
+                }
                 args::Verb::Completions { .. } | args::Verb::Man => Ok(Exit::Success),
             }
         };
@@ -99,6 +104,35 @@ fn dispatch(cli: args::Cli, console: &mut Console<'_>) -> Result<Exit, CliError>
             _ = tokio::signal::ctrl_c() => Err(CliError::Interrupted),
         }
     })
+}
+
+async fn keep(
+    global: &args::Global,
+    verb: &args::KeepVerb,
+    console: &mut Console<'_>,
+) -> Result<Exit, CliError> {
+    use args::KeepVerb;
+    match verb {
+        KeepVerb::Plan { machine, grace } => {
+            maintain::plan(global, machine.as_deref(), *grace, console).await
+        }
+        KeepVerb::Maintain { machine, grace, rate, yes } => {
+            let settings = maintain::settings(*rate, *grace);
+            maintain::maintain(global, machine.as_deref(), settings, *yes, console).await
+        }
+        KeepVerb::Policy { verb } => policy::run(global, verb, console).await,
+        KeepVerb::Pin(what) => {
+            let pin = Some(highwater_vault::Hold::Pin);
+            policy::hold(global, &what.machine, what.point, pin, &what.reason, console).await
+        }
+        KeepVerb::Hold(what) => {
+            let legal = Some(highwater_vault::Hold::Legal);
+            policy::hold(global, &what.machine, what.point, legal, &what.reason, console).await
+        }
+        KeepVerb::Release { machine, point } => {
+            policy::hold(global, machine, *point, None, "", console).await
+        }
+    }
 }
 
 fn fail(error: &CliError, json: bool, console: &mut Console<'_>) -> Exit {

@@ -7,7 +7,7 @@ use crate::{
     output::{age, bytes_text, json, plain, rfc3339, table},
 };
 use highwater_delta::{CommitId, Consistency, PointInfo};
-use highwater_vault::{DiskRecord, MachineState, PointRecord};
+use highwater_vault::{DiskRecord, Hold, MachineState, PointRecord};
 use serde_json::{Value, json as document};
 
 pub(crate) async fn machines(global: &Global, console: &mut Console<'_>) -> Result<Exit, CliError> {
@@ -102,11 +102,12 @@ pub(crate) async fn points(
             consistency(&point.info).to_owned(),
             format!("{:.1} ms", point.info.freeze_us as f64 / 1000.0),
             bytes_text(point.bytes_stored),
+            state.holds.get(&point.id).map_or("", |held| kept(held.hold)).to_owned(),
             names(&state, &point.info).join(" "),
         ]
     };
     let rows: Vec<Vec<String>> = state.points.iter().map(row).collect();
-    table(console, &["POINT", "TAKEN", "AGE", "CONSISTENCY", "FREEZE", "STORED", "DISKS"], &rows)?;
+    table(console, &["POINT", "TAKEN", "AGE", "CONSISTENCY", "FREEZE", "STORED", "KEPT", "DISKS"], &rows)?;
     Ok(Exit::Success)
 }
 
@@ -128,6 +129,7 @@ pub(crate) fn point_document(state: &MachineState, point: &PointRecord) -> Value
         "consistency": consistency(&point.info),
         "freeze-us": point.info.freeze_us,
         "bytes-stored": point.bytes_stored,
+        "hold": state.holds.get(&point.id),
         "disks": disks,
         "disks-left-out": left_out(state, point)
             .iter()
@@ -154,6 +156,13 @@ pub(crate) fn consistency(info: &PointInfo) -> &'static str {
         Consistency::Crash => "crash",
         Consistency::Filesystem => "filesystem",
         Consistency::Application => "application",
+    }
+}
+
+fn kept(hold: Hold) -> &'static str {
+    match hold {
+        Hold::Pin => "pinned",
+        Hold::Legal => "legal hold",
     }
 }
 

@@ -398,3 +398,58 @@ fn help_and_the_manual_tell_of_subcommands() {
     let page = bare(&["highwater", "man"], "").out;
     assert!(page.contains("HIGHWATER RECOVER") && page.contains("all\\-blocks"), "{page}");
 }
+
+#[test]
+fn points_expire_as_policies_say_and_held_ones_do_not() {
+    let place = place();
+    let shown = place.run(&["vault", "policy", "show"]);
+    assert_eq!(shown.exit, Exit::Success);
+    assert!(
+        shown.out.contains("every point is kept for 2h") && shown.out.contains("one of each 4h for 15days")
+    );
+    let nothing = place.run(&["vault", "plan", "db-1"]);
+    assert!(nothing.out.contains("nothing to do"), "{}", nothing.out);
+    let plan = place.run(&["vault", "plan", "web-1"]);
+    assert!(plan.out.contains("1 stretches") && !plan.out.contains("expire"), "{}", plan.out);
+
+    // A tier that is no coarser than the one before, and what is no time.
+    let refused = place.run(&["vault", "policy", "set", "--keep-all", "2h", "--tier", "1h:1h", "--json"]);
+    assert_eq!((refused.exit, refused.json()["error"]["code"].as_str().unwrap()), (Exit::Failure, "HW-1241"));
+    assert_eq!(place.run(&["vault", "policy", "set", "--keep-all", "2 hours ago"]).exit, Exit::Usage);
+    let set = place.run(&["vault", "policy", "set", "web-1", "--keep-all", "0s", "--json"]);
+    assert_eq!(set.json()["own"], true, "{}", set.err);
+
+    let held = place.run(&["vault", "hold", "web-1", "1", "--reason", "case 7"]);
+    assert!(held.out.contains("legal hold"), "{} {}", held.out, held.err);
+    assert!(place.run(&["points", "web-1"]).out.contains("legal hold"));
+    assert!(place.run(&["vault", "policy", "show", "web-1"]).out.contains("case 7"));
+    let plan = place.run(&["vault", "plan", "web-1", "--json"]).json();
+    assert_eq!(plan["machines"][0]["plan"]["protected"], serde_json::json!([1]));
+    assert_eq!(place.run(&["vault", "pin", "web-1", "2"]).exit, Exit::Failure, "a commit that is no point");
+    assert_eq!(place.run(&["vault", "release", "web-1", "1"]).exit, Exit::Success);
+
+    let plan = place.run(&["vault", "plan", "web-1"]);
+    assert!(plan.out.contains("1 of 2 recovery points expire: 1"), "{}", plan.out);
+    let asked = place.run(&["vault", "maintain", "web-1"]);
+    assert_eq!(asked.exit, Exit::NotConfirmed);
+    assert_eq!(place.run(&["points", "web-1", "--json"]).json()["points"].as_array().unwrap().len(), 2);
+    let done = place.run(&["vault", "maintain", "web-1", "--yes", "--grace", "0s", "--json"]).json();
+    assert_eq!(done["machines"][0]["report"]["expired"], 1, "{done}");
+    assert_eq!(done["machines"][0]["report"]["merged-runs"], 3, "{done}");
+    let swept = place.run(&["vault", "maintain", "--yes", "--grace", "0s"]);
+    assert!(swept.out.contains("nothing was to be done") || swept.out.contains("deleted"), "{}", swept.out);
+    assert_eq!(place.run(&["points", "web-1", "--json"]).json()["points"].as_array().unwrap().len(), 1);
+    let report = place.run(&["verify", "--json"]).json();
+    assert_eq!((&report["clean"], &report["report"]["maps"]), (&true.into(), &1.into()), "{report}");
+    assert_eq!(report["report"]["orphans"], serde_json::json!([]));
+
+    // What is left recovers as it was.
+    let to = place.path("out");
+    let args = ["recover", "web-1", "--point", "latest", "--disk", "sda", "--to", to.to_str().unwrap()];
+    let recovered = place.run(&args);
+    assert_eq!(recovered.exit, Exit::Success, "{}", recovered.err);
+    let image = std::fs::read(to.join("sda.img")).unwrap();
+    for round in 1..=3_usize {
+        assert!(image[round * B..][..B].iter().all(|byte| usize::from(*byte) == round * 16 + 1), "{round}");
+    }
+}

@@ -164,6 +164,11 @@ pub enum VaultError {
     /// A policy, or what should be said of a point.
     #[error("refused: {0}")]
     Policy(String),
+    /// The clock here and the store's differ.
+    #[error(
+        "the clock of this machine and that of the vault's storage are {0} s apart; nothing is expired by such a clock"
+    )]
+    Clock(u64),
     /// A limit.
     #[error("too many or too large: {0}")]
     Limit(&'static str),
@@ -211,6 +216,7 @@ impl VaultError {
             Self::Unfinished => 1232,
             Self::Maintained(_) => 1240,
             Self::Policy(_) => 1241,
+            Self::Clock(_) => 1242,
         }
     }
 
@@ -276,6 +282,9 @@ impl VaultError {
             }
             Self::Policy(_) => {
                 "See `highwater vault policy show` for what holds now; each tier must be coarser and longer than the one before."
+            }
+            Self::Clock(_) => {
+                "Set the clock of the machine that is wrong (NTP); maintenance goes on by itself then."
             }
             Self::Crypto(_) => "Check the system's random number generator, then report this as a defect.",
         }

@@ -2,7 +2,7 @@
 //!
 //! # Contract
 //!
-//! - The root key ([`VaultKey`]) is drawn when the vault is made and stays. What may change are its *wrappings*: any of several key
+//! - The root key ([`crate::VaultKey`]) is drawn when the vault is made and stays. What may change are its *wrappings*: any of several key
 //!   files, passphrases and external commands opens the vault. No data is rewritten when they change.
 //! - All wrappings lie together in one numbered document, `keys/<number>`; the highest number counts. It is created if absent, so
 //!   of two operators at once one loses, is told ([`VaultError::KeysChanged`](crate::VaultError::KeysChanged)), and has changed nothing.

@@ -7,13 +7,14 @@
 //!   or not at all, and whoever finds its number taken has been fenced and writes no more.
 //! - [`MachineWriter::commit`] returns after the store has everything: with [`local_store`], after files and
 //!   directories were synced.
+//! - Points expire by policies, and what lay between them is merged ([`maintain`], [`policy`]), beside writers and readers.
 //! - A crash leaves at most segments that no record names; the next writer takes the machine over and deletes them.
 //! - Cancelling a future of a writer leaves its delta unfinished; call [`MachineWriter::abort`] or drop the writer.
 //! - Everything but the objects' names is encrypted and authenticated, bound to its place; corrupted objects are
 //!   typed errors, never a panic and never an allocation of a length that was not checked.
 //! - Memory: a writer keeps what is stored of its machine ([`MachineState::memory_bytes`]) and, while a delta is open,
-//!   [`Vault::delta_bytes_max`]; a block map keeps page directories ([`Vault::block_map_bytes`]); all block maps of a
-//!   vault share one cache of index pages ([`Vault::with_page_cache`]).
+//!   [`Vault::delta_bytes_max`]; a block map keeps references to the objects it looks through ([`Vault::block_map_bytes`]); all block
+//!   maps of a vault share one cache of index pages ([`Vault::with_page_cache`]).
 //!
 //! `docs/FORMAT.md` describes every byte.
 

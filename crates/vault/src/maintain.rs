@@ -28,12 +28,16 @@ use crate::{
         ExpiredBody, Hold, HoldBody, KIND_EXPIRED, KIND_HOLD, KIND_MAINTAINER, KIND_MERGED, KIND_SWEPT,
         MergedBody, SweptBody, check_name,
     },
+    store,
     vault::STATE_BYTES_MAX,
 };
 use highwater_delta::{CommitId, MachineId};
+use object_store::ObjectStoreExt;
 use serde::Serialize;
 use std::{sync::Arc, time::Duration};
 
+/// See [`Settings::skew_max`]: more than a server's clock drifts, less than the shortest time that a policy is made for.
+const SKEW_MAX: Duration = Duration::from_secs(600);
 /// Merges of one run: what then is left is the next one's.
 const MERGES_MAX: usize = 10_000;
 
@@ -46,7 +50,9 @@ pub struct Settings {
     pub pace: Arc<Pace>,
     /// Most bytes of memory of a machine's state.
     pub state_bytes_max: u64,
-    pub(crate) full: Full,
+    /// How far the clock here may be from the store's; `None`: however far. By a clock that runs ahead, points would expire that
+    /// are needed still.
+    pub skew_max: Option<Duration>,
 }
 
 impl Default for Settings {
@@ -55,7 +61,7 @@ impl Default for Settings {
             grace: Duration::from_secs(6 * 3600),
             pace: Arc::new(Pace::new(None)),
             state_bytes_max: STATE_BYTES_MAX,
-            full: Full::DEFAULT,
+            skew_max: Some(SKEW_MAX),
         }
     }
 }
@@ -93,10 +99,19 @@ pub trait Progress: Send + Sync {
 }
 impl Progress for () {}
 
+impl Report {
+    /// Whether nothing was to be done.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// Maintains one machine.
 pub struct Maintainer {
     journal: Journal,
     settings: Settings,
+    full: Full,
     report: Report,
 }
 
@@ -110,7 +125,7 @@ impl Maintainer {
     /// Reads a machine's history; nothing is changed yet.
     pub async fn open(vault: &Vault, machine: MachineId, settings: Settings) -> Result<Self> {
         let journal = Journal::open(vault.clone(), machine, settings.state_bytes_max).await?;
-        Ok(Self { journal, settings, report: Report::default() })
+        Ok(Self { journal, settings, full: Full::DEFAULT, report: Report::default() })
     }
 
     /// What is stored of the machine, as far as it is known here.
@@ -164,11 +179,26 @@ impl Maintainer {
     async fn begin(&mut self) -> Result<()> {
         if self.journal.state.maintainer != self.journal.identity() {
             self.put(KIND_MAINTAINER, Vec::new()).await?;
+            self.check_clock().await?;
             clean::leftovers(&self.journal).await?;
         }
         Ok(())
     }
 
+    /// Compares the clock here with the store's, by the record that was put just now.
+    async fn check_clock(&self) -> Result<()> {
+        let Some(skew_max) = self.settings.skew_max else { return Ok(()) };
+        let Journal { vault, machine, state, .. } = &self.journal;
+        let put = vault.store().head(&store::manifest_path(*machine, state.last_record)).await?;
+        let stored_ms = u64::try_from(put.last_modified.timestamp_millis()).unwrap_or(0);
+        let skew = Duration::from_millis(vault.now_ms().abs_diff(stored_ms));
+        if skew > skew_max { Err(VaultError::Clock(skew.as_secs())) } else { Ok(()) }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn filled(self, full: Full) -> Self {
+        Self { full, ..self }
+    }
     #[cfg(test)]
     pub(crate) async fn begin_for_test(&mut self) {
         self.begin().await.expect("the store works");
@@ -189,7 +219,7 @@ impl Maintainer {
     }
 
     async fn merge(&mut self, planned: &Merge) -> Result<()> {
-        let merged = merge::merge(&self.journal, planned, &self.settings.pace, self.settings.full).await?;
+        let merged = merge::merge(&self.journal, planned, &self.settings.pace, self.full).await?;
         self.report.written_bytes += merged.written_bytes;
         match &merged.body.replaces {
             None => self.report.shortcuts += 1,
@@ -232,22 +262,16 @@ pub async fn set_hold(
     Ok(())
 }
 
-/// Maintains all machines of a vault, one after the other. A machine that fails is reported, and the others go on.
-pub async fn all(
+/// Does all there is to do for a machine now, by the vault's documents and clock.
+pub async fn machine(
     vault: &Vault,
+    machine: MachineId,
     settings: &Settings,
     progress: &dyn Progress,
-) -> Result<Vec<(MachineId, Result<Report>)>> {
-    let mut reports = Vec::new();
-    for machine in vault.machines().await? {
-        let one = async {
-            let rules = Rules::load(vault, machine).await?;
-            let mut maintainer = Maintainer::open(vault, machine, settings.clone()).await?;
-            maintainer.run(&rules, vault.now_ms(), progress).await
-        };
-        reports.push((machine, one.await));
-    }
-    Ok(reports)
+) -> Result<Report> {
+    let rules = Rules::load(vault, machine).await?;
+    let mut maintainer = Maintainer::open(vault, machine, settings.clone()).await?;
+    maintainer.run(&rules, vault.now_ms(), progress).await
 }
 
 fn encode<T: Serialize>(body: &T) -> Result<Vec<u8>> {

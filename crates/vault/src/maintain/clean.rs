@@ -15,14 +15,17 @@ const DEPTH: usize = 8;
 /// Deletes objects; answers those that are gone now. One that the store refuses to delete, because something there protects
 /// it, is left for a later run.
 pub(super) async fn delete(journal: &Journal, objects: &[Trashed]) -> Result<Vec<Trashed>> {
-    let store = journal.vault.store();
-    let deleted = stream::iter(objects)
-        .map(|trashed| async move {
-            let path = store::object_path(journal.machine, trashed.object.kind, trashed.object.id);
-            Ok::<_, VaultError>(delete_one(store, &path).await?.then(|| trashed.clone()))
+    let (store, machine) = (journal.vault.store().clone(), journal.machine);
+    let deleted = stream::iter(objects.to_vec())
+        .map(move |trashed| {
+            let store = store.clone();
+            async move {
+                let path = store::object_path(machine, trashed.object.kind, trashed.object.id);
+                Ok::<_, VaultError>(delete_one(&store, &path).await?.then_some(trashed))
+            }
         })
         .buffered(DEPTH);
-    deleted.try_filter_map(async |deleted| Ok(deleted)).try_collect().await
+    deleted.try_filter_map(|deleted| std::future::ready(Ok(deleted))).try_collect().await
 }
 
 async fn delete_one(store: &std::sync::Arc<dyn object_store::ObjectStore>, path: &Path) -> Result<bool> {
@@ -46,9 +49,9 @@ pub(super) async fn leftovers(journal: &Journal) -> Result<()> {
             None => store.list(Some(&dir)),
         };
         let found: Vec<Path> = listed
-            .try_filter_map(async |meta| {
+            .try_filter_map(move |meta| {
                 let is_left = store::segment_of(&meta.location).is_some_and(|id| Some(id) > newest);
-                Ok(is_left.then_some(meta.location))
+                std::future::ready(Ok(is_left.then_some(meta.location)))
             })
             .try_collect()
             .await?;

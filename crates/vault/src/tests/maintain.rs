@@ -134,7 +134,7 @@ impl Model {
 
     fn settings(&self) -> Settings {
         let grace = Duration::from_secs(60);
-        Settings { grace, pace: Arc::new(Pace::new(None)), full: Full::TINY, ..Settings::default() }
+        Settings { grace, pace: Arc::new(Pace::new(None)), skew_max: None, ..Settings::default() }
     }
 
     /// Whether it failed.
@@ -148,7 +148,8 @@ impl Model {
         };
         self.faulty.fail_call(fail.map(|(n, late)| (n, if late { When::After } else { When::Before })));
         let done = async {
-            let mut maintainer = Maintainer::open(&self.vault, machine(), self.settings()).await?;
+            let mut maintainer =
+                Maintainer::open(&self.vault, machine(), self.settings()).await?.filled(Full::TINY);
             maintainer.run(&rules, self.vault.now_ms(), &()).await?;
             Ok::<_, VaultError>(maintainer)
         };
@@ -317,6 +318,34 @@ fn a_writer_goes_on_while_its_machine_is_maintained() {
         let state = model.vault.machine(machine()).await.unwrap();
         assert_eq!(&state, model.writer.state());
         assert!(state.points.len() < 20 && depth_max(&state) < 20);
+    });
+}
+
+#[test]
+fn by_a_clock_that_runs_ahead_nothing_expires() {
+    runtime().block_on(async {
+        let mut model = Model::new().await;
+        let now_ms = Clock::default().now_ms();
+        model.clock.store(now_ms - 30 * 1440 * MINUTE_MS, SeqCst);
+        for i in 0..20 {
+            model.deliver(vec![(0, i, vec![i as u32 + 1])], (1, 0, 1), true).await;
+            model.clock.fetch_add(30 * MINUTE_MS, SeqCst);
+        }
+        let rules = Rules { policy: policy(), immutable: vec![] };
+        let settings = Settings { skew_max: Settings::default().skew_max, ..model.settings() };
+        // As far off in either direction; and then right.
+        for (at_ms, ok) in
+            [(now_ms + 1440 * MINUTE_MS, false), (now_ms - 20 * MINUTE_MS, false), (now_ms, true)]
+        {
+            model.clock.store(at_ms, SeqCst);
+            let mut maintainer = Maintainer::open(&model.vault, machine(), settings.clone()).await.unwrap();
+            let done = maintainer.run(&rules, model.vault.now_ms(), &()).await;
+            let points = model.vault.machine(machine()).await.unwrap().points.len();
+            match ok {
+                true => assert!(done.is_ok() && points < 20, "{done:?}"),
+                false => assert!(matches!(done, Err(VaultError::Clock(_))) && points == 20, "{done:?}"),
+            }
+        }
     });
 }
 

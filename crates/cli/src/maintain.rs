@@ -1,0 +1,244 @@
+//! `vault plan` and `vault maintain`: what expires and is merged, shown before it is done.
+
+use crate::{
+    CliError, Console, Exit,
+    args::Global,
+    context,
+    output::{bytes_text, json, plain},
+};
+use highwater_delta::MachineId;
+use highwater_vault::{
+    Pace, Vault,
+    maintain::{Maintainer, Merge, Plan, Progress, Purpose, Report, Settings},
+    policy::Rules,
+};
+use serde_json::{Value, json as document};
+use std::{io::Write, sync::Arc, time::Duration};
+
+/// Points named in a plan; of more, how many.
+const NAMED_MAX: usize = 12;
+
+/// Shows what would be done.
+pub(crate) async fn plan(
+    global: &Global,
+    machine: Option<&str>,
+    grace: Duration,
+    console: &mut Console<'_>,
+) -> Result<Exit, CliError> {
+    let vault = context::open(global, console).await?;
+    let settings = Settings { grace, ..Settings::default() };
+    let mut documents = Vec::new();
+    for id in chosen(&vault, machine).await? {
+        let (maintainer, _, plan) = planned(&vault, id, &settings).await?;
+        if global.json {
+            documents.push(document!({ "machine": id, "plan": plan }));
+        } else {
+            show(console, &maintainer, &plan)?;
+        }
+    }
+    if global.json {
+        json(console, &document!({ "vault": vault.id(), "machines": documents }))?;
+    }
+    Ok(Exit::Success)
+}
+
+/// Shows it, asks, and does it.
+pub(crate) async fn maintain(
+    global: &Global,
+    machine: Option<&str>,
+    settings: Settings,
+    yes: bool,
+    console: &mut Console<'_>,
+) -> Result<Exit, CliError> {
+    let vault = context::open(global, console).await?;
+    let machines = chosen(&vault, machine).await?;
+    let mut expire = 0;
+    for id in &machines {
+        let (maintainer, _, plan) = planned(&vault, *id, &settings).await?;
+        expire += plan.expire.len();
+        if !global.json {
+            show(console, &maintainer, &plan)?;
+        }
+    }
+    if expire > 0 && !yes {
+        confirm(console, global.json, expire)?;
+    }
+    let mut documents = Vec::new();
+    for id in machines {
+        // Planned anew: the vault has gone on since, and what was shown is at most older.
+        let (mut maintainer, rules, _) = planned(&vault, id, &settings).await?;
+        let progress = Bars::new(console.terminal && !global.json);
+        let report = maintainer.run(&rules, vault.now_ms(), &progress).await?;
+        progress.bar.finish_and_clear();
+        if global.json {
+            documents.push(document!({ "machine": id, "report": report }));
+        } else {
+            done(console, id, &report)?;
+        }
+    }
+    if global.json {
+        json(console, &document!({ "vault": vault.id(), "machines": documents }))?;
+    }
+    Ok(Exit::Success)
+}
+
+/// How `--rate` and `--grace` are meant.
+pub(crate) fn settings(rate: Option<u64>, grace: Duration) -> Settings {
+    Settings { grace, pace: Arc::new(Pace::new(rate)), ..Settings::default() }
+}
+
+async fn chosen(vault: &Vault, machine: Option<&str>) -> Result<Vec<MachineId>, CliError> {
+    Ok(match machine {
+        Some(text) => vec![context::machine(vault, text).await?],
+        None => vault.machines().await?,
+    })
+}
+
+async fn planned(
+    vault: &Vault,
+    machine: MachineId,
+    settings: &Settings,
+) -> Result<(Maintainer, Rules, Plan), CliError> {
+    let rules = Rules::load(vault, machine).await?;
+    let maintainer = Maintainer::open(vault, machine, settings.clone()).await?;
+    let plan = maintainer.plan(&rules, vault.now_ms());
+    Ok((maintainer, rules, plan))
+}
+
+fn show(console: &mut Console<'_>, maintainer: &Maintainer, plan: &Plan) -> Result<(), CliError> {
+    let (out, state) = (&mut console.out, maintainer.state());
+    writeln!(out, "{} ({}):", plain(&state.host_name), state.machine)?;
+    if plan.is_empty() {
+        writeln!(out, "  nothing to do")?;
+    }
+    if !plan.expire.is_empty() {
+        let (n, of) = (plan.expire.len(), state.points.len());
+        writeln!(out, "  {n} of {of} recovery points expire: {}", named(&plan.expire))?;
+    }
+    if !plan.protected.is_empty() {
+        let n = plan.protected.len();
+        writeln!(out, "  {n} would, but are held or protected: {}", named(&plan.protected))?;
+    }
+    for (purpose, text) in [
+        (Purpose::Expire, "stretches between points are merged"),
+        (Purpose::Clean, "are cleaned of what no point needs"),
+        (Purpose::Shortcut, "shortcuts are made, through which points open faster"),
+    ] {
+        let of: Vec<&Merge> = plan.merges.iter().filter(|merge| merge.purpose == purpose).collect();
+        if !of.is_empty() {
+            let bytes = bytes_text(of.iter().map(|merge| merge.bytes).sum());
+            writeln!(
+                out,
+                "  {} {text} (they hold {bytes}; mostly only the index is read and written)",
+                of.len()
+            )?;
+        }
+    }
+    if plan.delete > 0 {
+        writeln!(out, "  {} objects with {} are deleted", plan.delete, bytes_text(plan.delete_bytes))?;
+    }
+    Ok(())
+}
+
+fn named(points: &[highwater_delta::CommitId]) -> String {
+    let mut text: Vec<String> = points.iter().take(NAMED_MAX).map(ToString::to_string).collect();
+    if let Some(more) = points.len().checked_sub(NAMED_MAX).filter(|more| *more > 0) {
+        text.push(format!("and {more} more"));
+    }
+    text.join(", ")
+}
+
+fn confirm(console: &mut Console<'_>, json: bool, expire: usize) -> Result<(), CliError> {
+    let what = format!("{expire} recovery point(s) would no longer be kept");
+    if json || !console.can_ask {
+        return Err(CliError::NotConfirmed(format!("{what}; say --yes")));
+    }
+    write!(console.err, "Type yes to let {expire} recovery point(s) go: ")?;
+    console.err.flush()?;
+    let mut typed = String::new();
+    console.input.read_line(&mut typed)?;
+    if typed.trim() == "yes" {
+        Ok(())
+    } else {
+        Err(CliError::NotConfirmed(format!("{what}; nothing was done")))
+    }
+}
+
+fn done(console: &mut Console<'_>, machine: MachineId, report: &Report) -> Result<(), CliError> {
+    let out = &mut console.out;
+    if report.is_empty() {
+        writeln!(out, "{machine}: nothing was to be done")?;
+        return Ok(());
+    }
+    writeln!(
+        out,
+        "{machine}: {} points expired, {} runs merged, {} shortcuts made, {} written; {} go to the trash, {} deleted",
+        report.expired,
+        report.merged_runs,
+        report.shortcuts,
+        bytes_text(report.written_bytes),
+        bytes_text(report.trashed_bytes),
+        bytes_text(report.deleted_bytes)
+    )?;
+    if report.kept_by_store > 0 {
+        writeln!(
+            out,
+            "  {} objects are still locked by the store; a later run deletes them",
+            report.kept_by_store
+        )?;
+    }
+    Ok(())
+}
+
+struct Bars {
+    bar: indicatif::ProgressBar,
+}
+
+impl Bars {
+    fn new(shown: bool) -> Self {
+        let target = match shown {
+            true => indicatif::ProgressDrawTarget::stderr(),
+            false => indicatif::ProgressDrawTarget::hidden(),
+        };
+        Self { bar: indicatif::ProgressBar::with_draw_target(None, target) }
+    }
+}
+
+impl Progress for Bars {
+    fn merge(&self, n: usize, of: usize, bytes: u64) {
+        self.bar.set_length(of as u64);
+        self.bar.set_position(n as u64);
+        self.bar.set_message(format!("merging runs with {}", bytes_text(bytes)));
+    }
+}
+
+/// A rate or size, like `64MiB`.
+pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let factor = match text[digits..].trim() {
+        "" => Some(1_u64),
+        "KiB" => Some(1 << 10),
+        "MiB" => Some(1 << 20),
+        "GiB" => Some(1 << 30),
+        _ => None,
+    };
+    let number = text[..digits].parse::<u64>().ok();
+    let bytes = factor.zip(number).and_then(|(factor, number)| number.checked_mul(factor));
+    bytes.ok_or_else(|| format!("{text:?} is no size; write it like 64MiB"))
+}
+
+/// A time, like `6h`.
+pub(crate) fn parse_time(text: &str) -> Result<Duration, String> {
+    humantime_serde::re::humantime::parse_duration(text)
+        .map_err(|_| format!("{text:?} is no time; write it like 90s, 2h or 15days"))
+}
+
+/// What is written of a time.
+pub(crate) fn time_text(time: Duration) -> String {
+    humantime_serde::re::humantime::format_duration(time).to_string()
+}
+
+/// For documents.
+pub(crate) fn null_if_empty(text: &str) -> Value {
+    if text.is_empty() { Value::Null } else { text.into() }
+}

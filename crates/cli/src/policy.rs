@@ -1,0 +1,132 @@
+//! `vault policy`, `vault pin`, `vault hold` and `vault release`: how long points are kept.
+
+use crate::{
+    CliError, Console, Exit,
+    args::{Global, PolicyVerb, SetPolicy},
+    context,
+    maintain::{null_if_empty, time_text},
+    output::{json, plain, rfc3339},
+};
+use highwater_delta::{CommitId, MachineId};
+use highwater_vault::{
+    Hold, Vault,
+    maintain::set_hold,
+    policy::{self, Policy, Rules, Tier},
+};
+use serde_json::json as document;
+use std::io::Write;
+
+pub(crate) async fn run(
+    global: &Global,
+    verb: &PolicyVerb,
+    console: &mut Console<'_>,
+) -> Result<Exit, CliError> {
+    let vault = context::open(global, console).await?;
+    match verb {
+        PolicyVerb::Show { machine } => {
+            let machine = named(&vault, machine.as_deref()).await?;
+            show(global, &vault, machine, console).await
+        }
+        PolicyVerb::Set(set) => {
+            let machine = named(&vault, set.machine.as_deref()).await?;
+            policy::set_policy(&vault, machine, Some(wanted(set)), vault.now_ms()).await?;
+            show(global, &vault, machine, console).await
+        }
+        PolicyVerb::Reset { machine } => {
+            let machine = context::machine(&vault, machine).await?;
+            policy::set_policy(&vault, Some(machine), None, vault.now_ms()).await?;
+            show(global, &vault, Some(machine), console).await
+        }
+    }
+}
+
+/// Holds a point or lets it go.
+pub(crate) async fn hold(
+    global: &Global,
+    machine: &str,
+    point: CommitId,
+    hold: Option<Hold>,
+    reason: &str,
+    console: &mut Console<'_>,
+) -> Result<Exit, CliError> {
+    let vault = context::open(global, console).await?;
+    let machine = context::machine(&vault, machine).await?;
+    set_hold(&vault, machine, point, hold, reason.to_owned()).await?;
+    if global.json {
+        let reason = null_if_empty(reason);
+        json(console, &document!({ "machine": machine, "point": point, "hold": hold, "reason": reason }))?;
+        return Ok(Exit::Success);
+    }
+    match hold {
+        Some(Hold::Pin) => writeln!(console.out, "Point {point} is kept until it is released.")?,
+        Some(Hold::Legal) => {
+            writeln!(console.out, "Point {point} is under legal hold until it is released.")?
+        }
+        None => writeln!(console.out, "Point {point} expires as the policy says from now on.")?,
+    }
+    Ok(Exit::Success)
+}
+
+async fn named(vault: &Vault, machine: Option<&str>) -> Result<Option<MachineId>, CliError> {
+    Ok(match machine {
+        Some(text) => Some(context::machine(vault, text).await?),
+        None => None,
+    })
+}
+
+fn wanted(set: &SetPolicy) -> Policy {
+    Policy { keep_all: set.keep_all, tiers: set.tier.clone(), immutable_for: set.immutable_for }
+}
+
+async fn show(
+    global: &Global,
+    vault: &Vault,
+    machine: Option<MachineId>,
+    console: &mut Console<'_>,
+) -> Result<Exit, CliError> {
+    let default = policy::policies(vault, "default").await?;
+    let own = match machine {
+        Some(machine) => policy::policies(vault, &machine.to_string()).await?,
+        None => vec![],
+    };
+    let is_own = own.last().is_some_and(|document| document.policy.is_some());
+    let rules = Rules::of(&default, &own);
+    if global.json {
+        json(console, &document!({ "machine": machine, "own": is_own, "policy": rules.policy }))?;
+        return Ok(Exit::Success);
+    }
+    let out = &mut console.out;
+    match machine {
+        Some(machine) if is_own => {
+            writeln!(out, "{}: its own policy", plain(&vault.host_name(machine).await?))?;
+        }
+        Some(machine) => writeln!(out, "{}: the default policy", plain(&vault.host_name(machine).await?))?,
+        None => writeln!(out, "The default policy")?,
+    }
+    writeln!(out, "  every point is kept for {}", time_text(rules.policy.keep_all))?;
+    for Tier { every, keep_for } in &rules.policy.tiers {
+        writeln!(out, "  one of each {} for {}", time_text(*every), time_text(*keep_for))?;
+    }
+    let immutable = rules.policy.immutable_for;
+    if !immutable.is_zero() {
+        writeln!(out, "  none goes before {}, whatever policy comes later", time_text(immutable))?;
+    }
+    if let Some(machine) = machine {
+        for (point, held) in &vault.machine(machine).await?.holds {
+            let how = if held.hold == Hold::Legal { "under legal hold" } else { "pinned" };
+            let since = rfc3339(held.since_ms);
+            writeln!(out, "  point {point} is {how} since {since}: {}", plain(&held.reason))?;
+        }
+    }
+    Ok(Exit::Success)
+}
+
+/// A tier, as `1h:1day`: one point of each hour, for a day.
+pub(crate) fn parse_tier(text: &str) -> Result<Tier, String> {
+    let refuse = || format!("{text:?} is no tier; write it like 1h:1day (one point of each hour, for a day)");
+    let (every, keep_for) = text.split_once(':').ok_or_else(refuse)?;
+    Ok(Tier {
+        every: crate::maintain::parse_time(every).map_err(|_| refuse())?,
+        keep_for: crate::maintain::parse_time(keep_for).map_err(|_| refuse())?,
+    })
+}
