@@ -13,7 +13,7 @@ pub use seeds::seeds;
 pub type Target = fn(&[u8]);
 
 /// All of them, by the names of the fuzz targets.
-pub const TARGETS: [(&str, Target); 19] = [
+pub const TARGETS: [(&str, Target); 20] = [
     ("agent_config", agent_config),
     ("agent_message", agent_message),
     ("btf", btf),
@@ -27,6 +27,7 @@ pub const TARGETS: [(&str, Target); 19] = [
     ("keys_document", keys_document),
     ("mountinfo", mountinfo),
     ("record", record),
+    ("relay_request", relay_request),
     ("sealed", sealed),
     ("segment_footer", segment_footer),
     ("segment_page", segment_page),
@@ -185,6 +186,29 @@ pub fn keys_document(data: &[u8]) {
 /// A sealed document, and `vault.json`.
 pub fn sealed(data: &[u8]) {
     highwater_vault::fuzz::sealed(data);
+}
+
+/// A relay's request: its method, a space, its target; a name; the place of a vault. What is understood is written alike.
+pub fn relay_request(data: &[u8]) {
+    use highwater_relay::{Name, Request};
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(name) = text.parse::<Name>() {
+        assert_eq!(name.path().as_ref(), name.as_str());
+        assert!(name.as_str().split('/').all(|part| !matches!(part, "" | "." | "..")));
+    }
+    if let Ok(location) = text.parse::<highwater_vault::Location>() {
+        let written = location.to_string();
+        assert!(
+            written.parse::<highwater_vault::Location>().is_ok_and(|again| again == location),
+            "{written}"
+        );
+    }
+    let Some((method, target)) = text.split_once(' ') else { return };
+    let Ok(method) = method.parse() else { return };
+    if let Ok(request) = Request::parse(&method, target) {
+        let (method, target) = request.encode();
+        assert!(Request::parse(&method, &target).is_ok_and(|again| again == request), "{target}");
+    }
 }
 
 /// A request on the agent's control socket, and an answer.

@@ -263,6 +263,18 @@ pub fn seeds() -> Done<Vec<(&'static str, Vec<u8>)>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     runtime.block_on(wire(&mut seeds))?;
     runtime.block_on(vault(&mut seeds))?;
+    for text in [
+        "PUT /objects/machines/0/manifest/00000000000000000001?create=1",
+        "GET /objects/vault.json?from=1&to=20",
+        "GET /objects/vault.json?last=8",
+        "POST /uploads/a/b.seg?upload=0123456789abcdef0123456789abcdef&parts=3&bytes=99",
+        "PUT /uploads/a/b.seg?upload=0123456789abcdef0123456789abcdef&part=7",
+        "GET /list?folders=0&prefix=machines&after=machines/1",
+        "highwater://b.example:9443/site-a?identity=/etc/highwater/relay",
+        "s3://dr/site-a/vault?region=eu-central-1",
+    ] {
+        seeds.add("relay_request", text.as_bytes())?;
+    }
     agent(&mut seeds)?;
     Ok(seeds.0)
 }

@@ -4,7 +4,7 @@ mod conform;
 mod misfortune;
 
 use anyhow::{Context, Result};
-use highwater_tests::{Azurite, S3Server};
+use highwater_tests::{Azurite, OtherSite, S3Server};
 use highwater_vault::{Location, Store};
 use object_store::memory::InMemory;
 use std::fs;
@@ -35,6 +35,10 @@ fn every_store_conforms_and_its_failures_lose_nothing() -> Result<()> {
     let azurite = Azurite::start(dir.path(), "vaults")?;
     let s3 = format!("region=us-east-1&endpoint=http://{}&profile=dr", server.address());
     let azure = format!("account={}&endpoint={}", Azurite::ACCOUNT, azurite.endpoint());
+    let other = OtherSite::start(&dir.path().join("other"))?;
+    // One whose own vault lies at the other.
+    let third = OtherSite::start_at(&dir.path().join("third"), &other.location(other.ingest(), "/third"))?;
+    let relay = |prefix: &str| other.location(other.ingest(), prefix);
     let directory = dir.path().join("vault").to_string_lossy().into_owned();
     for text in [
         "memory".to_owned(),
@@ -43,16 +47,22 @@ fn every_store_conforms_and_its_failures_lose_nothing() -> Result<()> {
         format!("s3://vaults?{s3}"),
         format!("az://vaults/site/a?{azure}"),
         format!("az://vaults?{azure}"),
+        relay("/site/a"),
+        relay(""),
+        third.location(third.ingest(), ""),
     ] {
         println!("{text}");
         let open = opener(&text)?;
         runtime()?.block_on(conform::conforms(&open)).with_context(|| text)?;
     }
+    let identity = relay("");
+    let identity = identity.split_once('?').context("it has an identity")?.1.to_owned();
     let kinds = [
         (16, "memory".to_owned(), ""),
         (6, directory, ""),
         (4, "s3://vaults/faulty".to_owned(), s3.as_str()),
         (2, "az://vaults/faulty".to_owned(), azure.as_str()),
+        (2, format!("highwater://{}/faulty", other.ingest()), identity.as_str()),
     ];
     let named = std::env::var(SEED_VARIABLE).ok().map(|seed| seed.parse()).transpose()?;
     let first = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_nanos() as u64;
