@@ -23,7 +23,8 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Args)]
 pub(crate) struct Global {
-    /// The vault: a directory, or a bucket like s3://BUCKET/PREFIX?region=REGION [default: the collector's]
+    /// The vault: a directory, a bucket like s3://BUCKET/PREFIX?region=REGION, or another collector like
+    /// highwater://HOST:9443?identity=DIR [default: the collector's]
     #[arg(long, global = true, env = "HIGHWATER_VAULT", value_name = "DIR|URL")]
     pub(crate) vault: Option<String>,
     /// Open the vault with this key file [default: with what the collector opens it with]

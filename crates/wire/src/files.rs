@@ -4,7 +4,7 @@
 use crate::WireError;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::Path;
 use zeroize::Zeroizing;
 
@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 const FILE_BYTES_MAX: u64 = 256 * 1024;
 
 /// Writes a file that only its owner may read: beside it under another name, fsynced, renamed, the directory fsynced. A
-/// crash leaves the old file or the new one.
+/// crash leaves the old file or the new one. The new one belongs to whom the old one did, if this user may say so.
 pub fn write_secret(path: &Path, content: &[u8]) -> Result<(), WireError> {
     let failed = |source| WireError::File { path: path.to_owned(), source };
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -27,6 +27,13 @@ pub fn write_secret(path: &Path, content: &[u8]) -> Result<(), WireError> {
         _ => {}
     }
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new).map_err(failed)?;
+    if let Ok(old) = fs::symlink_metadata(path) {
+        // Root, who renews what a daemon uses, must not take it away from it. Nobody else can, or needs to.
+        match fchown(&file, Some(old.uid()), Some(old.gid())) {
+            Err(error) if error.kind() != std::io::ErrorKind::PermissionDenied => return Err(failed(error)),
+            _ => {}
+        }
+    }
     file.write_all(content).and_then(|()| file.sync_all()).map_err(failed)?;
     fs::rename(&new, path).map_err(failed)?;
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)
@@ -62,5 +69,12 @@ mod tests {
         assert_eq!(read_secret(&path).unwrap().as_str(), "two");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+        // Only root can give files away.
+        if fs::metadata(&path).unwrap().uid() == 0 {
+            std::os::unix::fs::chown(&path, Some(65534), Some(65533)).unwrap();
+            write_secret(&path, b"three").unwrap();
+            let meta = fs::metadata(&path).unwrap();
+            assert_eq!((meta.uid(), meta.gid(), meta.permissions().mode() & 0o777), (65534, 65533, 0o600));
+        }
     }
 }
