@@ -194,6 +194,11 @@ pub async fn all_revoked<H: Holder>(vault: &Vault) -> Result<HashMap<H, u32>, Co
         let upto = revoked.entry(holder).or_default();
         *upto = generation.max(*upto);
     }
+    // Who was erased ends with every certificate that he may have.
+    for name in vault.control_list(H::ERASED).await? {
+        let holder = name.rsplit('/').next().and_then(|holder| holder.parse().ok());
+        revoked.extend(holder.map(|holder| (holder, u32::MAX)));
+    }
     Ok(revoked)
 }
 

@@ -10,6 +10,8 @@ pub trait Holder: Copy + Eq + Hash + Display + FromStr + Serialize + Deserialize
     const CERTIFICATES: &'static str;
     /// Folder of revocations.
     const REVOKED: &'static str;
+    /// Folder of those that are no more.
+    const ERASED: &'static str;
     /// Folder of tokens.
     const TOKENS: &'static str;
     /// Folder of tokens that were used.
@@ -19,6 +21,7 @@ pub trait Holder: Copy + Eq + Hash + Display + FromStr + Serialize + Deserialize
 impl Holder for MachineId {
     const CERTIFICATES: &'static str = "certificates";
     const REVOKED: &'static str = "revoked";
+    const ERASED: &'static str = "erased";
     const TOKENS: &'static str = "tokens";
     const TOKENS_USED: &'static str = "tokens-used";
 }
@@ -26,6 +29,7 @@ impl Holder for MachineId {
 impl Holder for RelayId {
     const CERTIFICATES: &'static str = "relay-certificates";
     const REVOKED: &'static str = "relay-revoked";
+    const ERASED: &'static str = "relay-erased";
     const TOKENS: &'static str = "relay-tokens";
     const TOKENS_USED: &'static str = "relay-tokens-used";
 }

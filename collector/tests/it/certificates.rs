@@ -261,3 +261,24 @@ async fn an_expired_certificate_opens_nothing_and_is_listed() {
     assert_eq!((again.machine, again.credential().unwrap().generation), (identity.machine, 0));
     site.connect(&again).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_erased_machine_is_cut_off_and_never_comes_back() {
+    let site = Site::new().await;
+    let identity = site.enrolled().await;
+    let machine = identity.machine;
+    let token = token_for(&site, machine).await;
+    let mut agent = site.connect(&identity).await.unwrap();
+    highwater_vault::erase::erase(&site.vault().await, machine).await.unwrap();
+    assert_eq!(agent.refusal().await.code, 1119);
+    assert_eq!(refusal(site.connect(&identity).await).code, 1119);
+    // Neither with a token from before nor with one from afterwards.
+    for token in [token, token_for(&site, machine).await] {
+        assert!(enroll(&site.url(), &token, "host").await.is_err());
+    }
+    let vault = site.vault().await;
+    assert_eq!(certificates::find(&vault, &machine.to_string()).await.unwrap_err().code(), 1233);
+    assert!(certificates::list(&vault).await.unwrap().is_empty());
+    let error = vault.register_machine(machine, "host").await.unwrap_err();
+    assert_eq!(error.code(), 1233);
+}

@@ -69,7 +69,7 @@ pub(crate) enum Verb {
         /// One machine only: id, unambiguous begin of an id, or host name
         machine: Option<String>,
     },
-    /// The vault itself: what opens it, and how long points are kept
+    /// The vault itself: what opens it, how long points are kept, and erasing machines
     Vault {
         #[command(subcommand)]
         verb: VaultVerb,
@@ -92,6 +92,17 @@ pub(crate) enum VaultVerb {
     },
     #[command(flatten)]
     Keep(KeepVerb),
+    /// Erase a machine: nobody can read anything of it again, in no copy of the vault either
+    EraseMachine(EraseMachine),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EraseMachine {
+    /// Id, unambiguous begin of an id, or host name
+    pub(crate) machine: String,
+    /// Don't ask
+    #[arg(long, short)]
+    pub(crate) yes: bool,
 }
 
 #[derive(Debug, Subcommand)]

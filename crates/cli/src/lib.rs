@@ -10,6 +10,7 @@
 
 mod args;
 mod context;
+mod erase;
 mod error;
 mod keys;
 mod list;
@@ -95,6 +96,9 @@ fn dispatch(cli: args::Cli, console: &mut Console<'_>) -> Result<Exit, CliError>
                 }
                 args::Verb::Vault { verb: args::VaultVerb::Keep(verb) } => {
                     keep(&cli.global, verb, console).await
+                }
+                args::Verb::Vault { verb: args::VaultVerb::EraseMachine(what) } => {
+                    erase::machine(&cli.global, what, console).await
                 }
                 args::Verb::Completions { .. } | args::Verb::Man => Ok(Exit::Success),
             }

@@ -1,4 +1,4 @@
-//! `vault key` against vaults made here.
+//! `vault key` and `vault erase-machine` against vaults made here.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -233,4 +233,34 @@ fn a_vault_of_the_first_kind_of_key_gets_another() {
     assert_eq!(place.key(&["rotate", &id, "--new-key-file", &new, "--yes"]).exit, Exit::Success);
     assert_eq!(place.key(&["list"]).code(), "HW-1226");
     assert_eq!(place.run(&["--key-file", &new, "machines"]).exit, Exit::Success);
+}
+
+#[test]
+fn a_machine_is_erased_when_that_is_confirmed() {
+    let place = Place::new();
+    let file = place.text("a.key");
+    let id = MachineId::from_bytes([0xab; 16]).to_string();
+    let erase = |more: &[&str], typed: &str| {
+        let all = [&["--key-file", &file, "vault", "erase-machine"], more].concat();
+        place.typed(&all, typed, &[])
+    };
+    for (more, code) in [
+        (&["web-1", "--json"][..], "HW-1508"),
+        (&["nobody", "--json", "--yes"], "HW-1505"),
+        (&["00000000-0000-0000-0000-000000000000", "--json", "--yes"], "HW-1505"),
+    ] {
+        assert_eq!(erase(more, "").code(), code, "{more:?}");
+    }
+    let slip = erase(&["web-1"], "yes\n");
+    assert_eq!(slip.exit, Exit::NotConfirmed);
+    assert!(slip.err.contains("web-1") && slip.err.contains("NOBODY can read"), "{}", slip.err);
+    assert!(place.run(&["--key-file", &file, "machines"]).out.contains("web-1"));
+
+    let done = erase(&["abab"], "web-1\n");
+    assert_eq!(done.exit, Exit::Success, "{}", done.err);
+    assert!(done.out.contains(&format!("erased machine {id}: 1 objects deleted")), "{}", done.out);
+    assert!(!place.run(&["--key-file", &file, "machines"]).out.contains("web-1"));
+    assert_eq!(erase(&["web-1", "--json", "--yes"], "").code(), "HW-1505");
+    let again = erase(&[&id, "--json", "--yes"], "").json();
+    assert_eq!((&again["plan"]["begun"], &again["erased"]["deleted"]), (&true.into(), &0.into()));
 }

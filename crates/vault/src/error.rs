@@ -169,6 +169,17 @@ pub enum VaultError {
         "the clock of this machine and that of the vault's storage are {0} s apart; nothing is expired by such a clock"
     )]
     Clock(u64),
+    /// The machine is no more.
+    #[error("machine {0} was erased")]
+    Erased(MachineId),
+    /// The machine must be kept.
+    #[error("machine {machine} cannot be erased: {cause}")]
+    EraseRefused {
+        /// The machine.
+        machine: MachineId,
+        /// What forbids it.
+        cause: String,
+    },
     /// A limit.
     #[error("too many or too large: {0}")]
     Limit(&'static str),
@@ -214,6 +225,8 @@ impl VaultError {
             Self::KeyCommand { .. } => 1230,
             Self::Passphrase(_) => 1231,
             Self::Unfinished => 1232,
+            Self::Erased(_) => 1233,
+            Self::EraseRefused { .. } => 1234,
             Self::Maintained(_) => 1240,
             Self::Policy(_) => 1241,
             Self::Clock(_) => 1242,
@@ -286,6 +299,10 @@ impl VaultError {
             Self::Clock(_) => {
                 "Set the clock of the machine that is wrong (NTP); maintenance goes on by itself then."
             }
+            Self::Erased(_) => {
+                "Enrol it anew, as another machine; what was stored of it cannot be brought back."
+            }
+            Self::EraseRefused { .. } => "Wait until it may be erased, or have the hold released.",
             Self::Crypto(_) => "Check the system's random number generator, then report this as a defect.",
         }
     }

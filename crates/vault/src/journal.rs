@@ -37,6 +37,7 @@ pub(crate) struct Journal {
 impl Journal {
     /// Reads a machine's history, if its state takes no more than so many bytes of memory.
     pub(crate) async fn open(vault: Vault, machine: MachineId, state_bytes_max: u64) -> Result<Self> {
+        vault.refuse_erased(machine).await?;
         let (keys, host_name) = vault.machine_keys(machine).await?;
         let mut identity = [0; 16];
         random(&mut identity)?;

@@ -19,6 +19,7 @@
 //! `docs/FORMAT.md` describes every byte.
 
 mod clock;
+pub mod erase;
 mod error;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;

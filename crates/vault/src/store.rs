@@ -131,6 +131,9 @@ pub(crate) fn keys_path(number: u64) -> Path {
 pub(crate) fn machines_path() -> Path {
     Path::from("machines")
 }
+pub(crate) fn machine_dir(machine: MachineId) -> Path {
+    Path::from(format!("machines/{machine}"))
+}
 pub(crate) fn key_path(machine: MachineId) -> Path {
     Path::from(format!("machines/{machine}/key"))
 }

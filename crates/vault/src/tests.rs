@@ -1,6 +1,7 @@
 //! Tests of the vault as a whole.
 
 mod damage;
+mod erase;
 mod faults;
 mod golden;
 mod keys;

@@ -151,16 +151,22 @@ impl Vault {
         self.inner.store.part_bytes()
     }
 
-    /// The machines that are registered, sorted.
+    /// The machines that are registered, sorted; without those that were erased.
     pub async fn machines(&self) -> Result<Vec<MachineId>> {
         let listed = self.store().list_with_delimiter(Some(&store::machines_path())).await?;
         let mut machines: Vec<MachineId> =
             listed.common_prefixes.iter().filter_map(|prefix| prefix.filename()?.parse().ok()).collect();
+        // A directory keeps empty ones, and an interrupted erasure more than that.
+        let erased = self.erased_machines().await?;
+        machines.retain(|machine| erased.binary_search(machine).is_err());
         machines.sort_unstable();
         Ok(machines)
     }
 
     /// Makes a machine known, with a key of its own. Does nothing if it is known already.
+    ///
+    /// # Errors
+    /// [`VaultError::Erased`]: it was erased, and cannot come back under this id.
     pub async fn register_machine(&self, machine: MachineId, host_name: &str) -> Result<()> {
         check_name(host_name)?;
         let mut key = Zeroizing::new([0; 32]);
@@ -170,7 +176,15 @@ impl Vault {
         let plain = Zeroizing::new(plain);
         let path = store::key_path(machine);
         let sealed = seal::seal(&self.inner.wrapping, &path, &plain)?;
-        store::create_object(&**self.store(), &path, sealed).await?;
+        self.refuse_erased(machine).await?;
+        let made = store::create_own(&**self.store(), &path, sealed).await?;
+        // Erased meanwhile? Whoever erases creates the tombstone first, and deletes keys then: one of both sees the other.
+        if self.is_erased(machine).await? {
+            if made {
+                store::delete_if_there(&**self.store(), &path).await?;
+            }
+            return Err(VaultError::Erased(machine));
+        }
         Ok(())
     }
 
@@ -247,7 +261,10 @@ impl Vault {
     pub(crate) async fn machine_keys(&self, machine: MachineId) -> Result<(MachineKeys, String)> {
         let path = store::key_path(machine);
         let sealed = match store::read_object(&**self.store(), &path, KEY_BYTES_MAX).await {
-            Err(VaultError::Missing { .. }) => return Err(VaultError::UnknownMachine(machine)),
+            Err(VaultError::Missing { .. }) => {
+                self.refuse_erased(machine).await?;
+                return Err(VaultError::UnknownMachine(machine));
+            }
             other => other?,
         };
         let plain = seal::open(&self.inner.wrapping, &path, &sealed)?;
