@@ -22,6 +22,7 @@ pub mod proxy;
 pub mod random;
 pub mod raw;
 pub mod s3;
+pub mod scrape;
 pub mod sector;
 pub mod site;
 
@@ -40,5 +41,6 @@ pub use other_site::OtherSite;
 pub use proxy::Proxy;
 pub use random::Random;
 pub use s3::S3Server;
+pub use scrape::{metric, scrape};
 pub use sector::{Sectors, Wrong};
 pub use site::{Site, SiteOptions, write_all_within};

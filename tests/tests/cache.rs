@@ -3,12 +3,12 @@
 use anyhow::{Context, Result, ensure};
 use highwater_tests::{
     Arena, Backing, FileSystem, LoopDisk, Mounted, Proxy, Random, S3Server, Site, SiteOptions, command,
-    daemon,
+    daemon, metric, scrape,
 };
 use std::{
     fs,
-    io::{Read, Write},
-    net::{SocketAddr, TcpStream},
+    io::Write,
+    net::SocketAddr,
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -71,8 +71,8 @@ fn the_cache_takes_what_comes_while_the_store_is_away() -> Result<()> {
     })?;
     points.push(told);
     let text = scrape(site.collector_metrics())?;
-    ensure!(metric(&text, "refusals_total{code=\"HW-1330\"}").is_none(), "{text}");
-    ensure!(metric(&text, "cache_errors_total") == Some(0.0), "{text}");
+    ensure!(metric(&text, "highwater_collector_refusals_total{code=\"HW-1330\"}").is_none(), "{text}");
+    ensure!(metric(&text, "highwater_collector_cache_errors_total") == Some(0.0), "{text}");
 
     // The collector is killed with all that it has received.
     proxy.sever();
@@ -108,27 +108,12 @@ fn taken_in(collector: SocketAddr) -> Result<()> {
     let until = Instant::now() + GUARD;
     loop {
         let text = scrape(collector)?;
-        if metric(&text, "cache_used_bytes").context("no such metric")? >= MUCH as f64 {
+        if metric(&text, "highwater_collector_cache_used_bytes").context("no such metric")? >= MUCH as f64 {
             return Ok(());
         }
         ensure!(Instant::now() < until, "the cache does not take it:\n{text}");
         thread::sleep(Duration::from_millis(50));
     }
-}
-
-fn metric(text: &str, name: &str) -> Option<f64> {
-    let value =
-        |line: &str| line.strip_prefix("highwater_collector_")?.strip_prefix(name)?.trim().parse().ok();
-    text.lines().find_map(value)
-}
-
-fn scrape(address: SocketAddr) -> Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    Ok(text)
 }
 
 fn write(dir: &Path, seed: u64) -> Result<()> {

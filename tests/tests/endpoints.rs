@@ -1,11 +1,11 @@
 //! The metrics ports of agent and collector under clients that only hold connections.
 
 use anyhow::{Context, Result, ensure};
-use highwater_tests::{Arena, Daemon, Site, SiteOptions};
+use highwater_tests::{Arena, Daemon, Site, SiteOptions, scrape};
 use std::{
     fs,
     io::{Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::TcpStream,
     thread,
     time::{Duration, Instant},
 };
@@ -17,16 +17,6 @@ const DESCRIPTORS_MORE_MAX: usize = 24;
 fn descriptors(daemon: Option<&Daemon>) -> Result<usize> {
     let pid = daemon.and_then(Daemon::pid).context("the daemon does not run")?;
     Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count())
-}
-
-fn scrape(address: SocketAddr) -> Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    ensure!(text.starts_with("HTTP/1.1 200"), "{text}");
-    Ok(text)
 }
 
 #[test]

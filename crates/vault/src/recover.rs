@@ -5,6 +5,9 @@
 //! blocks that differ are written unless asked otherwise, and it is synced at the end. An interrupted recovery onto a
 //! device leaves it half old, half new; running it again completes it.
 //!
+//! Maintenance may go on meanwhile, and merge what is read: then the point is looked up anew. One that expires meanwhile (HW-1216) was not
+//! pinned.
+//!
 //! Memory: 8 MiB of blocks and at most 16 MiB of chunks for each thread, and the block map.
 
 mod place;
@@ -14,7 +17,7 @@ pub use place::{Place, directory_place};
 pub use target::Target;
 
 use crate::{BlockMap, MachineState, Result, Vault, VaultError};
-use highwater_delta::{BlockRange, CommitId, DiskId};
+use highwater_delta::{Block, BlockRange, CommitId, DiskId, MachineId};
 use serde::Serialize;
 use std::{
     num::NonZeroUsize,
@@ -24,7 +27,7 @@ use std::{
     },
 };
 use target::OpenTarget;
-use tokio::task::JoinSet;
+use tokio::{sync::RwLock, task::JoinSet};
 
 /// Blocks handled at once.
 const WINDOW_BLOCKS: u64 = 2048;
@@ -81,22 +84,25 @@ pub async fn recover_disk(
     let covered = state.point(point)?.info.disks.iter().find(|covered| covered.disk == disk);
     let size_bytes = covered.ok_or(VaultError::UnknownDisk(disk))?.size_bytes;
     let map = vault.block_map_of(state, disk, point).await?;
+    let source =
+        Source { vault: vault.clone(), machine: state.machine, disk, point, map: RwLock::new((0, map)) };
     let target_of = target.clone();
     let opened = Arc::new(blocking(move || OpenTarget::open(&target_of, size_bytes)).await?);
-    let written = fill(&map, &opened, size_bytes, options, progress).await;
+    let written = fill(source, &opened, size_bytes, options, progress).await;
     let written_bytes = written?;
     blocking(move || opened.finish()).await?;
     Ok(Report { disk, point, size_bytes, written_bytes })
 }
 
 async fn fill(
-    map: &BlockMap,
+    source: Source,
     target: &Arc<OpenTarget>,
     size_bytes: u64,
     options: Options,
     progress: Arc<dyn Progress>,
 ) -> Result<u64> {
-    let blocks = map.blocks();
+    let blocks = Block::count_for(size_bytes);
+    let source = Arc::new(source);
     let (done, written) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let mut tasks: JoinSet<Result<()>> = JoinSet::new();
     let mut start = 0;
@@ -105,11 +111,11 @@ async fn fill(
         while start < blocks && tasks.len() < options.threads.get() {
             let range = BlockRange::new(start, WINDOW_BLOCKS.min(blocks - start));
             start = range.end();
-            let (map, target, done, written, progress) =
-                (map.clone(), target.clone(), done.clone(), written.clone(), progress.clone());
+            let (source, target, done, written, progress) =
+                (source.clone(), target.clone(), done.clone(), written.clone(), progress.clone());
             tasks.spawn(async move {
                 let mut content = vec![0; range.bytes() as usize];
-                map.read(range, &mut content).await?;
+                source.read(range, &mut content).await?;
                 let offset = range.start.byte_offset();
                 content.truncate((size_bytes - offset) as usize);
                 let len = content.len() as u64;
@@ -125,6 +131,45 @@ async fn fill(
             Some(Ok(result)) => result?,
             Some(Err(_)) => return Err(VaultError::Order("a recovery task was cancelled")),
         }
+    }
+}
+
+/// Times that a range is read anew since its objects were merged away.
+const READ_TRIES: usize = 4;
+
+/// What is recovered: a point's blocks, wherever maintenance puts them meanwhile.
+struct Source {
+    vault: Vault,
+    machine: MachineId,
+    disk: DiskId,
+    point: CommitId,
+    /// And how often it was made anew.
+    map: RwLock<(u64, BlockMap)>,
+}
+
+impl Source {
+    async fn read(&self, range: BlockRange, out: &mut [u8]) -> Result<()> {
+        for _ in 1..READ_TRIES {
+            let (made, map) = self.map.read().await.clone();
+            match map.read(range, out).await {
+                // Merged since this map was made, and so long ago that it was deleted; or lost, which the next try tells.
+                Err(VaultError::Missing { .. }) => self.renew(made).await?,
+                done => return done,
+            }
+        }
+        let map = self.map.read().await.1.clone();
+        map.read(range, out).await
+    }
+
+    async fn renew(&self, made: u64) -> Result<()> {
+        let mut current = self.map.write().await;
+        // Another task may have done it.
+        if current.0 == made {
+            let state = self.vault.machine(self.machine).await?;
+            state.point(self.point)?;
+            *current = (made + 1, self.vault.block_map_of(&state, self.disk, self.point).await?);
+        }
+        Ok(())
     }
 }
 

@@ -11,14 +11,14 @@ use crate::{
     MachineState, Result, SegmentRef, Vault, VaultError,
     key::MachineKeys,
     maps::SegmentRow,
-    runs::{Content, Held, Kind, ObjectName, Run},
+    runs::{Content, Held, Item, Kind, ObjectName, Run},
     seal::DOCUMENT_BYTES_MAX,
     segment::SegmentReader,
     store,
     vault::open_record,
 };
 use futures::TryStreamExt;
-use highwater_delta::MachineId;
+use highwater_delta::{MachineId, SegmentId};
 use serde::Serialize;
 use std::collections::{HashMap, HashSet};
 
@@ -77,6 +77,14 @@ impl Report {
         let (code, action) = (error.code(), error.action());
         self.problems.push(Problem { code, machine, cause: error.to_string(), action });
     }
+    fn absorb(&mut self, other: Self) {
+        self.segments += other.segments;
+        self.maps += other.maps;
+        self.chunks += other.chunks;
+        self.blocks += other.blocks;
+        self.bytes += other.bytes;
+        self.problems.extend(other.problems);
+    }
     /// Keeps damage; failures of the store itself end the verification, since they say nothing about the data.
     fn keep<T>(&mut self, machine: Option<MachineId>, result: Result<T>) -> Result<Option<T>> {
         match result {
@@ -124,16 +132,65 @@ async fn one_machine(vault: &Vault, machine: MachineId, report: &mut Report) -> 
             }
         }
     }
-    let mut named: HashSet<ObjectName> = state.trash.iter().map(|trashed| trashed.object).collect();
-    for run in &state.runs {
-        one_run(vault, machine, &keys, run, report, &mut named).await?;
+    let mut named: HashSet<ObjectName> = HashSet::new();
+    let mut verified: HashSet<Vec<SegmentId>> = HashSet::new();
+    // Maintenance may go on meanwhile: what was merged away, and is then deleted, is no damage; what took its place is read too.
+    let mut state = state;
+    for _ in 0..ROUNDS_MAX {
+        let mut merged_away = false;
+        for part in parts(&state) {
+            let key = part.objects().iter().map(|object| object.id).collect();
+            if verified.contains(&key) {
+                continue;
+            }
+            let mut own = Report::default();
+            one_part(vault, machine, &keys, part, &mut own, &mut named).await?;
+            if !own.is_clean() && !is_there(vault, machine, &keys, part).await {
+                merged_away = true;
+                continue;
+            }
+            report.absorb(own);
+            verified.insert(key);
+        }
+        if !merged_away {
+            break;
+        }
+        state = vault.load_state(machine, &keys, state.host_name, true).await?;
     }
-    for shortcut in &state.shortcuts {
-        for reference in &shortcut.maps {
-            one_map(vault, machine, &keys, reference, report, &mut named).await?;
+    named.extend(state.trash.iter().map(|trashed| trashed.object));
+    orphans(vault, machine, &named, report).await
+}
+
+/// Times that a machine's runs are looked at anew.
+const ROUNDS_MAX: usize = 16;
+
+fn parts(state: &MachineState) -> impl Iterator<Item = Item<'_>> {
+    state.runs.iter().map(Item::Run).chain(state.shortcuts.iter().map(Item::Shortcut))
+}
+
+/// Whether a machine still has it. If that cannot be told, it has.
+async fn is_there(vault: &Vault, machine: MachineId, keys: &MachineKeys, part: Item<'_>) -> bool {
+    let now = vault.load_state(machine, keys, String::new(), true).await;
+    now.map_or(true, |now| parts(&now).any(|known| known.objects() == part.objects()))
+}
+
+async fn one_part(
+    vault: &Vault,
+    machine: MachineId,
+    keys: &MachineKeys,
+    part: Item<'_>,
+    report: &mut Report,
+    named: &mut HashSet<ObjectName>,
+) -> Result<()> {
+    match part {
+        Item::Run(run) => one_run(vault, machine, keys, run, report, named).await?,
+        Item::Shortcut(shortcut) => {
+            for reference in &shortcut.maps {
+                one_map(vault, machine, keys, reference, report, named).await?;
+            }
         }
     }
-    orphans(vault, machine, &named, report).await
+    Ok(())
 }
 
 async fn one_run(
@@ -154,7 +211,7 @@ async fn one_run(
         Content::Maps { maps, held } => (maps, held),
     };
     // A segment may be named by several maps of a run.
-    let mut rows: HashMap<highwater_delta::SegmentId, SegmentRow> = HashMap::new();
+    let mut rows: HashMap<SegmentId, SegmentRow> = HashMap::new();
     for reference in maps {
         for row in one_map(vault, machine, keys, reference, report, named).await?.unwrap_or_default() {
             rows.entry(row.id).and_modify(|known| known.live += row.live).or_insert(row);
