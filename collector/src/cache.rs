@@ -16,15 +16,20 @@ pub mod budget;
 pub mod medium;
 pub mod spool;
 
+use crate::shared::locked;
 use crate::{CollectorError, metrics::CacheMetrics};
 use budget::Budget;
+use highwater_delta::MachineId;
 use medium::{Directory, Medium};
 use spool::Spool;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 /// Files that all spools have together, so that each session's are few; some more where there are many sessions.
 const FILES: u64 = 256;
+/// How often one line says that the disk fails.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(30);
 /// Of one file, at least.
 const FILE_BYTES_MIN: u64 = 4 << 20;
 
@@ -35,6 +40,8 @@ pub struct Cache {
     budget: Arc<Budget>,
     /// What it counts.
     pub metrics: CacheMetrics,
+    /// When it was said last that it fails.
+    complained: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Cache {
@@ -49,7 +56,25 @@ impl Cache {
     /// The same over whatever files are made of.
     #[must_use]
     pub fn over(medium: Arc<dyn Medium>, bytes: u64, metrics: &CacheMetrics) -> Self {
-        Self { medium, budget: Budget::new(bytes, metrics), metrics: metrics.clone() }
+        Self {
+            medium,
+            budget: Budget::new(bytes, metrics),
+            metrics: metrics.clone(),
+            complained: Arc::default(),
+        }
+    }
+
+    /// Counts a failure, and says so now and then: a disk that fails fails for all sessions.
+    pub fn complain(&self, machine: MachineId, error: &CollectorError) {
+        self.metrics.failed();
+        let mut complained = locked(&self.complained);
+        if complained.is_none_or(|last| last.elapsed() >= COMPLAIN_EVERY) {
+            *complained = Some(Instant::now());
+            tracing::warn!(
+                %machine, code = error.code(), action = error.action(), %error,
+                "going on without the cache for a while"
+            );
+        }
     }
 
     /// An empty spool, for one session.

@@ -135,7 +135,13 @@ impl Intake {
                 biased;
                 () = stop.cancelled() => return self.note_wait(&mut full_since),
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
-                    match self.move_out(out, metrics).await {
+                    // A disk that hangs must not keep a session from its end.
+                    let moved = tokio::select! {
+                        biased;
+                        () = stop.cancelled() => return self.note_wait(&mut full_since),
+                        moved = self.move_out(out, metrics) => moved,
+                    };
+                    match moved {
                         Moved::All => self.note_wait(&mut full_since),
                         Moved::Full => {
                             full_since.get_or_insert_with(Instant::now);
@@ -219,11 +225,7 @@ impl Intake {
     }
 
     fn failed(&self, cache: &Cache, error: &CollectorError) -> Moved {
-        cache.metrics.failed();
-        tracing::warn!(
-            machine = %self.machine, code = error.code(), action = error.action(), %error,
-            "going on without the cache for a while"
-        );
+        cache.complain(self.machine, error);
         Moved::Failed
     }
 }
@@ -250,3 +252,6 @@ fn append(spool: &Spool, chunks: &[Chunk]) -> (usize, std::io::Result<Appended>)
         Err(error) => (0, Err(error)),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -101,7 +101,6 @@ async fn while_the_store_stalls_chunks_are_received_and_nothing_is_stored() {
     let mut agent = site.agent(&machine.identity, machine.disk).await;
     machine.send(&mut agent, 2).await;
     agent.stored().await;
-    assert_eq!(site.running.shared.metrics.cache.spooled_bytes(), 0, "a store that works needs no cache");
 
     store.stall(true);
     // Far more than window and upload hold, in two deltas.
@@ -238,8 +237,13 @@ async fn a_session_that_ends_gives_its_part_of_the_cache_back() {
     store.stall(false);
     // Once the new one is welcome, the old one is gone. What it had received and not stored may be there or not.
     let mut agent = site.agent(&machine.identity, machine.disk).await;
-    assert!(spools(site.dir.path()).is_empty());
-    assert_eq!(used(&site), 0);
+    // But for what its disk was just doing.
+    let gone = async {
+        while !spools(site.dir.path()).is_empty() || used(&site) > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(GUARD, gone).await.expect("its spool is still there");
     machine.seed = 0;
     machine.send(&mut agent, 60).await;
     machine.assert_exact(&site, agent.stored().await.1).await;
