@@ -107,7 +107,8 @@ fn look_at(state: &MachineState) {
         }
     }
     let _ = state.checkpoint_interval();
-    let _ = crate::maintain::plan(state, &Rules::default(), std::time::Duration::ZERO, u64::MAX);
+    let verdict = Rules::default().verdict(state, u64::MAX);
+    let _ = crate::maintain::plan(state, verdict, std::time::Duration::ZERO, u64::MAX);
     let _ = (state.depth(), crate::maintain::depth_max(state), state.stored_bytes());
 }
 

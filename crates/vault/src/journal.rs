@@ -116,11 +116,19 @@ impl Journal {
         Ok(true)
     }
 
-    /// Puts a record that is right whatever writers put meanwhile; false if it could not, or, for a maintainer's, another one has
-    /// begun.
-    pub(crate) async fn put_after_others(&mut self, kind: u16, body: &[u8]) -> Result<bool> {
+    /// Puts a record that is right whatever writers put meanwhile, as long as the state `fits`; false if it does not, or the record could
+    /// not be put, or, for a maintainer's, another one has begun.
+    pub(crate) async fn put_after_others(
+        &mut self,
+        kind: u16,
+        body: &[u8],
+        fits: impl Fn(&MachineState) -> bool,
+    ) -> Result<bool> {
         let maintainer = self.state.maintainer;
         for _ in 0..TRIES {
+            if !fits(&self.state) {
+                break;
+            }
             if self.put(kind, self.state.epoch, body.to_vec()).await? {
                 self.checkpoint().await;
                 return Ok(true);
@@ -134,8 +142,16 @@ impl Journal {
         Ok(false)
     }
 
-    /// Takes in what others have put; answers the kinds of their records. After an error it is where it was, or further.
+    /// Takes in what others have put; answers the kinds of their records. After an error it is dead: what it had taken in
+    /// would be forgotten.
     pub(crate) async fn catch_up(&mut self) -> Result<Vec<u16>> {
+        let was_dead = std::mem::replace(&mut self.dead, true);
+        let kinds = self.read_on().await?;
+        self.dead = was_dead;
+        Ok(kinds)
+    }
+
+    async fn read_on(&mut self) -> Result<Vec<u16>> {
         let mut kinds = Vec::new();
         for _ in 0..CATCH_UP_MAX {
             let path = store::manifest_path(self.machine, self.state.last_record + 1);

@@ -23,7 +23,7 @@ use crate::{
     Pace, Result, Vault, VaultError,
     journal::Journal,
     maps::Fill as Full,
-    policy::Rules,
+    policy::{Rules, Verdict},
     record::{
         ExpiredBody, Hold, HoldBody, KIND_EXPIRED, KIND_HOLD, KIND_MAINTAINER, KIND_MERGED, KIND_SWEPT,
         MergedBody, SweptBody, check_name,
@@ -137,7 +137,8 @@ impl Maintainer {
     /// What [`Maintainer::run`] would do at this moment, in milliseconds since 1970.
     #[must_use]
     pub fn plan(&self, rules: &Rules, now_ms: u64) -> Plan {
-        plan(&self.journal.state, rules, self.settings.grace, now_ms)
+        let verdict = rules.verdict(&self.journal.state, now_ms);
+        plan(&self.journal.state, verdict, self.settings.grace, now_ms)
     }
 
     /// Does all there is to do at this moment, in milliseconds since 1970. With nothing to do, nothing is written.
@@ -166,7 +167,8 @@ impl Maintainer {
         }
         for n in 1..=MERGES_MAX {
             // Writers go on meanwhile, and each merge changes what is to be merged.
-            let merges = self.plan(rules, now_ms).merges;
+            // Points that are superseded by now expire the next time: they are recorded still.
+            let merges = plan(&self.journal.state, Verdict::default(), self.settings.grace, now_ms).merges;
             let Some(next) = merges.first() else { break };
             progress.merge(n, n + merges.len() - 1, next.bytes);
             self.merge(next).await?;
@@ -229,11 +231,17 @@ impl Maintainer {
                 self.report.trashed_bytes += replaces.dead.iter().map(|dead| dead.bytes).sum::<u64>();
             }
         }
-        self.put(KIND_MERGED, encode::<MergedBody>(&merged.body)?).await
+        let body = encode::<MergedBody>(&merged.body)?;
+        if self.journal.put_after_others(KIND_MERGED, &body, |state| merged.fits(state)).await? {
+            return Ok(());
+        }
+        // It was refused, so that nobody names these.
+        clean::delete_all(&self.journal, &merged.created).await?;
+        Err(VaultError::Maintained(self.journal.machine))
     }
 
     async fn put(&mut self, kind: u16, body: Vec<u8>) -> Result<()> {
-        match self.journal.put_after_others(kind, &body).await? {
+        match self.journal.put_after_others(kind, &body, |_| true).await? {
             true => Ok(()),
             false => Err(VaultError::Maintained(self.journal.machine)),
         }
@@ -256,7 +264,7 @@ pub async fn set_hold(
     check_name(&reason)?;
     let body = encode(&HoldBody { point, hold, reason })?;
     // Only the chain is fought over, and each round somebody gets on.
-    while !journal.put_after_others(KIND_HOLD, &body).await? {
+    while !journal.put_after_others(KIND_HOLD, &body, |_| true).await? {
         journal.state.point(point)?;
     }
     Ok(())

@@ -241,7 +241,10 @@ impl Rules {
 pub async fn policies(vault: &Vault, whose: &str) -> Result<Vec<PolicyDocument>> {
     let mut documents = Vec::new();
     for name in vault.control_list(&format!("policies/{whose}")).await? {
-        documents.push(read(vault, &name).await?);
+        let document: PolicyDocument = read(vault, &name).await?;
+        // Said by a clock that was behind, it would take back what protected points until then.
+        let since_ms = document.since_ms.max(vault.control_modified_ms(&name).await?);
+        documents.push(PolicyDocument { since_ms, ..document });
     }
     Ok(documents)
 }

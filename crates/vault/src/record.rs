@@ -160,6 +160,8 @@ pub(crate) struct Replaces {
     pub(crate) held: Held,
     /// Segments of the replaced runs of which nothing is held any more.
     pub(crate) dead: Vec<Trashed>,
+    /// Content of some of these is needed still, and lies elsewhere now.
+    pub(crate) moved: bool,
 }
 
 /// The body of an expiry: sorted.

@@ -6,7 +6,8 @@
 //! nothing of it.
 //!
 //! A **shortcut** holds what several neighbouring runs hold together, for readers only: a point among hundreds of thousands
-//! is the [`cover`] of a few dozen of them. It owns nothing, and is dropped when one of its ends is no boundary any more.
+//! is the [`cover`] of a few dozen of them. It owns nothing, and is dropped when one of its ends is no boundary any more, or when a merge beneath
+//! it has moved content that it names.
 
 use crate::{
     Result, VaultError,
@@ -15,8 +16,10 @@ use crate::{
 use highwater_delta::{CommitId, SegmentId};
 use serde::{Deserialize, Serialize};
 
-/// So many neighbours are put under one shortcut.
-pub(crate) const FAN_OUT: usize = 8;
+/// So many neighbours are put under one shortcut. Tests have more of them.
+pub(crate) const FAN_OUT: usize = if cfg!(test) { 3 } else { 8 };
+/// Objects that are merged at once, at most: each may have to be at hand while its neighbours are. What is left is merged next.
+const MERGE_OBJECTS_MAX: usize = 256;
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -215,8 +218,15 @@ pub(crate) fn merges(runs: &[Run], is_boundary: impl Fn(CommitId) -> bool) -> Ve
             }
             newer = newer.saturating_add(weight);
         }
-        if end - from.min(end) >= 2 {
-            found.push(from..end);
+        // The oldest of too many first: the newest are merged again soon.
+        let mut objects = 0;
+        let within = runs[from.min(end)..end].iter().take_while(|run| {
+            objects += run.objects().len();
+            objects <= MERGE_OBJECTS_MAX
+        });
+        let count = within.count().max(2).min(end - from.min(end));
+        if count >= 2 {
+            found.push(from..from + count);
         }
         begin = end;
     }

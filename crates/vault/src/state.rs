@@ -322,9 +322,12 @@ impl MachineState {
         }
         let mut dropped: Vec<SegmentRef> = Vec::new();
         self.shortcuts.retain_mut(|shortcut| {
+            // It may name segments that content was moved out of.
+            let is_over = shortcut.from < to && from < shortcut.to;
             let keep = !gone.contains(&shortcut.from)
                 && !gone.contains(&shortcut.to)
-                && (shortcut.from, shortcut.to) != (from, to);
+                && (shortcut.from, shortcut.to) != (from, to)
+                && !(replaces.moved && is_over);
             if !keep {
                 dropped.append(&mut shortcut.maps);
             }

@@ -14,7 +14,7 @@ use crate::{
 };
 use futures::{StreamExt, TryStreamExt, stream};
 use highwater_delta::{CommitId, DiskId, HashKey, MachineId, VaultId};
-use object_store::{ObjectStore, path::Path};
+use object_store::{ObjectStore, ObjectStoreExt, path::Path};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use zeroize::Zeroizing;
@@ -421,6 +421,12 @@ impl Vault {
             Err(VaultError::Missing { .. }) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// When a control document was created, by the store's clock, in milliseconds since 1970.
+    pub(crate) async fn control_modified_ms(&self, name: &str) -> Result<u64> {
+        let meta = self.store().head(&control_path(name)?).await?;
+        Ok(u64::try_from(meta.last_modified.timestamp_millis()).unwrap_or(0))
     }
 
     /// The names of control documents in a folder (`""`: all of them), sorted.

@@ -185,8 +185,14 @@ async fn one_part(
     match part {
         Item::Run(run) => one_run(vault, machine, keys, run, report, named).await?,
         Item::Shortcut(shortcut) => {
+            // Runs come first: what none of them names is deleted some day.
             for reference in &shortcut.maps {
-                one_map(vault, machine, keys, reference, report, named).await?;
+                let rows = one_map(vault, machine, keys, reference, report, named).await?.unwrap_or_default();
+                if rows.iter().any(|row| !named.contains(&ObjectName { kind: row.kind, id: row.id })) {
+                    let what = store::object_path(machine, Kind::Map, reference.id);
+                    let cause = "a shortcut names a segment that no run names";
+                    report.problem(Some(machine), &VaultError::corrupt(what, cause));
+                }
             }
         }
     }

@@ -3,7 +3,7 @@
 use crate::{
     Result, VaultError,
     journal::Journal,
-    runs::{Kind, Trashed},
+    runs::{Kind, ObjectName, Trashed},
     store,
 };
 use futures::{StreamExt, TryStreamExt, stream};
@@ -26,6 +26,15 @@ pub(super) async fn delete(journal: &Journal, objects: &[Trashed]) -> Result<Vec
         })
         .buffered(DEPTH);
     deleted.try_filter_map(|deleted| std::future::ready(Ok(deleted))).try_collect().await
+}
+
+/// Deletes objects that were written and never named.
+pub(super) async fn delete_all(journal: &Journal, objects: &[ObjectName]) -> Result<()> {
+    for object in objects {
+        let path = store::object_path(journal.machine, object.kind, object.id);
+        delete_one(journal.vault.store(), &path).await?;
+    }
+    Ok(())
 }
 
 async fn delete_one(store: &std::sync::Arc<dyn object_store::ObjectStore>, path: &Path) -> Result<bool> {

@@ -16,7 +16,7 @@ use std::collections::{HashMap, HashSet};
 /// Segments below this size are put together …
 const SMALL_BYTES: u64 = 4 << 20;
 /// … if there are so many of them.
-const SMALL_MANY: usize = 8;
+const SMALL_MANY: usize = if cfg!(test) { 3 } else { 8 };
 /// A segment of which less than this part is needed is written anew by a merge; …
 const DOOM_BELOW: (u64, u64) = (5, 10);
 /// … and by a cleaning: by more than what called for it, so that it ends.
@@ -26,6 +26,17 @@ const DOOM_BELOW_CLEANING: (u64, u64) = (7, 10);
 pub(super) struct Merged {
     pub(super) body: MergedBody,
     pub(super) written_bytes: u64,
+    /// What was written.
+    pub(super) created: Vec<ObjectName>,
+    /// Disks whose content was taken over; none: all.
+    pub(super) keep: Option<HashSet<DiskId>>,
+}
+
+impl Merged {
+    /// Whether it is right for a state: no disk has come that was left out.
+    pub(super) fn fits(&self, state: &MachineState) -> bool {
+        self.keep.as_ref().is_none_or(|keep| wanted_disks(state).is_subset(keep))
+    }
 }
 
 /// Does it. A failure or cancellation leaves objects that nothing names.
@@ -36,13 +47,14 @@ pub(super) async fn merge(journal: &Journal, planned: &Planned, pace: &Pace, ful
     // What the replaced runs name.
     let before = if replaces { named(journal, &items).await? } else { HashMap::new() };
     let doomed = if replaces { doomed(&before, planned.purpose) } else { HashSet::new() };
-    let keep = wanted_disks(state);
+    let keep = replaces.then(|| wanted_disks(state));
     let list = items.iter().flat_map(|item| {
         let kind = if item.is_merged() { Kind::Map } else { Kind::Segment };
         item.objects().iter().map(move |object| Source { kind, object: object.clone() })
     });
     let store = vault.store();
     let mut stream = Merge::new(store, *machine, keys, pace, list.collect());
+    let moved = !doomed.is_empty();
     let mut output = Output::new(vault, *machine, keys, pace, doomed, full);
     let written = loop {
         let piece = match stream.next().await {
@@ -53,7 +65,8 @@ pub(super) async fn merge(journal: &Journal, planned: &Planned, pace: &Pace, ful
             }
         };
         let Some(piece) = piece else { break output.finish().await? };
-        if !keep.contains(&piece.disk) {
+        // A shortcut holds what its runs hold, or it would hide what they do.
+        if keep.as_ref().is_some_and(|keep| !keep.contains(&piece.disk)) {
             continue;
         }
         if let Err(error) = output.push(&piece, stream.rows()).await {
@@ -61,22 +74,28 @@ pub(super) async fn merge(journal: &Journal, planned: &Planned, pace: &Pace, ful
             return Err(error);
         }
     };
-    Ok(record(planned, &before, replaces, written, vault.now_ms()))
+    Ok(Merged { keep, ..record(planned, &before, replaces.then_some(moved), written, vault.now_ms()) })
 }
 
 fn record(
     planned: &Planned,
     before: &HashMap<SegmentId, SegmentRow>,
-    replaces: bool,
+    replaces: Option<bool>,
     written: Written,
     now_ms: u64,
 ) -> Merged {
     let Written { mut maps, held } = written;
     maps.iter_mut().for_each(|map| map.commit = planned.to);
-    let new = held.values().filter(|row| !before.contains_key(&row.id) && replaces);
+    let new = held.values().filter(|row| !before.contains_key(&row.id) && replaces.is_some());
     let newest = maps.iter().map(|map| map.id).chain(new.clone().map(|row| row.id)).max();
-    let written_bytes = maps.iter().map(|map| map.bytes).sum::<u64>() + new.map(|row| row.bytes).sum::<u64>();
-    let replaces = replaces.then(|| {
+    let written_bytes =
+        maps.iter().map(|map| map.bytes).sum::<u64>() + new.clone().map(|row| row.bytes).sum::<u64>();
+    let created = maps
+        .iter()
+        .map(|map| ObjectName { kind: Kind::Map, id: map.id })
+        .chain(new.clone().map(|row| ObjectName { kind: row.kind, id: row.id }))
+        .collect();
+    let replaces = replaces.map(|moved| {
         let mut dead: Vec<Trashed> = before
             .values()
             .filter(|row| !held.contains_key(&row.id))
@@ -87,11 +106,11 @@ fn record(
             })
             .collect();
         dead.sort_by_key(|trashed| trashed.object);
-        Replaces { held: sum(held.values()), dead }
+        Replaces { held: sum(held.values()), dead, moved }
     });
     let newest = newest.unwrap_or_else(SegmentId::new);
     let body = MergedBody { from: planned.from, to: planned.to, maps, replaces, newest };
-    Merged { body, written_bytes }
+    Merged { body, written_bytes, created, keep: None }
 }
 
 fn sum<'a>(rows: impl Iterator<Item = &'a SegmentRow>) -> Held {

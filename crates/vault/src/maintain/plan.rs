@@ -2,7 +2,7 @@
 
 use crate::{
     MachineState,
-    policy::Rules,
+    policy::Verdict,
     runs::{Content, Item, Run, Shortcut, Trashed, cover, merges, missing_shortcuts},
 };
 use highwater_delta::CommitId;
@@ -64,10 +64,9 @@ impl Plan {
     }
 }
 
-/// See [`Plan`].
+/// See [`Plan`]. `verdict`: what becomes of the points.
 #[must_use]
-pub fn plan(state: &MachineState, rules: &Rules, grace: Duration, now_ms: u64) -> Plan {
-    let verdict = rules.verdict(state, now_ms);
+pub fn plan(state: &MachineState, verdict: Verdict, grace: Duration, now_ms: u64) -> Plan {
     let gone: HashSet<CommitId> = verdict.expire.iter().copied().collect();
     let kept: HashSet<CommitId> =
         state.points.iter().map(|point| point.id).filter(|id| !gone.contains(id)).collect();

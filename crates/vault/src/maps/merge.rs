@@ -110,8 +110,8 @@ impl<'a> Merge<'a> {
         };
         let newer = self.active.iter().filter(|other| other.age > winner.age);
         let newer = newer.filter_map(|other| other.cursor.position());
-        let later = self.waiting.iter().rev().filter(|(_, age, _)| *age > winner.age);
-        let later = later.map(|(first, ..)| *first).take_while(|first| *first < (disk, entry.end()));
+        let later = self.waiting.iter().rev().take_while(|(first, ..)| *first < (disk, entry.end()));
+        let later = later.filter(|(_, age, _)| *age > winner.age).map(|(first, ..)| *first);
         let cut = newer.chain(later).filter(|(of, at)| *of == disk && *at > start).map(|(_, at)| at).min();
         let end = cut.map_or(entry.end(), |cut| cut.min(entry.end()));
         let mut part = entry.part(start, end);

@@ -161,6 +161,8 @@ impl Model {
                 let now = self.vault.now_ms();
                 let again = maintainer.plan(&rules, now);
                 assert!(again.is_empty(), "nothing is left to do: {again:?}");
+                let report = verify::verify_vault(&self.vault).await.unwrap();
+                assert!(report.is_clean(), "{:?}", report.problems);
             }
             Err(error) => assert!(fail.is_some(), "{error}"),
         }
@@ -266,7 +268,7 @@ async fn run(steps: Vec<Step>) {
 }
 
 proptest! {
-    #![proptest_config(cases(100))]
+    #![proptest_config(cases(60))]
     #[test]
     fn whatever_is_kept_reads_back(steps in prop::collection::vec(step(), 1..60)) {
         runtime().block_on(run(steps));
