@@ -323,6 +323,37 @@ fn a_writer_goes_on_while_its_machine_is_maintained() {
     });
 }
 
+/// Points within a shortcut go, and their content is written anew: what the shortcut named goes too.
+#[test]
+fn a_shortcut_does_not_outlive_content_that_is_moved_beneath_it() {
+    runtime().block_on(async {
+        // Any three neighbours: some lie within a shortcut over nine.
+        for first in 1..12 {
+            let mut model = Model::new().await;
+            for i in 0..26_u32 {
+                let versions = (0..12).map(|v| i * 20 + v + 1).collect();
+                model.deliver(vec![(0, u64::from(i * 5 % 80), versions)], (1, u64::from(i), 2), true).await;
+                model.clock.fetch_add(MINUTE_MS, SeqCst);
+            }
+            model.maintain(None).await;
+            let points: Vec<CommitId> = model.points.keys().copied().collect();
+            for (index, point) in points.iter().enumerate() {
+                if !(first..first + 2).contains(&index) {
+                    set_hold(&model.vault, machine(), *point, Some(Hold::Pin), String::new()).await.unwrap();
+                    model.held.push(*point);
+                }
+            }
+            for _ in 0..3 {
+                model.clock.fetch_add(3 * 1440 * MINUTE_MS, SeqCst);
+                model.maintain(None).await;
+            }
+            let state = model.vault.machine(machine()).await.unwrap();
+            assert_eq!(state.points.len(), 24);
+            assert!(state.shortcuts.len() > 3 && state.trash.is_empty(), "{state:?}");
+        }
+    });
+}
+
 #[test]
 fn by_a_clock_that_runs_ahead_nothing_expires() {
     runtime().block_on(async {
