@@ -324,14 +324,13 @@ impl MachineState {
         self.shortcuts.retain_mut(|shortcut| {
             // It may name segments that content was moved out of.
             let is_over = shortcut.from < to && from < shortcut.to;
-            let keep = !gone.contains(&shortcut.from)
-                && !gone.contains(&shortcut.to)
-                && (shortcut.from, shortcut.to) != (from, to)
-                && !(replaces.moved && is_over);
-            if !keep {
+            let lost_an_end = gone.contains(&shortcut.from) || gone.contains(&shortcut.to);
+            let is_needless = (shortcut.from, shortcut.to) == (from, to);
+            let goes = lost_an_end || is_needless || (replaces.moved && is_over);
+            if goes {
                 dropped.append(&mut shortcut.maps);
             }
-            keep
+            !goes
         });
         let kept: HashSet<SegmentId> = maps.iter().map(|map| map.id).collect();
         let content = Content::Maps { maps, held: replaces.held };
