@@ -134,12 +134,12 @@ impl Engine {
                 message: format!("Recovery point {commit} is stored."),
                 point: Some(commit),
             };
-            for waiting in awaited.waiting {
-                let _ = waiting.send(answer.clone());
-            }
-            // Known since the first welcome.
+            // Known since the first welcome. Before it is told: who was told may count on its being remembered.
             if let Some(Acknowledged { vault, .. }) = self.acknowledged {
                 self.note_point(LastPoint { vault, commit, info });
+            }
+            for waiting in awaited.waiting {
+                let _ = waiting.send(answer.clone());
             }
         }
         self.refusal = None;
