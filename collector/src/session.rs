@@ -1,7 +1,7 @@
 //! One machine's session: a single owner task, `select → Action → apply`.
 //!
 //! **Order.** Frames are applied in the order they came. `Received` goes out after chunks were handed to the vault's writer, or put
-//! into the cache while that lags ([`intake`]); `Stored` after the vault's commit has returned. While a push or a commit takes
+//! into the cache while that lags (module `intake`); `Stored` after the vault's commit has returned. While a push or a commit takes
 //! long, the last `Received` is repeated, so that the agent sees a living peer.
 //!
 //! **End.** Whatever ends a session (the peer, an error, a newer session, shutdown), the open delta is discarded in the

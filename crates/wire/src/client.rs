@@ -64,7 +64,7 @@ impl Identity {
         Ok(new)
     }
 
-    /// Writes it in place of `old`: see [`Papers::replace`].
+    /// Writes it in place of `old`: see `Papers::replace`.
     pub fn replace(&self, dir: &Path, old: &Self) -> Result<bool, WireError> {
         self.papers.replace(dir, &old.papers)
     }
