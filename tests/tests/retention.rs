@@ -57,7 +57,7 @@ fn points_expire_while_their_machine_writes_on() -> Result<()> {
     made.push(site.point()?);
     thread::sleep(Duration::from_secs(4));
     // From the next round on nothing expires: what is listed now can be looked at in peace.
-    site.operator(&["vault", "policy", "set", "--keep-all", "1h"])?;
+    site.operator(&["vault", "policy", "set", "--keep-all", "1h", "--yes"])?;
     thread::sleep(Duration::from_secs(3));
     let kept: Vec<u64> = site.points()?.into_iter().map(|(id, _)| id).collect();
     println!("{} of {} points are kept; {merged_before_kill} runs were merged", kept.len(), made.len());
@@ -69,7 +69,7 @@ fn points_expire_while_their_machine_writes_on() -> Result<()> {
     site.verify()?;
 
     // By hand, beside the collector; and what is planned is done.
-    site.operator(&["vault", "policy", "set", "--keep-all", "0s"])?;
+    site.operator(&["vault", "policy", "set", "--keep-all", "0s", "--yes"])?;
     site.operator(&["vault", "maintain", "--yes", "--grace", "0s"])?;
     let plan: Value = serde_json::from_str(&site.operator(&["vault", "plan", "--json"])?)?;
     ensure!(plan["machines"][0]["plan"]["expire"] == serde_json::json!([]), "{plan}");

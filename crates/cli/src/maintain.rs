@@ -28,7 +28,9 @@ pub(crate) async fn plan(
     let vault = context::open(global, console).await?;
     let settings = Settings { grace, ..Settings::default() };
     let mut documents = Vec::new();
-    for id in chosen(&vault, machine).await? {
+    let machines = chosen(&vault, machine).await?;
+    let none = machines.is_empty();
+    for id in machines {
         let (maintainer, _, plan) = planned(&vault, id, &settings).await?;
         if global.json {
             documents.push(document!({ "machine": id, "plan": plan }));
@@ -38,6 +40,8 @@ pub(crate) async fn plan(
     }
     if global.json {
         json(console, &document!({ "vault": vault.id(), "machines": documents }))?;
+    } else if none {
+        writeln!(console.out, "The vault holds no machines yet.")?;
     }
     Ok(Exit::Success)
 }
@@ -52,6 +56,7 @@ pub(crate) async fn maintain(
 ) -> Result<Exit, CliError> {
     let vault = context::open(global, console).await?;
     let machines = chosen(&vault, machine).await?;
+    let none = machines.is_empty();
     let mut expire = 0;
     for id in &machines {
         let (maintainer, _, plan) = planned(&vault, *id, &settings).await?;
@@ -78,6 +83,8 @@ pub(crate) async fn maintain(
     }
     if global.json {
         json(console, &document!({ "vault": vault.id(), "machines": documents }))?;
+    } else if none {
+        writeln!(console.out, "The vault holds no machines yet.")?;
     }
     Ok(Exit::Success)
 }
@@ -148,7 +155,7 @@ fn named(points: &[highwater_delta::CommitId]) -> String {
     text.join(", ")
 }
 
-fn confirm(console: &mut Console<'_>, json: bool, expire: usize) -> Result<(), CliError> {
+pub(crate) fn confirm(console: &mut Console<'_>, json: bool, expire: usize) -> Result<(), CliError> {
     let what = format!("{expire} recovery point(s) would no longer be kept");
     if json || !console.can_ask {
         return Err(CliError::NotConfirmed(format!("{what}; say --yes")));

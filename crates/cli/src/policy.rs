@@ -4,7 +4,7 @@ use crate::{
     CliError, Console, Exit,
     args::{Global, PolicyVerb, SetPolicy},
     context,
-    maintain::{null_if_empty, time_text},
+    maintain::{confirm, null_if_empty, time_text},
     output::{json, plain, rfc3339},
 };
 use highwater_delta::{CommitId, MachineId};
@@ -29,15 +29,46 @@ pub(crate) async fn run(
         }
         PolicyVerb::Set(set) => {
             let machine = named(&vault, set.machine.as_deref()).await?;
-            policy::set_policy(&vault, machine, Some(wanted(set)), vault.now_ms()).await?;
+            let policy = wanted(set);
+            policy.check()?;
+            agree(global, &vault, machine, &policy, set.yes, console).await?;
+            policy::set_policy(&vault, machine, Some(policy), vault.now_ms()).await?;
             show(global, &vault, machine, console).await
         }
-        PolicyVerb::Reset { machine } => {
+        PolicyVerb::Reset { machine, yes } => {
             let machine = context::machine(&vault, machine).await?;
+            let default = Rules::of(&policy::policies(&vault, "default").await?, &[]).policy;
+            agree(global, &vault, Some(machine), &default, *yes, console).await?;
             policy::set_policy(&vault, Some(machine), None, vault.now_ms()).await?;
             show(global, &vault, Some(machine), console).await
         }
     }
+}
+
+/// Asks, if points would go by a policy: maintenance lets them go within minutes.
+async fn agree(
+    global: &Global,
+    vault: &Vault,
+    machine: Option<MachineId>,
+    policy: &Policy,
+    yes: bool,
+    console: &mut Console<'_>,
+) -> Result<(), CliError> {
+    let affected = match machine {
+        Some(machine) => vec![machine],
+        None => vault.machines().await?,
+    };
+    let mut expire = 0;
+    for one in affected {
+        let own = policy::policies(vault, &one.to_string()).await?;
+        // The default one holds for those without one of their own.
+        if machine.is_none() && own.last().is_some_and(|document| document.policy.is_some()) {
+            continue;
+        }
+        let rules = Rules { policy: policy.clone(), ..Rules::load(vault, one).await? };
+        expire += rules.verdict(&vault.machine(one).await?, vault.now_ms()).expire.len();
+    }
+    if expire > 0 && !yes { confirm(console, global.json, expire) } else { Ok(()) }
 }
 
 /// Holds a point or lets it go.

@@ -32,13 +32,14 @@ fn text(console: &mut Console<'_>, report: &Report) -> Result<(), CliError> {
     let out = &mut console.out;
     writeln!(
         out,
-        "Read {} of {} machine(s): {} points, {} records, {} checkpoints, {} segments, {} chunks, {} blocks.",
+        "Read {} of {} machine(s): {} points, {} records, {} checkpoints, {} segments, {} maps, {} chunks, {} blocks.",
         bytes_text(report.bytes),
         report.machines,
         report.points,
         report.records,
         report.checkpoints,
         report.segments,
+        report.maps,
         report.chunks,
         report.blocks
     )?;

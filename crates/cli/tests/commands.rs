@@ -416,7 +416,12 @@ fn points_expire_as_policies_say_and_held_ones_do_not() {
     let refused = place.run(&["vault", "policy", "set", "--keep-all", "2h", "--tier", "1h:1h", "--json"]);
     assert_eq!((refused.exit, refused.json()["error"]["code"].as_str().unwrap()), (Exit::Failure, "HW-1241"));
     assert_eq!(place.run(&["vault", "policy", "set", "--keep-all", "2 hours ago"]).exit, Exit::Usage);
-    let set = place.run(&["vault", "policy", "set", "web-1", "--keep-all", "0s", "--json"]);
+    // What would go is said before.
+    for more in [&[][..], &["web-1"]] {
+        let asked = place.run(&[&["vault", "policy", "set", "--keep-all", "0s"], more].concat());
+        assert!(asked.exit == Exit::NotConfirmed && asked.err.contains("1 recovery point"), "{}", asked.err);
+    }
+    let set = place.run(&["vault", "policy", "set", "web-1", "--keep-all", "0s", "--yes", "--json"]);
     assert_eq!(set.json()["own"], true, "{}", set.err);
 
     let held = place.run(&["vault", "hold", "web-1", "1", "--reason", "case 7"]);

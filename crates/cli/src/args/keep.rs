@@ -75,6 +75,9 @@ pub(crate) enum PolicyVerb {
     Reset {
         /// Id, unambiguous begin of an id, or host name
         machine: String,
+        /// Don't ask, though points would no longer be kept
+        #[arg(long, short)]
+        yes: bool,
     },
 }
 
@@ -91,4 +94,7 @@ pub(crate) struct SetPolicy {
     /// No point stored from now on goes before; can't be taken back
     #[arg(long, default_value = "0s", value_name = "TIME", value_parser = parse_time)]
     pub(crate) immutable_for: Duration,
+    /// Don't ask, though points would no longer be kept
+    #[arg(long, short)]
+    pub(crate) yes: bool,
 }
