@@ -1,6 +1,6 @@
 //! The vault's maintenance, now and then: [`highwater_vault::maintain`] for each machine, one after the other.
 //!
-//! It takes no seat and no session's memory: it works beside them, and beside other collectors of the vault. Of several that
+//! It takes no seat, and its memory is not of `memory`'s budget ([`highwater_vault::maintain`] says how much): it works beside sessions, and beside other collectors of the vault. Of several that
 //! find the same to do, one does it. What a shutdown interrupts is as safe as after a kill.
 
 use crate::shared::Shared;

@@ -11,7 +11,8 @@
 //!   them. Nothing of it has to be finished: each run plans anew from what is there.
 //! - A point is expired only if its machine's policy says so now, it is not held, and no policy that was in force since it was
 //!   stored protects it still ([`crate::policy`]).
-//! - Memory: [`crate::MachineState`], the names of the segments that a merge touches, and a few MiB.
+//! - Memory: [`crate::MachineState`], twice while a record is put; the names of the segments that a merge touches; and up to half a
+//!   MiB for each object that the merge has open at once, of which there are 256 at most unless one commit alone brought more.
 
 mod clean;
 mod merge;
