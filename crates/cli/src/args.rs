@@ -64,11 +64,8 @@ pub(crate) enum Verb {
     },
     /// Recover a machine's disks at a point into raw files, or one disk onto a block device
     Recover(Recover),
-    /// Read everything back and check it
-    Verify {
-        /// One machine only: id, unambiguous begin of an id, or host name
-        machine: Option<String>,
-    },
+    /// Read everything back and check it; the same as `vault verify`
+    Verify(Verify),
     /// The vault itself: what opens it, how long points are kept, and erasing machines
     Vault {
         #[command(subcommand)]
@@ -92,8 +89,35 @@ pub(crate) enum VaultVerb {
     },
     #[command(flatten)]
     Keep(KeepVerb),
+    /// Read everything back, or a part of it, and check it
+    Verify(Verify),
     /// Erase a machine: nobody can read anything of it again, in no copy of the vault either
     EraseMachine(EraseMachine),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    /// One machine only: id, unambiguous begin of an id, or host name
+    pub(crate) machine: Option<String>,
+    /// Read only so many percent of the segments and maps, chosen at random; of the others it is seen that they are there [default: all]
+    #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
+    pub(crate) sample: Option<f64>,
+    /// Choose as an earlier run did, which said its seed
+    #[arg(long, value_name = "N", requires = "sample")]
+    pub(crate) seed: Option<u64>,
+    /// Bytes read a second, like 64MiB [default: as many as it can]
+    #[arg(long, value_name = "BYTES", value_parser = crate::maintain::parse_bytes)]
+    pub(crate) rate: Option<u64>,
+    /// Keep how far it is in this file, and go on from there if it is there already; it is removed at the end
+    #[arg(long, value_name = "FILE")]
+    pub(crate) resume: Option<PathBuf>,
+}
+
+fn parse_percent(text: &str) -> Result<f64, String> {
+    let percent = text.trim_end_matches('%').parse::<f64>().ok();
+    percent
+        .filter(|percent| *percent > 0.0 && *percent <= 100.0)
+        .ok_or_else(|| format!("{text:?} is no part; write it like 5 or 0.1, up to 100"))
 }
 
 #[derive(Debug, Args)]

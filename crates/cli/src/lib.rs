@@ -88,8 +88,8 @@ fn dispatch(cli: args::Cli, console: &mut Console<'_>) -> Result<Exit, CliError>
                 args::Verb::Machines => list::machines(&cli.global, console).await,
                 args::Verb::Points { machine } => list::points(&cli.global, machine, console).await,
                 args::Verb::Recover(what) => recover::recover(&cli.global, what, console).await,
-                args::Verb::Verify { machine } => {
-                    verify::verify(&cli.global, machine.as_deref(), console).await
+                args::Verb::Verify(what) | args::Verb::Vault { verb: args::VaultVerb::Verify(what) } => {
+                    verify::verify(&cli.global, what, console).await
                 }
                 args::Verb::Vault { verb: args::VaultVerb::Key { verb } } => {
                     keys::run(&cli.global, verb, console).await

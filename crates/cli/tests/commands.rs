@@ -227,6 +227,32 @@ fn verify_finds_damage_and_recover_leaves_no_half_file() {
 }
 
 #[test]
+fn a_verification_can_be_sampled_and_gone_on_with() {
+    let place = place();
+    let file = place.path("state");
+    let file = file.to_str().unwrap();
+    let whole = place.run(&["vault", "verify", "--json", "--resume", file, "--rate", "1GiB"]);
+    assert_eq!((whole.exit, &whole.json()["sample"]), (Exit::Success, &Value::Null));
+    assert!(!Path::new(file).exists(), "nothing is left to go on with");
+    let sampled = place.run(&["verify", "--sample", "50"]);
+    assert!(sampled.err.contains("--sample 50 --seed "), "{}", sampled.err);
+    assert!(sampled.out.contains("were not read"), "{}", sampled.out);
+    let by_seed = |seed| {
+        let report = place.run(&["verify", "--sample", "50", "--seed", seed, "--json"]).json();
+        assert_eq!(report["sample"]["seed"].to_string(), seed);
+        report["report"]["segments"].as_u64().unwrap()
+    };
+    let read: Vec<u64> = ["1", "2", "3", "4", "5", "6"].map(by_seed).to_vec();
+    assert!(read.iter().any(|n| *n != read[0]), "{read:?}");
+    assert_eq!(place.run(&["verify", "--sample", "0"]).exit, Exit::Usage);
+    assert_eq!(place.run(&["verify", "--seed", "1"]).exit, Exit::Usage);
+    std::fs::write(file, "{}").unwrap();
+    let garbled = place.run(&["verify", "--json", "--resume", file]);
+    assert_eq!((garbled.exit, &garbled.json()["error"]["code"]), (Exit::Failure, &"HW-1250".into()));
+    assert_eq!(std::fs::read(file).unwrap(), b"{}", "what is not understood is not deleted");
+}
+
+#[test]
 fn vault_and_key_come_from_the_configuration_too() {
     let place = place();
     let config = place.path("collector.toml");

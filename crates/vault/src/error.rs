@@ -180,6 +180,22 @@ pub enum VaultError {
         /// What forbids it.
         cause: String,
     },
+    /// A file that should say how far a verification came.
+    #[error("{path} does not say how far a verification came: {cause}")]
+    ResumeFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// What a file says is of something else.
+    #[error("{path} is of another verification: {cause}")]
+    ResumeOther {
+        /// The file.
+        path: PathBuf,
+        /// What differs.
+        cause: &'static str,
+    },
     /// A limit.
     #[error("too many or too large: {0}")]
     Limit(&'static str),
@@ -230,6 +246,8 @@ impl VaultError {
             Self::Maintained(_) => 1240,
             Self::Policy(_) => 1241,
             Self::Clock(_) => 1242,
+            Self::ResumeFile { .. } => 1250,
+            Self::ResumeOther { .. } => 1251,
         }
     }
 
@@ -298,6 +316,12 @@ impl VaultError {
             }
             Self::Clock(_) => {
                 "Set the clock of the machine that is wrong (NTP); maintenance goes on by itself then."
+            }
+            Self::ResumeFile { .. } => {
+                "Delete the file, or name another one; the verification then begins anew."
+            }
+            Self::ResumeOther { .. } => {
+                "Go on with what it is of, name another file, or delete it to begin anew."
             }
             Self::Erased(_) => {
                 "Enrol it anew, as another machine; what was stored of it cannot be brought back."

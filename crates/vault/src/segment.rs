@@ -21,7 +21,9 @@ mod write;
 
 pub(crate) use finishing::Finishing;
 pub(crate) use frames::FrameWriter;
-pub(crate) use index::{Entry, PAGE_BYTES_TARGET, Page, PageKind, PageRef, array, encode_entry};
+pub(crate) use index::{
+    Entry, IndexBuilder, PAGE_BYTES_TARGET, Page, PageKind, PageRef, array, encode_entry,
+};
 pub(crate) use read::{FrameAt, SegmentReader, Walked, Window};
 pub(crate) use upload::Upload;
 pub(crate) use write::SegmentWriter;

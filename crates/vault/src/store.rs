@@ -8,7 +8,10 @@ mod relay;
 mod remote;
 mod write_behind;
 
-use crate::{Location, Result, VaultError, runs::Kind};
+use crate::{
+    Location, Result, VaultError,
+    runs::{Kind, ObjectName},
+};
 use bytes::Bytes;
 use exact::Exact;
 use highwater_delta::{MachineId, SegmentId};
@@ -165,6 +168,29 @@ pub(crate) fn object_path(machine: MachineId, kind: Kind, id: SegmentId) -> Path
 pub(crate) fn segment_of(path: &Path) -> Option<SegmentId> {
     let name = path.filename()?;
     name.strip_suffix(".seg").or_else(|| name.strip_suffix(".map"))?.parse().ok()
+}
+/// What an object of a machine is, by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum What {
+    /// The key, a record or a checkpoint.
+    Document,
+    /// A segment or map.
+    Object(ObjectName),
+    /// Something else: of a later release, or nobody's.
+    Stranger,
+}
+pub(crate) fn what_is(machine: MachineId, path: &Path) -> What {
+    if *path == key_path(machine) {
+        return What::Document;
+    }
+    if let Some(number) = number_of(path) {
+        let named = [manifest_path(machine, number), checkpoint_path(machine, number)];
+        return if named.contains(path) { What::Document } else { What::Stranger };
+    }
+    let Some(id) = segment_of(path) else { return What::Stranger };
+    let kinds = [Kind::Segment, Kind::Rewritten, Kind::Map];
+    let kind = kinds.into_iter().find(|kind| object_path(machine, *kind, id) == *path);
+    kind.map_or(What::Stranger, |kind| What::Object(ObjectName { kind, id }))
 }
 /// The number of a manifest record or checkpoint.
 pub(crate) fn number_of(path: &Path) -> Option<u64> {

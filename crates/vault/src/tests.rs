@@ -11,3 +11,4 @@ mod model;
 mod rules;
 mod segments;
 mod support;
+mod verify;

@@ -105,6 +105,12 @@ impl Page {
         self.entries.len() * size_of::<Entry>() + self.hashes.len() * 16 + 64
     }
 
+    /// A page's disk, how many entries it has, and these.
+    pub(crate) fn parts(bytes: &[u8]) -> Option<(DiskId, u32, &[u8])> {
+        let (header, entries) = bytes.split_first_chunk::<PAGE_HEADER_BYTES>()?;
+        Some((DiskId::from_bytes(array(header, 0)), u32::from_le_bytes(array(header, 16)), entries))
+    }
+
     /// The first block of a page's first entry, and the end of its last, if it has them.
     pub(crate) fn bounds(bytes: &[u8], kind: PageKind) -> Option<(u64, u64)> {
         let stated = u32::from_le_bytes(array(bytes.first_chunk::<PAGE_HEADER_BYTES>()?, 16));

@@ -5,7 +5,7 @@ use super::{
     TRAILER_BYTES, array, frame_header,
 };
 use crate::{
-    Result, VaultError,
+    Pace, Result, VaultError,
     key::MachineKeys,
     record::SegmentRef,
     runs::Kind,
@@ -177,8 +177,8 @@ impl SegmentReader {
         Ok(plain)
     }
 
-    /// Reads the whole object from the front, and gives every frame to `each`, which may refuse it.
-    pub(crate) async fn walk(&self, mut each: impl FnMut(Walked) -> Result<()>) -> Result<()> {
+    /// Reads the whole object from the front, as fast as it may, and gives every frame to `each`, which may refuse it.
+    pub(crate) async fn walk(&self, pace: &Pace, mut each: impl FnMut(Walked) -> Result<()>) -> Result<()> {
         let corrupt = |cause: &str| VaultError::corrupt(&self.path, cause);
         let bytes_all = self.store.head(&self.path).await?.size;
         if bytes_all != self.reference.bytes || bytes_all < (HEADER_BYTES + TRAILER_BYTES) as u64 {
@@ -201,6 +201,7 @@ impl SegmentReader {
             let at = FrameAt { offset, len: len as u32, frame };
             self.check(at)?;
             let bytes = window.take(self, offset, len as usize).await?;
+            pace.spend(window.take_fetched()).await;
             each(Walked { at, kind, plain: self.open(at, kind, &bytes)? })?;
             offset += len;
             frame += 1;

@@ -267,6 +267,22 @@ async fn run(steps: Vec<Step>) {
     model.finish().await;
 }
 
+/// A vault of one machine with merged runs of several maps each, shortcuts, rewritten segments, and some that are not merged.
+pub async fn merged() -> (Arc<Faulty>, Vault) {
+    let mut model = Model::new().await;
+    for i in 0..40_u32 {
+        let runs = vec![(0, u64::from(i * 7 % 60), (i * 9..i * 9 + 20).map(|v| v + 1).collect())];
+        model.deliver(runs, (1, u64::from(i * 5 % 70), 3), true).await;
+        model.clock.fetch_add(20 * MINUTE_MS, SeqCst);
+        if i % 9 == 8 {
+            assert!(!model.maintain(None).await);
+        }
+    }
+    let state = model.vault.machine(machine()).await.unwrap();
+    assert!(state.runs.iter().any(|run| run.is_merged()) && !state.shortcuts.is_empty());
+    (model.faulty, model.vault)
+}
+
 proptest! {
     #![proptest_config(cases(60))]
     #[test]

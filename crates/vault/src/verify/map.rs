@@ -1,27 +1,24 @@
 //! One map: every frame authentic, pages where they are said to be, sorted, and counted as the tables say.
 //! Memory: the map's tables, one reference a page, and 8 MiB of it.
 
+use super::Place;
 use crate::{
-    Result, SegmentRef, Vault, VaultError,
-    key::MachineKeys,
-    maps::{Inner, MapFooter, SegmentRow, decode_table},
+    Result, SegmentRef, VaultError,
+    maps::{Inner, MapDisk, MapFooter, SegmentRow, decode_table},
+    record::DiskSpan,
     runs::Kind,
     segment::{FrameAt, FrameKind, Page, PageKind, PageRef, SegmentReader},
 };
-use highwater_delta::{DiskId, Fill, MachineId};
+use highwater_delta::{DiskId, Fill};
 use std::collections::HashMap;
 
 /// The pages that were met and are not referred to yet, with their levels.
 type Loose = HashMap<FrameAt, (PageRef, u8)>;
 
 /// Checks a map; answers the segments that it names.
-pub(super) async fn check(
-    vault: &Vault,
-    machine: MachineId,
-    keys: &MachineKeys,
-    reference: &SegmentRef,
-) -> Result<Vec<SegmentRow>> {
-    let reader = SegmentReader::new(vault.store().clone(), machine, keys, Kind::Map, reference)?;
+pub(super) async fn check(place: &Place<'_>, reference: &SegmentRef) -> Result<Vec<SegmentRow>> {
+    let store = place.vault.store().clone();
+    let reader = SegmentReader::new(store, place.machine, place.keys, Kind::Map, reference)?;
     let what = reader.path.clone();
     let corrupt = |cause: &str| VaultError::corrupt(&what, cause);
     let footer = MapFooter::decode(&reader.footer_frame().await?, &what)?;
@@ -34,7 +31,7 @@ pub(super) async fn check(
     let mut loose = Loose::new();
     let mut tables = 0;
     reader
-        .walk(|frame| {
+        .walk(place.pace, |frame| {
             match frame.kind {
                 FrameKind::Leaf => {
                     let at = leaf_ref(&frame.plain, frame.at).ok_or_else(|| corrupt("a leaf cut off"))?;
@@ -81,6 +78,15 @@ pub(super) async fn check(
     let counted = rows.iter().map(|row| row.live).eq(live);
     if !loose.is_empty() || !blocks.is_empty() || tables != footer.tables.len() || !counted {
         return Err(corrupt("its footer does not count what is there"));
+    }
+    let spans = footer.disks.iter().map(|MapDisk { root, .. }| DiskSpan {
+        disk: root.disk,
+        first: root.first,
+        end: root.end,
+    });
+    // Readers pass an object over by these.
+    if !spans.eq(reference.spans.iter().cloned()) {
+        return Err(corrupt("it holds other blocks than its record says"));
     }
     Ok(rows)
 }
