@@ -78,6 +78,17 @@ const TEST: &[Need] = &[
     need("fio", "fio"),
 ];
 
+const BENCH: &[Need] = &[
+    need("e2fsprogs", "mkfs.ext4"),
+    need("mount", "losetup"),
+    need("util-linux", "taskset"),
+    need("fio", "fio"),
+    need("zstd", "zstd"),
+    need("openssl", "openssl"),
+    need("restic", "restic"),
+    need("borgbackup", "borg"),
+];
+
 /// For what is installed by npm.
 pub const NODE: &[Need] = &[need("nodejs", "node"), need("npm", "npm")];
 
@@ -96,7 +107,8 @@ pub fn packages(purpose: Purpose) -> &'static [Need] {
     match purpose {
         Purpose::Build | Purpose::Check => &[],
         Purpose::Demo => DEMO,
-        Purpose::Test | Purpose::Bench => TEST,
+        Purpose::Test => TEST,
+        Purpose::Bench => BENCH,
         Purpose::Kernels => KERNELS,
     }
 }
