@@ -1,7 +1,7 @@
 //! The vault's maintenance, now and then: [`highwater_vault::maintain`] for each machine, one after the other.
 //!
 //! It takes no seat, and its memory is not of `memory`'s budget ([`highwater_vault::maintain`] says how much): it works beside sessions, and beside other collectors of the vault. Of several that
-//! find the same to do, one does it. What a shutdown interrupts is as safe as after a kill.
+//! find the same to do, one does it, and the others leave the machine to it while it is at it. What a shutdown interrupts is as safe as after a kill.
 
 use crate::shared::Shared;
 use highwater_delta::MachineId;
@@ -12,6 +12,9 @@ use std::time::Duration;
 
 /// Until the first round at most: time to set a policy after an upgrade.
 const FIRST_AFTER: Duration = Duration::from_secs(600);
+
+/// How long a machine is left to another collector that was seen at its maintenance: several times what passes between two signs of it.
+const PATIENCE: Duration = Duration::from_secs(900);
 
 /// Runs until the collector ends.
 pub async fn run(shared: Arc<Shared>) {
@@ -24,6 +27,7 @@ pub async fn run(shared: Arc<Shared>) {
         grace: shared.config.trash_grace,
         pace: Arc::new(Pace::new(rate)),
         state_bytes_max: shared.memory.machine_bytes_max(),
+        patience: Some(PATIENCE),
         ..Settings::default()
     };
     let mut wait = FIRST_AFTER.min(every);
@@ -67,6 +71,7 @@ fn done(shared: &Shared, machine: MachineId, report: &Report) {
         shortcuts = report.shortcuts,
         written_bytes = report.written_bytes,
         deleted_bytes = report.deleted_bytes,
+        records_deleted = report.pruned,
         "maintained"
     );
 }

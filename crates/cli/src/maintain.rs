@@ -187,6 +187,13 @@ fn done(console: &mut Console<'_>, machine: MachineId, report: &Report) -> Resul
         bytes_text(report.trashed_bytes),
         bytes_text(report.deleted_bytes)
     )?;
+    if report.pruned > 0 {
+        writeln!(
+            out,
+            "  {} records and checkpoints that later ones make needless were deleted",
+            report.pruned
+        )?;
+    }
     if report.kept_by_store > 0 {
         writeln!(
             out,

@@ -3,6 +3,10 @@
 //! Writers and maintainers of one machine work on one chain of records, from any number of processes. Whoever finds a number
 //! taken reads what was put there ([`Journal::catch_up`]) and sees from that whether it may go on.
 //!
+//! **Who is far behind.** Records that a checkpoint makes needless are deleted ([`crate::maintain`]), so that a number may be free that
+//! was taken once. Before they are, a mark is created for their numbers: whoever has put a record looks for it then, and finds that
+//! it was fenced long ago ([`VaultError::Fenced`]). What it has put is beneath every checkpoint, so that nobody reads it.
+//!
 //! **Unknown outcome.** Whether a record that failed to be put has been stored after all cannot be known for certain: such a
 //! journal is dead, and the next one reads what is true.
 
@@ -74,7 +78,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Puts the next record; false if its number is somebody else's. It is dead from the begin of the put
+    /// Puts the next record; false if its number is somebody else's. Fenced long ago, it stays dead. It is dead from the begin of the put
     /// until that is known to have succeeded, so that a dropped future cannot leave it believing anything.
     pub(crate) async fn put(&mut self, kind: u16, epoch: u64, body: Vec<u8>) -> Result<bool> {
         if self.dead {
@@ -107,6 +111,9 @@ impl Journal {
         if !store::create_own(&**store, &path, sealed).await? {
             self.dead = false;
             return Ok(false);
+        }
+        if store::exists(&**store, &store::pruned_path(self.machine, number)).await? {
+            return Err(VaultError::Fenced(self.machine));
         }
         match next {
             Some(next) => self.state = next,

@@ -4,11 +4,14 @@
 //!
 //! - It runs beside writers and readers, in any process that has the key. Its records take numbers of the machine's one chain; a
 //!   writer takes them in and goes on. Of several maintainers of a machine the one that began last counts: the others are
-//!   fenced ([`VaultError::Maintained`]) and change nothing more.
+//!   fenced ([`VaultError::Maintained`]) and change nothing more. So that they do not fence each other again and again, one that is told to
+//!   ([`Settings::patience`]) leaves a machine alone while somebody else's was seen at it; during long merges it says that it is there.
 //! - Every step is whole or not at all: one record. Objects are written before it, and deleted only after a later one, and after
 //!   [`Settings::grace`]: readers that began before may go on for so long.
 //! - **Crash, failure, cancellation** at any point leave at most objects that nothing names; the next maintainer deletes
-//!   them. Nothing of it has to be finished: each run plans anew from what is there.
+//!   them. Nothing of it has to be finished: each run plans anew from what is there. One merge moves a bounded part of the
+//!   content that is to be moved, so that what an interruption costs is bounded too.
+//! - Records and checkpoints that later checkpoints make needless are deleted ([`prune`]).
 //! - A point is expired only if its machine's policy says so now, it is not held, and no policy that was in force since it was
 //!   stored protects it still ([`crate::policy`]).
 //! - Memory: [`crate::MachineState`], twice while a record is put; the names of the segments that a merge touches; and up to half a
@@ -17,8 +20,11 @@
 mod clean;
 mod merge;
 mod plan;
+mod prune;
+mod turn;
 
 pub use plan::{Merge, Plan, Purpose, depth_max, plan};
+pub use turn::{Owner, Refusals};
 
 use crate::{
     Pace, Result, Vault, VaultError,
@@ -26,16 +32,15 @@ use crate::{
     maps::Fill as Full,
     policy::{Rules, Verdict},
     record::{
-        ExpiredBody, Hold, HoldBody, KIND_EXPIRED, KIND_HOLD, KIND_MAINTAINER, KIND_MERGED, KIND_SWEPT,
-        MergedBody, SweptBody, check_name,
+        ExpiredBody, Hold, HoldBody, KIND_EXPIRED, KIND_HOLD, KIND_MERGED, KIND_SWEPT, MergedBody, SweptBody,
+        check_name,
     },
-    store,
     vault::STATE_BYTES_MAX,
 };
 use highwater_delta::{CommitId, MachineId};
-use object_store::ObjectStoreExt;
 use serde::Serialize;
 use std::{sync::Arc, time::Duration};
+use turn::Turn;
 
 /// See [`Settings::skew_max`]: more than a server's clock drifts, less than the shortest time that a policy is made for.
 const SKEW_MAX: Duration = Duration::from_secs(600);
@@ -54,6 +59,14 @@ pub struct Settings {
     /// How far the clock here may be from the store's; `None`: however far. By a clock that runs ahead, points would expire that
     /// are needed still.
     pub skew_max: Option<Duration>,
+    /// For whom it works. Copies of these settings work for the same.
+    pub owner: Owner,
+    /// A machine is left alone for so long after the maintainer of another owner was seen at it; `None`: taken from it at once.
+    pub patience: Option<Duration>,
+    /// How long a record stays, at least, after checkpoints have made it needless.
+    pub records_for: Duration,
+    /// What the store refused lately, so that it is not asked for again and again. Copies of these settings share it.
+    pub refusals: Arc<Refusals>,
 }
 
 impl Default for Settings {
@@ -63,6 +76,10 @@ impl Default for Settings {
             pace: Arc::new(Pace::new(None)),
             state_bytes_max: STATE_BYTES_MAX,
             skew_max: Some(SKEW_MAX),
+            owner: Owner::new(),
+            patience: None,
+            records_for: Duration::from_secs(6 * 3600),
+            refusals: Arc::default(),
         }
     }
 }
@@ -89,6 +106,8 @@ pub struct Report {
     pub deleted_bytes: u64,
     /// Objects that the store would not delete yet, as one with a lock on them does.
     pub kept_by_store: u64,
+    /// Records and checkpoints that were deleted.
+    pub pruned: u64,
 }
 
 /// Is told what is done.
@@ -112,6 +131,7 @@ impl Report {
 pub struct Maintainer {
     journal: Journal,
     settings: Settings,
+    turn: Turn,
     full: Full,
     report: Report,
 }
@@ -126,7 +146,8 @@ impl Maintainer {
     /// Reads a machine's history; nothing is changed yet.
     pub async fn open(vault: &Vault, machine: MachineId, settings: Settings) -> Result<Self> {
         let journal = Journal::open(vault.clone(), machine, settings.state_bytes_max).await?;
-        Ok(Self { journal, settings, full: Full::DEFAULT, report: Report::default() })
+        let turn = Turn::new(&settings);
+        Ok(Self { journal, settings, turn, full: Full::DEFAULT, report: Report::default() })
     }
 
     /// What is stored of the machine, as far as it is known here.
@@ -154,8 +175,11 @@ impl Maintainer {
     }
 
     async fn steps(&mut self, rules: &Rules, now_ms: u64, progress: &dyn Progress) -> Result<()> {
+        self.report.pruned = prune::prune(&self.journal, self.settings.records_for).await?;
         let first = self.plan(rules, now_ms);
-        if first.is_empty() {
+        let only_deletes = first.expire.is_empty() && first.merges.is_empty();
+        let refused = self.settings.refusals.has_kept(self.journal.machine);
+        if first.is_empty() || (only_deletes && refused) {
             return Ok(());
         }
         self.begin().await?;
@@ -166,36 +190,39 @@ impl Maintainer {
             let body = encode(&ExpiredBody { points: expire })?;
             self.put(KIND_EXPIRED, body).await?;
         }
-        for n in 1..=MERGES_MAX {
-            // Writers go on meanwhile, and each merge changes what is to be merged.
+        self.merges(now_ms, progress).await?;
+        self.journal.checkpoint().await;
+        Ok(())
+    }
+
+    async fn merges(&mut self, now_ms: u64, progress: &dyn Progress) -> Result<()> {
+        let mut n = 0;
+        while n < MERGES_MAX {
             // Points that are superseded by now expire the next time: they are recorded still.
             let merges = plan(&self.journal.state, Verdict::default(), self.settings.grace, now_ms).merges;
-            let Some(next) = merges.first() else { break };
-            progress.merge(n, n + merges.len() - 1, next.bytes);
-            self.merge(next).await?;
+            if merges.is_empty() {
+                break;
+            }
+            let of = n + merges.len();
+            for next in &merges {
+                // Writers go on meanwhile, and merges change what is to be merged.
+                if self.journal.state.runs_within(next.from, next.to).is_err() {
+                    break;
+                }
+                n += 1;
+                progress.merge(n, of, next.bytes);
+                self.merge(next).await?;
+            }
         }
-        self.journal.checkpoint().await;
         Ok(())
     }
 
     /// Becomes the machine's maintainer, and deletes what an interrupted one left.
     async fn begin(&mut self) -> Result<()> {
-        if self.journal.state.maintainer != self.journal.identity() {
-            self.put(KIND_MAINTAINER, Vec::new()).await?;
-            self.check_clock().await?;
+        if self.turn.begin(&mut self.journal).await? {
             clean::leftovers(&self.journal).await?;
         }
         Ok(())
-    }
-
-    /// Compares the clock here with the store's, by the record that was put just now.
-    async fn check_clock(&self) -> Result<()> {
-        let Some(skew_max) = self.settings.skew_max else { return Ok(()) };
-        let Journal { vault, machine, state, .. } = &self.journal;
-        let put = vault.store().head(&store::manifest_path(*machine, state.last_record)).await?;
-        let stored_ms = u64::try_from(put.last_modified.timestamp_millis()).unwrap_or(0);
-        let skew = Duration::from_millis(vault.now_ms().abs_diff(stored_ms));
-        if skew > skew_max { Err(VaultError::Clock(skew.as_secs())) } else { Ok(()) }
     }
 
     #[cfg(test)]
@@ -203,8 +230,8 @@ impl Maintainer {
         Self { full, ..self }
     }
     #[cfg(test)]
-    pub(crate) async fn begin_for_test(&mut self) {
-        self.begin().await.expect("the store works");
+    pub(crate) async fn begin_for_test(&mut self) -> Result<()> {
+        self.begin().await
     }
 
     /// Deletes what has been in the trash for long enough.
@@ -212,6 +239,7 @@ impl Maintainer {
         let due = plan::due(&self.journal.state, self.settings.grace, now_ms);
         let deleted = clean::delete(&self.journal, &due).await?;
         self.report.kept_by_store = (due.len() - deleted.len()) as u64;
+        self.settings.refusals.kept(self.journal.machine, deleted.is_empty() && !due.is_empty());
         if !deleted.is_empty() {
             self.report.deleted = deleted.len() as u64;
             self.report.deleted_bytes = deleted.iter().map(|trashed| trashed.bytes).sum();
@@ -222,7 +250,7 @@ impl Maintainer {
     }
 
     async fn merge(&mut self, planned: &Merge) -> Result<()> {
-        let merged = merge::merge(&self.journal, planned, &self.settings.pace, self.full).await?;
+        let merged = self.written(planned).await?;
         self.report.written_bytes += merged.written_bytes;
         match &merged.body.replaces {
             None => self.report.shortcuts += 1,
@@ -239,6 +267,10 @@ impl Maintainer {
         // It was refused, so that nobody names these.
         clean::delete_all(&self.journal, &merged.created).await?;
         Err(VaultError::Maintained(self.journal.machine))
+    }
+
+    async fn written(&mut self, planned: &Merge) -> Result<merge::Merged> {
+        merge::merge(&mut self.journal, &mut self.turn, planned, &self.settings.pace, self.full).await
     }
 
     async fn put(&mut self, kind: u16, body: Vec<u8>) -> Result<()> {

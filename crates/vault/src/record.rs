@@ -91,7 +91,7 @@ pub(crate) const KIND_MERGED: u16 = 3;
 pub(crate) const KIND_EXPIRED: u16 = 4;
 /// Objects of the trash were deleted.
 pub(crate) const KIND_SWEPT: u16 = 5;
-/// A maintainer has begun: no body. Its `writer` is who may put the next three kinds until another begins.
+/// A maintainer has begun, or is still at work. Its `writer` is who may put the three kinds before until another begins.
 pub(crate) const KIND_MAINTAINER: u16 = 6;
 
 /// A point is held, or let go. Anybody may put it.
@@ -168,6 +168,19 @@ pub(crate) struct Replaces {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ExpiredBody {
     pub(crate) points: Vec<CommitId>,
+}
+
+/// The body of a maintainer's record. Nothing at all: of nobody.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MaintainerBody {
+    /// For whom it works: other ones of the same owner come after it at once.
+    pub(crate) owner: [u8; 16],
+}
+
+impl MaintainerBody {
+    pub(crate) fn decode(body: &[u8]) -> Result<Self, postcard::Error> {
+        if body.is_empty() { Ok(Self::default()) } else { postcard::from_bytes(body) }
+    }
 }
 
 /// The body of a sweep.

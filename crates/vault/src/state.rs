@@ -1,14 +1,15 @@
 //! What is in the vault of a machine: the fold of its records. Pure.
-//!
-//! A checkpoint is a state, stored, so that replay need not begin at 1. Checkpoints begin with two bytes that say how they are
-//! to be read; those of the first release begin otherwise ([`decode`]).
+
+mod checkpoint;
+
+pub(crate) use checkpoint::{decode, encode};
 
 use crate::{
     Result, VaultError,
     record::{
         CommitBody, DiskRecord, DiskSpan, Envelope, ExpiredBody, HoldBody, HoldRecord, KIND_COMMIT,
-        KIND_EXPIRED, KIND_HOLD, KIND_MAINTAINER, KIND_MERGED, KIND_SWEPT, KIND_TAKEOVER, MergedBody,
-        PointRecord, SegmentRef, SweptBody, check_disks, check_name, check_point, is_maintainers,
+        KIND_EXPIRED, KIND_HOLD, KIND_MAINTAINER, KIND_MERGED, KIND_SWEPT, KIND_TAKEOVER, MaintainerBody,
+        MergedBody, PointRecord, SegmentRef, SweptBody, check_disks, check_name, check_point, is_maintainers,
     },
     runs::{Content, Kind, ObjectName, Run, Shortcut, Trashed, cover},
 };
@@ -18,8 +19,6 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 
 /// Deltas remembered, so that one sent again is known.
 const RECENT_MAX: usize = 256;
-/// What a checkpoint begins with. The first release's begin with the length of an id: 16.
-const CHECKPOINT_MAGIC: [u8; 2] = [0xff, 2];
 
 /// What is in the vault of a machine, after its last record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +49,9 @@ pub struct MachineState {
     pub epoch: u64,
     /// Who may maintain it.
     pub(crate) maintainer: [u8; 16],
+    /// Who that is for, and until when it was seen at work.
+    #[serde(skip)]
+    pub(crate) lease: Lease,
     /// Of all segments that were ever committed, the greatest id: what is greater was not.
     pub(crate) newest_segment: Option<SegmentId>,
     /// The same of the maintainers' objects.
@@ -59,67 +61,13 @@ pub struct MachineState {
     pub(crate) bytes_since_point: u64,
 }
 
-/// A state as the first release stored it.
-#[derive(Deserialize)]
-struct FirstState {
-    machine: MachineId,
-    host_name: String,
-    disks: Vec<DiskRecord>,
-    former_disks: Vec<DiskRecord>,
-    last_commit: CommitId,
-    points: Vec<PointRecord>,
-    segments: Vec<SegmentRef>,
-    last_record: u64,
-    epoch: u64,
-    chain: [u8; 32],
-    recent: VecDeque<(DeltaId, CommitId)>,
-    bytes_since_point: u64,
-}
-
-impl From<FirstState> for MachineState {
-    fn from(first: FirstState) -> Self {
-        let mut state = Self::empty(first.machine, first.host_name);
-        let mut segments = first.segments.into_iter().peekable();
-        let mut commits: Vec<CommitId> = first.points.iter().map(|point| point.id).collect();
-        let brought: Vec<_> = segments.clone().map(|segment| segment.commit).collect();
-        commits.extend(brought);
-        commits.sort_unstable();
-        commits.dedup();
-        for commit in commits {
-            let mut own = Vec::new();
-            while let Some(segment) = segments.next_if(|segment| segment.commit <= commit) {
-                own.push(segment);
-            }
-            state.push_run(commit, own);
-        }
-        Self {
-            disks: first.disks,
-            former_disks: first.former_disks,
-            last_commit: first.last_commit,
-            points: first.points,
-            last_record: first.last_record,
-            epoch: first.epoch,
-            chain: first.chain,
-            recent: first.recent,
-            bytes_since_point: first.bytes_since_point,
-            ..state
-        }
-    }
-}
-
-/// The plaintext of a checkpoint.
-pub(crate) fn encode(state: &MachineState) -> Result<Vec<u8>> {
-    postcard::to_extend(state, CHECKPOINT_MAGIC.to_vec())
-        .map_err(|_| VaultError::Limit("bytes of a checkpoint"))
-}
-
-/// Reads the plaintext of a checkpoint; the cause if it is none.
-pub(crate) fn decode(plain: &[u8]) -> Result<MachineState, postcard::Error> {
-    let state: MachineState = match plain.strip_prefix(&CHECKPOINT_MAGIC) {
-        Some(body) => postcard::from_bytes(body)?,
-        None => postcard::from_bytes::<FirstState>(plain)?.into(),
-    };
-    if state.is_sound() { Ok(state) } else { Err(postcard::Error::DeserializeBadEncoding) }
+/// For whom the machine's maintainer works: another one leaves it alone for a while.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Lease {
+    /// As the maintainer said; zeros: nobody.
+    pub(crate) owner: [u8; 16],
+    /// When its last record was put, by its clock, in milliseconds since 1970.
+    pub(crate) seen_ms: u64,
 }
 
 impl MachineState {
@@ -138,6 +86,7 @@ impl MachineState {
             last_record: 0,
             epoch: 0,
             maintainer: [0; 16],
+            lease: Lease::default(),
             newest_segment: None,
             newest_maintained: None,
             chain: [0; 32],
@@ -230,12 +179,17 @@ impl MachineState {
                 self.apply_hold(body, envelope.stored_at_ms)
             }
             KIND_MAINTAINER => {
+                let owner = MaintainerBody::decode(body).map_err(|e| corrupt(&e.to_string()))?.owner;
                 self.maintainer = envelope.writer;
+                self.lease.owner = owner;
                 Ok(())
             }
             other => return Err(VaultError::Format { object: name.to_owned(), found: u64::from(other) }),
         }
         .map_err(|e| corrupt(&e.to_string()))?;
+        if envelope.kind == KIND_MAINTAINER || is_maintainers(envelope.kind) {
+            self.lease.seen_ms = envelope.stored_at_ms;
+        }
         self.last_record = envelope.number;
         self.chain = object;
         Ok(())
@@ -271,6 +225,12 @@ impl MachineState {
         }
         self.last_commit = commit;
         Ok(())
+    }
+
+    /// Whether it is what a checkpoint of a state would say; earlier ones lack the lease.
+    pub(crate) fn is_checkpoint_of(&self, state: &Self) -> bool {
+        let unsaid = self.lease == Lease::default();
+        *self == *state || (unsaid && *self == Self { lease: self.lease, ..state.clone() })
     }
 
     /// Whether runs follow each other, and shortcuts end where runs do.
@@ -411,7 +371,8 @@ impl MachineState {
     /// How many records after the last checkpoint the next one is due: rare enough that checkpoints of long
     /// histories cost little, often enough that replay is short.
     pub(crate) fn checkpoint_interval(&self) -> u64 {
-        ((self.points.len() + self.runs.len()) as u64 / 64).max(64)
+        let least = if cfg!(test) { 5 } else { 64 };
+        ((self.points.len() + self.runs.len()) as u64 / 64).max(least)
     }
 }
 

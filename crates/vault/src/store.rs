@@ -26,6 +26,9 @@ const PART_BYTES_LOCAL: usize = 1 << 20;
 /// Into a bucket: the least that Amazon takes.
 const PART_BYTES_REMOTE: usize = 5 << 20;
 
+/// Records that are deleted together: 1 to this number, and so on.
+pub(crate) const PRUNED_TOGETHER: u64 = if cfg!(test) { 8 } else { 1024 };
+
 /// Directories within each other: those of a vault, beneath what a relay's relay calls its own.
 const LEVELS_MAX: usize = 12;
 
@@ -108,7 +111,7 @@ fn sync_directories(dir: &std::path::Path, levels: usize) -> Result<()> {
     let leaf = levels == 0
         || matches!(
             dir.file_name().and_then(|n| n.to_str()),
-            Some("segments" | "rewritten" | "maps" | "manifest" | "checkpoint")
+            Some("segments" | "rewritten" | "maps" | "manifest" | "checkpoint" | "pruned")
         );
     if !leaf {
         for entry in fs::read_dir(dir).map_err(io)? {
@@ -151,6 +154,14 @@ pub(crate) fn checkpoint_dir(machine: MachineId) -> Path {
 }
 pub(crate) fn checkpoint_path(machine: MachineId, number: u64) -> Path {
     Path::from(format!("machines/{machine}/checkpoint/{number:020}"))
+}
+/// What says that a record and its neighbours were deleted, since a checkpoint makes them needless: it is named by the last of them.
+pub(crate) fn pruned_path(machine: MachineId, number: u64) -> Path {
+    let last = number.div_ceil(PRUNED_TOGETHER) * PRUNED_TOGETHER;
+    Path::from(format!("{}/{last:020}", pruned_dir(machine)))
+}
+pub(crate) fn pruned_dir(machine: MachineId) -> Path {
+    Path::from(format!("machines/{machine}/pruned"))
 }
 pub(crate) fn object_dir(machine: MachineId, kind: Kind) -> Path {
     let dir = match kind {
@@ -229,6 +240,15 @@ pub(crate) async fn create_own(store: &dyn ObjectStore, path: &Path, content: Ve
         // Larger, so another's.
         Err(VaultError::Corrupt { .. }) => Ok(false),
         Err(error) => Err(error),
+    }
+}
+
+/// Whether there is such an object.
+pub(crate) async fn exists(store: &dyn ObjectStore, path: &Path) -> Result<bool> {
+    match store.head(path).await {
+        Ok(_) => Ok(true),
+        Err(object_store::Error::NotFound { .. }) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 

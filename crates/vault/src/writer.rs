@@ -229,7 +229,12 @@ impl MachineWriter {
                 return Err(VaultError::StateFull { machine, bytes, bytes_max });
             }
             let encoded = postcard::to_stdvec(&body).map_err(|_| VaultError::Limit("bytes of a record"))?;
-            if self.journal.put(KIND_COMMIT, epoch, encoded).await? {
+            let put = match self.journal.put(KIND_COMMIT, epoch, encoded).await {
+                // So long ago that the records since were deleted.
+                Err(VaultError::Fenced(_)) => return Err(self.fenced().await),
+                other => other?,
+            };
+            if put {
                 self.open = None;
                 self.disks = None;
                 self.journal.checkpoint().await;
@@ -237,12 +242,16 @@ impl MachineWriter {
             }
             let others = self.journal.catch_up().await?;
             if others.is_empty() || others.iter().any(|kind| matches!(*kind, KIND_COMMIT | KIND_TAKEOVER)) {
-                self.fenced = true;
-                // Nobody names these; whoever fenced this writer may have deleted them already.
-                let _ = self.discard().await;
-                return Err(VaultError::Fenced(machine));
+                return Err(self.fenced().await);
             }
         }
+    }
+
+    async fn fenced(&mut self) -> VaultError {
+        self.fenced = true;
+        // Nobody names these; whoever fenced this writer may have deleted them already.
+        let _ = self.discard().await;
+        VaultError::Fenced(self.journal.machine)
     }
 
     /// Throws the open delta away, and deletes what was uploaded of it.

@@ -37,7 +37,11 @@ pub(super) async fn delete_all(journal: &Journal, objects: &[ObjectName]) -> Res
     Ok(())
 }
 
-async fn delete_one(store: &std::sync::Arc<dyn object_store::ObjectStore>, path: &Path) -> Result<bool> {
+/// Whether it is gone now.
+pub(super) async fn delete_one(
+    store: &std::sync::Arc<dyn object_store::ObjectStore>,
+    path: &Path,
+) -> Result<bool> {
     match store.delete(path).await {
         Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(true),
         Err(object_store::Error::PermissionDenied { .. } | object_store::Error::Precondition { .. }) => {

@@ -1,7 +1,7 @@
 //! Doing one merge: the index entries of some runs become maps over all of them; content is moved only where too little of a
 //! segment is needed, or segments are so small that reading them costs more than they hold.
 
-use super::{Merge as Planned, Purpose, plan::sources};
+use super::{Merge as Planned, Purpose, plan::sources, turn::Turn};
 use crate::{
     MachineState, Pace, Result, VaultError,
     journal::Journal,
@@ -21,6 +21,9 @@ const SMALL_MANY: usize = if cfg!(test) { 3 } else { 8 };
 const DOOM_BELOW: (u64, u64) = (5, 10);
 /// … and by a cleaning: by more than what called for it, so that it ends.
 const DOOM_BELOW_CLEANING: (u64, u64) = (7, 10);
+/// One merge moves no more content than this, or four times the bytes of its maps, which it writes anew: what an interruption
+/// costs is bounded. What is left is moved by the next.
+const MOVE_BYTES_LEAST: u64 = if cfg!(test) { 32 << 10 } else { 16 << 30 };
 
 /// What a merge came to: objects are durable, nothing is recorded.
 pub(super) struct Merged {
@@ -40,24 +43,38 @@ impl Merged {
 }
 
 /// Does it. A failure or cancellation leaves objects that nothing names.
-pub(super) async fn merge(journal: &Journal, planned: &Planned, pace: &Pace, full: Full) -> Result<Merged> {
-    let Journal { vault, machine, keys, state, .. } = journal;
-    let items = sources(state, planned)?;
+pub(super) async fn merge(
+    journal: &mut Journal,
+    turn: &mut Turn,
+    planned: &Planned,
+    pace: &Pace,
+    full: Full,
+) -> Result<Merged> {
+    let items = sources(&journal.state, planned)?;
     let replaces = planned.purpose != Purpose::Shortcut;
     // What the replaced runs name.
     let before = if replaces { named(journal, &items).await? } else { HashMap::new() };
-    let doomed = if replaces { doomed(&before, planned.purpose) } else { HashSet::new() };
-    let keep = replaces.then(|| wanted_disks(state));
-    let list = items.iter().flat_map(|item| {
-        let kind = if item.is_merged() { Kind::Map } else { Kind::Segment };
-        item.objects().iter().map(move |object| Source { kind, object: object.clone() })
-    });
-    let store = vault.store();
-    let mut stream = Merge::new(store, *machine, keys, pace, list.collect());
+    let map_bytes = items.iter().filter(|item| item.is_merged()).flat_map(|item| item.objects());
+    let move_max = MOVE_BYTES_LEAST.max(map_bytes.map(|map| map.bytes).sum::<u64>().saturating_mul(4));
+    let doomed = if replaces { doomed(&before, planned.purpose, move_max) } else { HashSet::new() };
+    let keep = replaces.then(|| wanted_disks(&journal.state));
+    let list: Vec<Source> = items
+        .iter()
+        .flat_map(|item| {
+            let kind = if item.is_merged() { Kind::Map } else { Kind::Segment };
+            item.objects().iter().map(move |object| Source { kind, object: object.clone() })
+        })
+        .collect();
+    let (vault, machine, keys) = (journal.vault.clone(), journal.machine, journal.keys.clone());
+    let mut stream = Merge::new(vault.store(), machine, &keys, pace, list);
     let moved = !doomed.is_empty();
-    let mut output = Output::new(vault, *machine, keys, pace, doomed, full);
+    let mut output = Output::new(&vault, machine, &keys, pace, doomed, full);
     let written = loop {
-        let piece = match stream.next().await {
+        let next = match turn.renew(journal).await {
+            Ok(()) => stream.next().await,
+            Err(error) => Err(error),
+        };
+        let piece = match next {
             Ok(piece) => piece,
             Err(error) => {
                 output.abort().await;
@@ -146,19 +163,32 @@ async fn named(journal: &Journal, items: &[Item<'_>]) -> Result<HashMap<SegmentI
     Ok(found)
 }
 
-/// Segments whose content is written anew.
-fn doomed(named: &HashMap<SegmentId, SegmentRow>, purpose: Purpose) -> HashSet<SegmentId> {
+/// Segments whose content is written anew, together not much more than so many bytes of it: those first that are needed least.
+fn doomed(
+    named: &HashMap<SegmentId, SegmentRow>,
+    purpose: Purpose,
+    move_bytes_max: u64,
+) -> HashSet<SegmentId> {
     let (part, of) = if purpose == Purpose::Clean { DOOM_BELOW_CLEANING } else { DOOM_BELOW };
     let small = named.values().filter(|row| row.bytes < SMALL_BYTES).count();
-    named
-        .values()
-        .filter(|row| {
-            let is_mostly_dead =
-                row.blocks > 0 && row.live.saturating_mul(of) < row.blocks.saturating_mul(part);
-            is_mostly_dead || (small >= SMALL_MANY && row.bytes < SMALL_BYTES)
-        })
-        .map(|row| row.id)
-        .collect()
+    let is_doomed = |row: &&SegmentRow| {
+        let is_mostly_dead = row.blocks > 0 && row.live.saturating_mul(of) < row.blocks.saturating_mul(part);
+        is_mostly_dead || (small >= SMALL_MANY && row.bytes < SMALL_BYTES)
+    };
+    let mut doomed: Vec<&SegmentRow> = named.values().filter(is_doomed).collect();
+    let needed = |row: &SegmentRow| match row.blocks {
+        // Of one that a commit brought nobody counted what is needed: all of it.
+        0 => row.bytes,
+        blocks => (u128::from(row.bytes) * u128::from(row.live) / u128::from(blocks)) as u64,
+    };
+    doomed.sort_by_key(|row| (needed(row), row.id));
+    let mut moved: u64 = 0;
+    let within = doomed.into_iter().take_while(|row| {
+        let fits = moved < move_bytes_max;
+        moved = moved.saturating_add(needed(row));
+        fits
+    });
+    within.map(|row| row.id).collect()
 }
 
 /// Disks that the machine has, or that a point covers; what is held of others can be wanted no more.

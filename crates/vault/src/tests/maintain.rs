@@ -11,6 +11,7 @@ use crate::{
 };
 use highwater_delta::*;
 use highwater_faults::When;
+use object_store::ObjectStoreExt;
 use proptest::prelude::*;
 use std::{
     collections::BTreeMap,
@@ -134,7 +135,8 @@ impl Model {
 
     fn settings(&self) -> Settings {
         let grace = Duration::from_secs(60);
-        Settings { grace, pace: Arc::new(Pace::new(None)), skew_max: None, ..Settings::default() }
+        let (skew_max, records_for) = (None, Duration::ZERO);
+        Settings { grace, pace: Arc::new(Pace::new(None)), skew_max, records_for, ..Settings::default() }
     }
 
     /// Whether it failed.
@@ -156,6 +158,11 @@ impl Model {
         let done = done.await;
         self.faulty.fail_call(None);
         let failed = done.is_err();
+        // The writer has not seen what was deleted meanwhile: it would be fenced.
+        let next = crate::store::pruned_path(machine(), self.writer.state().last_record + 1);
+        if crate::store::exists(&**self.vault.store(), &next).await.unwrap() {
+            self.writer = self.vault.writer(machine()).await.unwrap();
+        }
         match done {
             Ok(maintainer) => {
                 let now = self.vault.now_ms();
@@ -408,13 +415,115 @@ fn the_maintainer_that_began_last_counts() {
         }
         let rules = Rules { policy: policy(), immutable: vec![] };
         let (vault, now) = (model.vault.clone(), model.vault.now_ms());
-        let mut first = Maintainer::open(&vault, machine(), model.settings()).await.unwrap();
-        let mut second = Maintainer::open(&vault, machine(), model.settings()).await.unwrap();
-        first.begin_for_test().await;
+        let settings = Settings { records_for: Duration::from_secs(3600), ..model.settings() };
+        let mut first = Maintainer::open(&vault, machine(), settings.clone()).await.unwrap();
+        let mut second = Maintainer::open(&vault, machine(), settings).await.unwrap();
+        first.begin_for_test().await.unwrap();
         second.run(&rules, now, &()).await.unwrap();
         let fenced = first.run(&rules, now, &()).await.unwrap_err();
         assert!(matches!(fenced, VaultError::Maintained(_)), "{fenced}");
         model.check_all(&rules).await;
         assert!(verify::verify_vault(&vault).await.unwrap().is_clean());
+    });
+}
+
+/// So far behind that the numbers it would take are free again.
+#[test]
+fn a_writer_that_comes_back_after_its_records_were_deleted_is_fenced() {
+    runtime().block_on(async {
+        let mut model = Model::new().await;
+        model.deliver(vec![(0, 1, vec![5])], (1, 0, 1), true).await;
+        let mut stale = model.vault.writer(machine()).await.unwrap();
+        let rules = Rules { policy: policy(), immutable: vec![] };
+        let mut maintainer = Maintainer::open(&model.vault, machine(), model.settings()).await.unwrap();
+        for i in 0..60 {
+            model.deliver(vec![(0, i % 30, vec![i as u32 + 1])], (1, 0, 1), true).await;
+            model.clock.fetch_add(30 * MINUTE_MS, SeqCst);
+        }
+        let report = {
+            let mut now = Maintainer::open(&model.vault, machine(), model.settings()).await.unwrap();
+            now.run(&rules, model.vault.now_ms(), &()).await.unwrap()
+        };
+        assert!(report.pruned > 40, "{report:?}");
+        let before = model.vault.machine(machine()).await.unwrap();
+        let hash = stale.hash_key();
+        stale.begin(DeltaId::new()).await.unwrap();
+        stale.push(chunk(disk(10), 3, &[666], &hash)).await.unwrap();
+        let fenced = stale.commit(point(BLOCKS)).await.unwrap_err();
+        assert!(matches!(fenced, VaultError::Fenced(_)), "{fenced}");
+        assert!(stale.begin(DeltaId::new()).await.is_err());
+        // And so is a maintainer, which has read what that one has put.
+        let fenced = maintainer.begin_for_test().await.unwrap_err();
+        assert!(matches!(fenced, VaultError::Fenced(_)), "{fenced}");
+        assert_eq!(model.vault.machine(machine()).await.unwrap(), before);
+        model.check_all(&rules).await;
+        let report = verify::verify_vault(&model.vault).await.unwrap();
+        assert!(report.is_clean() && report.orphans.is_empty(), "{report:?}");
+        model.finish().await;
+    });
+}
+
+/// Without the checkpoints, a history whose first records were deleted is refused, never taken for a shorter one.
+#[test]
+fn records_that_were_deleted_are_missed_without_their_checkpoint() {
+    runtime().block_on(async {
+        let mut model = Model::new().await;
+        for i in 0..60 {
+            model.deliver(vec![(0, i % 30, vec![i as u32 + 1])], (1, 0, 1), true).await;
+            model.clock.fetch_add(MINUTE_MS, SeqCst);
+        }
+        model.maintain(None).await;
+        let all = model.vault.checkpoint_numbers(machine()).await.unwrap();
+        assert!(all.len() >= 3 && all[0] > 20, "{all:?}");
+        let (newest, older) = all.split_last().unwrap();
+        let store = model.vault.store().clone();
+        store.delete(&crate::store::checkpoint_path(machine(), *newest)).await.unwrap();
+        model.check_all(&Rules { policy: policy(), immutable: vec![] }).await;
+        for number in older {
+            store.delete(&crate::store::checkpoint_path(machine(), *number)).await.unwrap();
+        }
+        let error = model.vault.machine(machine()).await.unwrap_err();
+        assert!(matches!(error, VaultError::Missing { .. }), "{error}");
+        assert!(!verify::verify_vault(&model.vault).await.unwrap().is_clean());
+    });
+}
+
+/// A collector is patient with another one that is at work; whoever works for the same owner, and an operator, are not.
+#[test]
+fn a_patient_maintainer_leaves_a_machine_to_another_owner() {
+    runtime().block_on(async {
+        let mut model = Model::new().await;
+        let rules = Rules { policy: policy(), immutable: vec![] };
+        let patient = || Settings { patience: Some(Duration::from_secs(900)), ..model.settings() };
+        let (one, other) = (patient(), patient());
+        let run = async |model: &Model, settings: &Settings| {
+            let mut own = Maintainer::open(&model.vault, machine(), settings.clone()).await.unwrap();
+            own.run(&rules, model.vault.now_ms(), &()).await
+        };
+        let more = async |model: &mut Model| {
+            for i in 0..20 {
+                model.deliver(vec![(0, i, vec![i as u32 + 1])], (1, 0, 1), true).await;
+                model.clock.fetch_add(30 * MINUTE_MS, SeqCst);
+            }
+        };
+        more(&mut model).await;
+        assert!(!run(&model, &one).await.unwrap().is_empty());
+        for _ in 0..30 {
+            model.deliver(vec![(0, 1, vec![7])], (1, 0, 1), true).await;
+        }
+        let plan = Maintainer::open(&model.vault, machine(), one.clone()).await.unwrap();
+        assert!(!plan.plan(&rules, model.vault.now_ms()).is_empty());
+        let taken = run(&model, &other).await;
+        assert!(matches!(taken, Err(VaultError::Maintained(_))), "{taken:?}");
+        assert!(!run(&model, &one).await.unwrap().is_empty());
+        for _ in 0..30 {
+            model.deliver(vec![(0, 1, vec![8])], (1, 0, 1), true).await;
+        }
+        model.clock.fetch_add(15 * MINUTE_MS, SeqCst);
+        assert!(!run(&model, &other).await.unwrap().is_empty());
+        for _ in 0..30 {
+            model.deliver(vec![(0, 1, vec![9])], (1, 0, 1), true).await;
+        }
+        assert!(!run(&model, &model.settings()).await.unwrap().is_empty(), "an operator's");
     });
 }
