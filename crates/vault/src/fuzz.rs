@@ -137,7 +137,7 @@ pub fn keys_document(bytes: &[u8]) {
 pub async fn seeds(vault: &Vault, machine: MachineId) -> Result<Vec<(&'static str, Vec<u8>)>> {
     let mut seeds = Vec::new();
     let (keys, host_name) = vault.machine_keys(machine).await?;
-    let state = vault.load_state(machine, &keys, host_name, false).await?;
+    let state = vault.load_state(machine, &keys, host_name, crate::vault::Begin::First).await?;
     seeds.push(("checkpoint", crate::state::encode(&state).unwrap_or_default()));
     for number in 1..=state.last_record {
         let path = store::manifest_path(machine, number);

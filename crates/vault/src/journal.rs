@@ -15,7 +15,7 @@ use crate::{
     key::{MachineKeys, random},
     record::{Envelope, is_maintainers},
     seal, state, store,
-    vault::{STATE_BYTES_MAX, open_record},
+    vault::{Begin, STATE_BYTES_MAX, open_record},
 };
 use highwater_delta::MachineId;
 
@@ -46,7 +46,9 @@ impl Journal {
         let mut identity = [0; 16];
         random(&mut identity)?;
         let last_checkpoint = vault.checkpoint_numbers(machine).await?.pop().unwrap_or(0);
-        let state = vault.load_state_within(machine, &keys, host_name.clone(), true, state_bytes_max).await?;
+        let state = vault
+            .load_state_within(machine, &keys, host_name.clone(), Begin::Checkpoint, state_bytes_max)
+            .await?;
         Ok(Self {
             vault,
             machine,
@@ -73,7 +75,13 @@ impl Journal {
     /// Reads everything anew.
     pub(crate) async fn reload(&mut self) -> Result<()> {
         let (keys, host_name) = (&self.keys, self.host_name.clone());
-        let load = self.vault.load_state_within(self.machine, keys, host_name, true, self.state_bytes_max);
+        let load = self.vault.load_state_within(
+            self.machine,
+            keys,
+            host_name,
+            Begin::Checkpoint,
+            self.state_bytes_max,
+        );
         self.state = load.await?;
         Ok(())
     }

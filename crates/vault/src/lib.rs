@@ -58,7 +58,7 @@ pub use record::{DiskRecord, DiskSpan, Hold, HoldRecord, PointRecord, SegmentRef
 pub use runs::{Content, Held, Kind, ObjectName, Run, Shortcut, Trashed};
 pub use state::MachineState;
 pub use store::{Store, local_store, remove_left_over};
-pub use vault::{STATE_BYTES_MAX, Vault};
+pub use vault::{Index, STATE_BYTES_MAX, Vault};
 pub use writer::{DISKS_EVER_MAX, MachineWriter};
 
 /// What this crate's functions answer.

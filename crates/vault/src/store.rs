@@ -183,7 +183,7 @@ pub(crate) fn segment_of(path: &Path) -> Option<SegmentId> {
 /// What an object of a machine is, by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum What {
-    /// The key, a record or a checkpoint.
+    /// The key, a record, a checkpoint, or a mark that records were deleted.
     Document,
     /// A segment or map.
     Object(ObjectName),
@@ -195,7 +195,7 @@ pub(crate) fn what_is(machine: MachineId, path: &Path) -> What {
         return What::Document;
     }
     if let Some(number) = number_of(path) {
-        let named = [manifest_path(machine, number), checkpoint_path(machine, number)];
+        let named = [manifest_path(machine, number), checkpoint_path(machine, number), pruned_path(machine, number)];
         return if named.contains(path) { What::Document } else { What::Stranger };
     }
     let Some(id) = segment_of(path) else { return What::Stranger };

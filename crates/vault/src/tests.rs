@@ -4,6 +4,7 @@ mod damage;
 mod erase;
 mod faults;
 mod golden;
+mod index;
 mod keys;
 mod keys_model;
 mod maintain;

@@ -1,18 +1,22 @@
 //! A vault: what it is made of, its machines, and its control documents.
 
 pub(crate) mod file;
+mod history;
+mod index;
+
+pub(crate) use history::{Begin, open_record};
+pub use index::Index;
 
 use crate::{
     BlockMap, Clock, KeyRing, KeySource, MachineState, MachineWriter, Result, VaultError, VaultKey,
     key::{MachineKeys, Secret, random},
     map,
     pages::{self, PageCache},
-    record::{Envelope, check_name},
+    record::check_name,
     seal::{self, DOCUMENT_BYTES_MAX},
-    state,
     store::{self, Store},
 };
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::TryStreamExt;
 use highwater_delta::{CommitId, DiskId, HashKey, MachineId, VaultId};
 use object_store::{ObjectStore, ObjectStoreExt, path::Path};
 use serde::{Deserialize, Serialize};
@@ -22,15 +26,6 @@ use zeroize::Zeroizing;
 /// Most bytes of a machine's key object.
 const KEY_BYTES_MAX: u64 = 4096;
 const CONTROL_BYTES_MAX: usize = 16 << 20;
-/// Records fetched at once while a history is replayed.
-const REPLAY_DEPTH: usize = 16;
-/// Records replayed between two looks at how much memory the state takes.
-const RECORDS_A_LOOK: u64 = 1024;
-/// How much more memory a state takes than its documents have bytes, at most: a point without disks and its run take some 230
-/// bytes, and 17 in a checkpoint.
-const STATE_TO_DOCUMENT: u64 = 16;
-/// What an empty state takes.
-const STATE_BYTES_LEAST: u64 = 16 * 1024;
 /// Most bytes of memory of a machine's state ([`MachineState::memory_bytes`]), so that each of its checkpoints can be read.
 pub const STATE_BYTES_MAX: u64 = DOCUMENT_BYTES_MAX - seal::OVERHEAD_BYTES;
 
@@ -47,6 +42,7 @@ pub struct Vault {
     inner: Arc<Inner>,
     pub(crate) pages: Arc<PageCache>,
     clock: Clock,
+    index: Option<Arc<Index>>,
 }
 struct Inner {
     store: Store,
@@ -82,7 +78,7 @@ impl Vault {
         let (control, wrapping) = (key.control_key(id)?, key.wrapping_key(id)?);
         let pages = Arc::new(PageCache::new(pages::BYTES_MAX));
         let inner = Inner { store, id, control, wrapping };
-        Ok(Self { inner: Arc::new(inner), pages, clock: Clock::default() })
+        Ok(Self { inner: Arc::new(inner), pages, clock: Clock::default(), index: None })
     }
 
     /// Sees that the store still refuses to create what exists, as all safety of commits wants it: it is asked to create
@@ -108,6 +104,11 @@ impl Vault {
     #[must_use]
     pub fn with_clock(self, clock: Clock) -> Self {
         Self { clock, ..self }
+    }
+    /// The same vault, which keeps what it has read of machines in a local directory, so that it need not be read again.
+    #[must_use]
+    pub fn with_index(self, index: Index) -> Self {
+        Self { index: Some(Arc::new(index)), ..self }
     }
     /// Now, in milliseconds since 1970.
     #[must_use]
@@ -196,7 +197,7 @@ impl Vault {
     /// What the vault holds of a machine: the replay of its records.
     pub async fn machine(&self, machine: MachineId) -> Result<MachineState> {
         let (keys, host_name) = self.machine_keys(machine).await?;
-        self.load_state(machine, &keys, host_name, true).await
+        self.load_state(machine, &keys, host_name, Begin::Index).await
     }
 
     /// The key of a machine's block hashes.
@@ -207,30 +208,7 @@ impl Vault {
     /// The same, if its state takes no more than so many bytes of memory ([`MachineState::memory_bytes`]).
     pub async fn machine_within(&self, machine: MachineId, state_bytes_max: u64) -> Result<MachineState> {
         let (keys, host_name) = self.machine_keys(machine).await?;
-        self.load_state_within(machine, &keys, host_name, true, state_bytes_max).await
-    }
-
-    /// Bytes of memory that [`Vault::machine_within`] or [`Vault::writer_within`] take at most, in passing too. Told from the
-    /// sizes of the machine's documents: none is read.
-    pub async fn load_bytes(&self, machine: MachineId, state_bytes_max: u64) -> Result<u64> {
-        let checkpoints = self.checkpoints(machine).await?;
-        let newest = checkpoints.iter().rev().find(|(_, bytes)| *bytes <= DOCUMENT_BYTES_MAX);
-        let (number, checkpoint) = newest.copied().unwrap_or((0, 0));
-        self.check_checkpoint(machine, checkpoint, state_bytes_max)?;
-        let records = self.records_after(machine, number).await?;
-        let largest = records.iter().map(|(_, bytes)| *bytes).max().unwrap_or(0);
-        let all: u64 = checkpoint + records.iter().map(|(_, bytes)| *bytes).sum::<u64>();
-        // Each document is there sealed and open while it is read.
-        let passing = 2 * checkpoint.max(largest.saturating_mul(REPLAY_DEPTH as u64));
-        Ok((all.saturating_mul(STATE_TO_DOCUMENT) + STATE_BYTES_LEAST).min(state_bytes_max) + passing)
-    }
-
-    /// What stands in a checkpoint takes more as a state.
-    fn check_checkpoint(&self, machine: MachineId, bytes: u64, bytes_max: u64) -> Result<()> {
-        if bytes.saturating_sub(seal::OVERHEAD_BYTES) > bytes_max {
-            return Err(VaultError::StateFull { machine, bytes, bytes_max });
-        }
-        Ok(())
+        self.load_state_within(machine, &keys, host_name, Begin::Index, state_bytes_max).await
     }
 
     /// A writer for a machine. The last one opened wins: see [`MachineWriter`].
@@ -246,7 +224,7 @@ impl Vault {
     /// Where each block of a disk lies, after the commit `at`.
     pub async fn block_map(&self, machine: MachineId, disk: DiskId, at: CommitId) -> Result<BlockMap> {
         let (keys, host_name) = self.machine_keys(machine).await?;
-        let state = self.load_state(machine, &keys, host_name, true).await?;
+        let state = self.load_state(machine, &keys, host_name, Begin::Index).await?;
         let size_bytes = map::size_at(&state, disk, at)?;
         BlockMap::load(self, &keys, &state, disk, size_bytes, at)
     }
@@ -271,135 +249,6 @@ impl Vault {
         let file: MachineFile =
             postcard::from_bytes(&plain).map_err(|e| VaultError::corrupt(&path, e.to_string()))?;
         Ok((MachineKeys::new(Secret(file.key))?, file.host_name))
-    }
-
-    /// Replays a machine's records, from the newest good checkpoint unless told otherwise.
-    pub(crate) async fn load_state(
-        &self,
-        machine: MachineId,
-        keys: &MachineKeys,
-        host_name: String,
-        use_checkpoint: bool,
-    ) -> Result<MachineState> {
-        self.load_state_within(machine, keys, host_name, use_checkpoint, u64::MAX).await
-    }
-
-    /// The same, within so many bytes of memory.
-    pub(crate) async fn load_state_within(
-        &self,
-        machine: MachineId,
-        keys: &MachineKeys,
-        host_name: String,
-        use_checkpoint: bool,
-        bytes_max: u64,
-    ) -> Result<MachineState> {
-        let within = |state: &MachineState| match state.memory_bytes() {
-            bytes if bytes > bytes_max => Err(VaultError::StateFull { machine, bytes, bytes_max }),
-            _ => Ok(()),
-        };
-        let mut state = MachineState::empty(machine, host_name);
-        if use_checkpoint && let Some(found) = self.newest_checkpoint(machine, keys, bytes_max).await? {
-            state = found;
-        }
-        let records = self.records_after(machine, state.last_record).await?;
-        let numbers: Vec<u64> = records.into_iter().map(|(number, _)| number).collect();
-        for (expected, number) in (state.last_record + 1..).zip(&numbers) {
-            // A hole would cut off everything after it, silently.
-            if expected != *number {
-                let object = store::manifest_path(machine, expected).to_string();
-                return Err(VaultError::Missing { object });
-            }
-        }
-        let mut fetched = stream::iter(numbers)
-            .map(|number| {
-                let path = store::manifest_path(machine, number);
-                async move {
-                    let sealed = store::read_object(&**self.store(), &path, DOCUMENT_BYTES_MAX).await?;
-                    Ok::<_, VaultError>((path, sealed))
-                }
-            })
-            .buffered(REPLAY_DEPTH);
-        while let Some((path, sealed)) = fetched.try_next().await? {
-            let envelope = open_record(keys, &path, &sealed)?;
-            state.apply(&envelope, *blake3::hash(&sealed).as_bytes(), path.as_ref())?;
-            if state.last_record.is_multiple_of(RECORDS_A_LOOK) {
-                within(&state)?;
-            }
-        }
-        within(&state)?;
-        Ok(state)
-    }
-
-    /// Numbers and sizes of the records after one, sorted.
-    async fn records_after(&self, machine: MachineId, after: u64) -> Result<Vec<(u64, u64)>> {
-        let dir = store::manifest_dir(machine);
-        let offset = store::manifest_path(machine, after);
-        let mut records: Vec<(u64, u64)> = self
-            .store()
-            .list_with_offset(Some(&dir), &offset)
-            .try_filter_map(async |meta| {
-                Ok(store::number_of(&meta.location).map(|number| (number, meta.size)))
-            })
-            .try_collect()
-            .await?;
-        records.retain(|(number, _)| *number > after);
-        records.sort_unstable();
-        Ok(records)
-    }
-
-    async fn newest_checkpoint(
-        &self,
-        machine: MachineId,
-        keys: &MachineKeys,
-        bytes_max: u64,
-    ) -> Result<Option<MachineState>> {
-        let mut checkpoints = self.checkpoints(machine).await?;
-        // Earlier releases wrote checkpoints that were too large to be read.
-        checkpoints.retain(|(_, bytes)| *bytes <= DOCUMENT_BYTES_MAX);
-        while let Some((number, bytes)) = checkpoints.pop() {
-            self.check_checkpoint(machine, bytes, bytes_max)?;
-            // A checkpoint only shortens the replay: one that is damaged is passed over here, and named by verify.
-            match self.read_checkpoint(machine, keys, number).await {
-                Ok(state) => return Ok(Some(state)),
-                Err(VaultError::Store(e)) => return Err(VaultError::Store(e)),
-                Err(_) => {}
-            }
-        }
-        Ok(None)
-    }
-
-    pub(crate) async fn checkpoint_numbers(&self, machine: MachineId) -> Result<Vec<u64>> {
-        Ok(self.checkpoints(machine).await?.into_iter().map(|(number, _)| number).collect())
-    }
-
-    /// Numbers and sizes of the checkpoints, sorted.
-    async fn checkpoints(&self, machine: MachineId) -> Result<Vec<(u64, u64)>> {
-        let mut found: Vec<(u64, u64)> = self
-            .store()
-            .list(Some(&store::checkpoint_dir(machine)))
-            .try_filter_map(async |meta| {
-                Ok(store::number_of(&meta.location).map(|number| (number, meta.size)))
-            })
-            .try_collect()
-            .await?;
-        found.sort_unstable();
-        Ok(found)
-    }
-
-    pub(crate) async fn read_checkpoint(
-        &self,
-        machine: MachineId,
-        keys: &MachineKeys,
-        number: u64,
-    ) -> Result<MachineState> {
-        let path = store::checkpoint_path(machine, number);
-        let sealed = store::read_object(&**self.store(), &path, DOCUMENT_BYTES_MAX).await?;
-        let plain = seal::open(&keys.manifest, &path, &sealed)?;
-        let state = state::decode(&plain).map_err(|e| VaultError::corrupt(&path, e.to_string()))?;
-        if state.machine != machine || state.last_record != number {
-            return Err(VaultError::corrupt(&path, "it does not fit its name"));
-        }
-        Ok(state)
     }
 
     /// Creates a control document; false if there is one of this name. Documents are never changed: a new version
@@ -444,12 +293,6 @@ impl Vault {
         names.sort_unstable();
         Ok(names)
     }
-}
-
-/// Opens one manifest record.
-pub(crate) fn open_record(keys: &MachineKeys, path: &Path, sealed: &[u8]) -> Result<Envelope> {
-    let plain = seal::open(&keys.manifest, path, sealed)?;
-    postcard::from_bytes(&plain).map_err(|e| VaultError::corrupt(path, e.to_string()))
 }
 
 fn control_path(name: &str) -> Result<Path> {

@@ -3,7 +3,8 @@
 //!
 //! # Contract
 //!
-//! - Nothing is taken from a checkpoint: all records are replayed from the first, and checkpoints are compared with the outcome.
+//! - All records that are there are replayed, and checkpoints are compared with the outcome; one is believed only where the records before it
+//!   were deleted because of it.
 //! - It changes nothing, and goes on beside writers and maintainers: what is merged away meanwhile is no damage, and what took its place
 //!   is read instead.
 //! - A [`Pass`] that was interrupted goes on where it was ([`resume`]), in another process too. It has then read whatever was there when it

@@ -11,13 +11,7 @@
 //! - A crash leaves some of it there; the next time it goes. It may run in several programs at once.
 //! - What the store refuses to delete stays; nothing depends on its being gone.
 
-use crate::{
-    MachineState, Result, Vault, VaultError,
-    journal::Journal,
-    seal::{self, DOCUMENT_BYTES_MAX},
-    store,
-    vault::open_record,
-};
+use crate::{MachineState, Result, Vault, VaultError, journal::Journal, seal, store};
 use futures::{StreamExt, TryStreamExt, stream};
 use highwater_delta::MachineId;
 use object_store::path::Path;
@@ -88,7 +82,10 @@ async fn check(journal: &Journal, kept: &[Checkpoint]) -> Result<()> {
     for Checkpoint { number, .. } in kept {
         let own = vault.read_checkpoint(*machine, keys, *number).await?;
         let replayed = match state.take() {
-            Some(before) => replay(journal, before, *number).await?,
+            Some(before) => {
+                let numbers = (before.last_record + 1..=*number).map(|number| (number, 0)).collect();
+                vault.replay(before, keys, numbers, u64::MAX).await?
+            }
             None => own.clone(),
         };
         if !own.is_checkpoint_of(&replayed) {
@@ -98,22 +95,6 @@ async fn check(journal: &Journal, kept: &[Checkpoint]) -> Result<()> {
         state = Some(replayed);
     }
     Ok(())
-}
-
-async fn replay(journal: &Journal, mut state: MachineState, to: u64) -> Result<MachineState> {
-    let Journal { vault, machine, keys, .. } = journal;
-    let paths = (state.last_record + 1..=to).map(|number| store::manifest_path(*machine, number));
-    let mut fetched = stream::iter(paths)
-        .map(|path| async move {
-            let sealed = store::read_object(&**vault.store(), &path, DOCUMENT_BYTES_MAX).await?;
-            Ok::<_, VaultError>((path, sealed))
-        })
-        .buffered(DEPTH);
-    while let Some((path, sealed)) = fetched.try_next().await? {
-        let envelope = open_record(keys, &path, &sealed)?;
-        state.apply(&envelope, *blake3::hash(&sealed).as_bytes(), path.as_ref())?;
-    }
-    Ok(state)
 }
 
 /// The records up to a number.

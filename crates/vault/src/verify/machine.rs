@@ -14,6 +14,7 @@ use crate::{
     runs::{Content, Held, Item, Kind, ObjectName},
     segment::SegmentReader,
     store,
+    vault::Begin,
 };
 use futures::TryStreamExt;
 use highwater_delta::SegmentId;
@@ -92,7 +93,7 @@ pub(super) async fn verify(
             break;
         }
         // What took the place of what was merged away is read too.
-        state = place.vault.load_state(place.machine, place.keys, state.host_name, true).await?;
+        state = place.vault.load_state(place.machine, place.keys, state.host_name, Begin::Checkpoint).await?;
     }
     let mut own = Report::default();
     if whole {
@@ -160,7 +161,7 @@ fn part_of(state: &MachineState, part: u32) -> Option<Item<'_>> {
 
 /// Whether a machine still has it. If that cannot be told, it has.
 async fn is_there(place: &Place<'_>, part: Option<Item<'_>>) -> bool {
-    let now = place.vault.load_state(place.machine, place.keys, String::new(), true).await;
+    let now = place.vault.load_state(place.machine, place.keys, String::new(), Begin::Checkpoint).await;
     now.map_or(true, |now| {
         let mut parts = now.runs.iter().map(Item::Run).chain(now.shortcuts.iter().map(Item::Shortcut));
         parts.any(|known| part.is_some_and(|part| known.objects() == part.objects()))

@@ -6,7 +6,7 @@ use crate::{
     MachineState, Result, VaultError,
     seal::{self, DOCUMENT_BYTES_MAX},
     store,
-    vault::open_record,
+    vault::{Begin, open_record},
 };
 use futures::TryStreamExt;
 use std::collections::BTreeSet;
@@ -120,7 +120,7 @@ async fn replay_once(
         }
     }
     if !whole {
-        let newer = vault.load_state(machine, keys, state.host_name.clone(), true).await;
+        let newer = vault.load_state(machine, keys, state.host_name.clone(), Begin::Checkpoint).await;
         if let Some(newer) = report.keep(Some(machine), newer)?
             && newer.last_record > state.last_record
         {

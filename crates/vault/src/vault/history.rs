@@ -1,0 +1,239 @@
+//! What is known of a machine: read from its records, with whatever shortens that.
+
+use super::Vault;
+use crate::{
+    MachineState, Result, VaultError,
+    key::MachineKeys,
+    record::Envelope,
+    seal::{self, DOCUMENT_BYTES_MAX},
+    state, store,
+};
+use futures::{StreamExt, TryStreamExt, stream};
+use highwater_delta::MachineId;
+use object_store::path::Path;
+
+/// Records fetched at once while a history is replayed.
+const REPLAY_DEPTH: usize = 16;
+/// Records replayed between two looks at how much memory the state takes.
+const RECORDS_A_LOOK: u64 = 1024;
+/// How much more memory a state takes than its documents have bytes, at most: a point without disks and its run take some 230
+/// bytes, and 17 in a checkpoint.
+const STATE_TO_DOCUMENT: u64 = 16;
+/// What an empty state takes.
+const STATE_BYTES_LEAST: u64 = 16 * 1024;
+/// The local index is written anew after so many records.
+const REINDEXED_AFTER: usize = 16;
+
+/// Where a replay begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Begin {
+    /// At the first record.
+    #[cfg_attr(not(feature = "fuzz"), allow(dead_code, reason = "fuzzing makes its own checkpoints"))]
+    First,
+    /// At the newest good checkpoint.
+    Checkpoint,
+    /// With what the local index says, if there is one.
+    Index,
+}
+
+impl Vault {
+    /// Replays a machine's records.
+    pub(crate) async fn load_state(
+        &self,
+        machine: MachineId,
+        keys: &MachineKeys,
+        host_name: String,
+        begin: Begin,
+    ) -> Result<MachineState> {
+        self.load_state_within(machine, keys, host_name, begin, u64::MAX).await
+    }
+
+    /// The same, within so many bytes of memory.
+    pub(crate) async fn load_state_within(
+        &self,
+        machine: MachineId,
+        keys: &MachineKeys,
+        host_name: String,
+        begin: Begin,
+        bytes_max: u64,
+    ) -> Result<MachineState> {
+        let index = self.index.as_deref().filter(|_| begin == Begin::Index);
+        if let Some(index) = index
+            && let Some(state) = index.read(self.id(), machine, keys, bytes_max)
+            && self.is_of_record(&state).await?
+        {
+            let records = self.records_after(machine, state.last_record).await?;
+            let is_worth_it = records.len() >= REINDEXED_AFTER;
+            let state = self.replay(state, keys, records, bytes_max).await?;
+            if is_worth_it {
+                index.write(self.id(), keys, &state);
+            }
+            return Ok(state);
+        }
+        let mut state = MachineState::empty(machine, host_name);
+        if begin != Begin::First
+            && let Some(found) = self.newest_checkpoint(machine, keys, bytes_max).await?
+        {
+            state = found;
+        }
+        let records = self.records_after(machine, state.last_record).await?;
+        let state = self.replay(state, keys, records, bytes_max).await?;
+        if let Some(index) = index {
+            index.write(self.id(), keys, &state);
+        }
+        Ok(state)
+    }
+
+    /// Whether the vault's record of that number is the one that a state says it has taken in last: a vault that was put back to
+    /// what it was earlier, and went on otherwise, has others.
+    async fn is_of_record(&self, state: &MachineState) -> Result<bool> {
+        let path = store::manifest_path(state.machine, state.last_record);
+        match store::read_object(&**self.store(), &path, DOCUMENT_BYTES_MAX).await {
+            Ok(sealed) => Ok(*blake3::hash(&sealed).as_bytes() == state.chain),
+            Err(error @ VaultError::Store(_)) => Err(error),
+            Err(_) => Ok(false),
+        }
+    }
+
+    /// Takes records in, given by number and size, all that follow the state up to the last of them.
+    pub(crate) async fn replay(
+        &self,
+        mut state: MachineState,
+        keys: &MachineKeys,
+        records: Vec<(u64, u64)>,
+        bytes_max: u64,
+    ) -> Result<MachineState> {
+        let machine = state.machine;
+        let within = |state: &MachineState| match state.memory_bytes() {
+            bytes if bytes > bytes_max => Err(VaultError::StateFull { machine, bytes, bytes_max }),
+            _ => Ok(()),
+        };
+        let numbers: Vec<u64> = records.into_iter().map(|(number, _)| number).collect();
+        for (expected, number) in (state.last_record + 1..).zip(&numbers) {
+            // A hole would cut off everything after it, silently.
+            if expected != *number {
+                let object = store::manifest_path(machine, expected).to_string();
+                return Err(VaultError::Missing { object });
+            }
+        }
+        let mut fetched = stream::iter(numbers)
+            .map(|number| {
+                let path = store::manifest_path(machine, number);
+                async move {
+                    let sealed = store::read_object(&**self.store(), &path, DOCUMENT_BYTES_MAX).await?;
+                    Ok::<_, VaultError>((path, sealed))
+                }
+            })
+            .buffered(REPLAY_DEPTH);
+        while let Some((path, sealed)) = fetched.try_next().await? {
+            let envelope = open_record(keys, &path, &sealed)?;
+            state.apply(&envelope, *blake3::hash(&sealed).as_bytes(), path.as_ref())?;
+            if state.last_record.is_multiple_of(RECORDS_A_LOOK) {
+                within(&state)?;
+            }
+        }
+        within(&state)?;
+        Ok(state)
+    }
+
+    /// Bytes of memory that [`Vault::machine_within`] or [`Vault::writer_within`] take at most, in passing too. Told from the
+    /// sizes of the machine's documents: none is read.
+    pub async fn load_bytes(&self, machine: MachineId, state_bytes_max: u64) -> Result<u64> {
+        let checkpoints = self.checkpoints(machine).await?;
+        let newest = checkpoints.iter().rev().find(|(_, bytes)| *bytes <= DOCUMENT_BYTES_MAX);
+        let (number, checkpoint) = newest.copied().unwrap_or((0, 0));
+        self.check_checkpoint(machine, checkpoint, state_bytes_max)?;
+        let records = self.records_after(machine, number).await?;
+        let largest = records.iter().map(|(_, bytes)| *bytes).max().unwrap_or(0);
+        let all: u64 = checkpoint + records.iter().map(|(_, bytes)| *bytes).sum::<u64>();
+        // Each document is there sealed and open while it is read.
+        let passing = 2 * checkpoint.max(largest.saturating_mul(REPLAY_DEPTH as u64));
+        Ok((all.saturating_mul(STATE_TO_DOCUMENT) + STATE_BYTES_LEAST).min(state_bytes_max) + passing)
+    }
+
+    /// What stands in a checkpoint takes more as a state.
+    fn check_checkpoint(&self, machine: MachineId, bytes: u64, bytes_max: u64) -> Result<()> {
+        if bytes.saturating_sub(seal::OVERHEAD_BYTES) > bytes_max {
+            return Err(VaultError::StateFull { machine, bytes, bytes_max });
+        }
+        Ok(())
+    }
+
+    /// Numbers and sizes of the records after one, sorted.
+    async fn records_after(&self, machine: MachineId, after: u64) -> Result<Vec<(u64, u64)>> {
+        let dir = store::manifest_dir(machine);
+        let offset = store::manifest_path(machine, after);
+        let mut records: Vec<(u64, u64)> = self
+            .store()
+            .list_with_offset(Some(&dir), &offset)
+            .try_filter_map(async |meta| {
+                Ok(store::number_of(&meta.location).map(|number| (number, meta.size)))
+            })
+            .try_collect()
+            .await?;
+        records.retain(|(number, _)| *number > after);
+        records.sort_unstable();
+        Ok(records)
+    }
+
+    async fn newest_checkpoint(
+        &self,
+        machine: MachineId,
+        keys: &MachineKeys,
+        bytes_max: u64,
+    ) -> Result<Option<MachineState>> {
+        let mut checkpoints = self.checkpoints(machine).await?;
+        // Earlier releases wrote checkpoints that were too large to be read.
+        checkpoints.retain(|(_, bytes)| *bytes <= DOCUMENT_BYTES_MAX);
+        while let Some((number, bytes)) = checkpoints.pop() {
+            self.check_checkpoint(machine, bytes, bytes_max)?;
+            // A checkpoint only shortens the replay: one that is damaged is passed over here, and named by verify.
+            match self.read_checkpoint(machine, keys, number).await {
+                Ok(state) => return Ok(Some(state)),
+                Err(VaultError::Store(e)) => return Err(VaultError::Store(e)),
+                Err(_) => {}
+            }
+        }
+        Ok(None)
+    }
+
+    pub(crate) async fn checkpoint_numbers(&self, machine: MachineId) -> Result<Vec<u64>> {
+        Ok(self.checkpoints(machine).await?.into_iter().map(|(number, _)| number).collect())
+    }
+
+    /// Numbers and sizes of the checkpoints, sorted.
+    async fn checkpoints(&self, machine: MachineId) -> Result<Vec<(u64, u64)>> {
+        let mut found: Vec<(u64, u64)> = self
+            .store()
+            .list(Some(&store::checkpoint_dir(machine)))
+            .try_filter_map(async |meta| {
+                Ok(store::number_of(&meta.location).map(|number| (number, meta.size)))
+            })
+            .try_collect()
+            .await?;
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    pub(crate) async fn read_checkpoint(
+        &self,
+        machine: MachineId,
+        keys: &MachineKeys,
+        number: u64,
+    ) -> Result<MachineState> {
+        let path = store::checkpoint_path(machine, number);
+        let sealed = store::read_object(&**self.store(), &path, DOCUMENT_BYTES_MAX).await?;
+        let plain = seal::open(&keys.manifest, &path, &sealed)?;
+        let state = state::decode(&plain).map_err(|e| VaultError::corrupt(&path, e.to_string()))?;
+        if state.machine != machine || state.last_record != number {
+            return Err(VaultError::corrupt(&path, "it does not fit its name"));
+        }
+        Ok(state)
+    }
+}
+
+/// Opens one manifest record.
+pub(crate) fn open_record(keys: &MachineKeys, path: &Path, sealed: &[u8]) -> Result<Envelope> {
+    let plain = seal::open(&keys.manifest, path, sealed)?;
+    postcard::from_bytes(&plain).map_err(|e| VaultError::corrupt(path, e.to_string()))
+}
