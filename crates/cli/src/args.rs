@@ -48,6 +48,10 @@ pub(crate) struct Global {
     /// Where the collector's configuration is
     #[arg(long, global = true, default_value = "/etc/highwater/collector.toml", value_name = "FILE")]
     pub(crate) config: PathBuf,
+    /// Keep what was read of machines in this directory, encrypted, so that lists are fast; "none": keep nothing. It may be deleted
+    /// at any time [default: highwater in $XDG_CACHE_HOME or ~/.cache]
+    #[arg(long, global = true, env = "HIGHWATER_INDEX", value_name = "DIR")]
+    pub(crate) index: Option<PathBuf>,
     /// Write one JSON document, a stable contract, instead of text
     #[arg(long, global = true)]
     pub(crate) json: bool,

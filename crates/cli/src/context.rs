@@ -2,12 +2,28 @@
 
 use crate::{CliError, Console, args::Global, secret};
 use highwater_delta::MachineId;
-use highwater_vault::{KeyRing, KeySource, Location, Store, Vault, keys::KeyCommand};
+use highwater_vault::{Index, KeyRing, KeySource, Location, Store, Vault, keys::KeyCommand};
 use std::path::{Path, PathBuf};
 
 /// Opens the vault that options, environment or the collector's configuration name.
 pub(crate) async fn open(global: &Global, console: &mut Console<'_>) -> Result<Vault, CliError> {
-    Ok(keys(global, console).await?.vault()?)
+    let vault = keys(global, console).await?.vault()?;
+    Ok(match index(global) {
+        Some(dir) => vault.with_index(Index::new(&dir)),
+        None => vault,
+    })
+}
+
+/// Where what was read of machines is kept. Without a home, nowhere.
+fn index(global: &Global) -> Option<PathBuf> {
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
+    match &global.index {
+        Some(dir) if dir.as_os_str() == "none" => None,
+        Some(dir) => Some(dir.clone()),
+        None => absolute("XDG_CACHE_HOME")
+            .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
+            .map(|cache| cache.join("highwater")),
+    }
 }
 
 /// The same, with what opens it.

@@ -6,16 +6,27 @@ use crate::{
     context,
     output::{age, bytes_text, json, plain, rfc3339, table},
 };
-use highwater_delta::{CommitId, Consistency, PointInfo};
+use futures::{StreamExt, stream};
+use highwater_delta::{CommitId, Consistency, DiskId, PointInfo};
 use highwater_vault::{DiskRecord, Hold, MachineState, PointRecord};
 use serde_json::{Value, json as document};
+use std::collections::HashMap;
+
+/// Machines that are read at once: each costs a few requests, and the memory of its history.
+const MACHINES_AT_ONCE: usize = 8;
 
 pub(crate) async fn machines(global: &Global, console: &mut Console<'_>) -> Result<Exit, CliError> {
     let vault = context::open(global, console).await?;
     let (mut documents, mut rows, mut unreadable) = (Vec::new(), Vec::new(), 0);
-    for id in vault.machines().await? {
+    let mut read = stream::iter(vault.machines().await?)
+        .map(|id| {
+            let vault = vault.clone();
+            async move { (id, vault.machine(id).await) }
+        })
+        .buffered(MACHINES_AT_ONCE);
+    while let Some((id, state)) = read.next().await {
         // One damaged machine must not hide the others.
-        match vault.machine(id).await {
+        match state {
             Ok(state) => {
                 rows.push(machine_row(&state));
                 documents.push(machine_document(&state));
@@ -83,7 +94,13 @@ pub(crate) async fn points(
     let id = context::machine(&vault, machine).await?;
     let state = vault.machine(id).await?;
     if global.json {
-        let points: Vec<Value> = state.points.iter().map(|point| point_document(&state, point)).collect();
+        let mut seen = Seen::default();
+        let documented = |point: &PointRecord| {
+            let document = point_document_with(&state, point, &seen.left_out(&state, point));
+            seen.take(point);
+            document
+        };
+        let points: Vec<Value> = state.points.iter().map(documented).collect();
         let whole = document!({
             "machine": state.machine, "host-name": state.host_name, "disks": disks(&state), "points": points
         });
@@ -112,6 +129,14 @@ pub(crate) async fn points(
 }
 
 pub(crate) fn point_document(state: &MachineState, point: &PointRecord) -> Value {
+    point_document_with(state, point, &left_out(state, point))
+}
+
+fn point_document_with(
+    state: &MachineState,
+    point: &PointRecord,
+    left_out: &[(&DiskRecord, CommitId)],
+) -> Value {
     let disks: Vec<Value> = point
         .info
         .disks
@@ -131,7 +156,7 @@ pub(crate) fn point_document(state: &MachineState, point: &PointRecord) -> Value
         "bytes-stored": point.bytes_stored,
         "hold": state.holds.get(&point.id),
         "disks": disks,
-        "disks-left-out": left_out(state, point)
+        "disks-left-out": left_out
             .iter()
             .map(|(disk, last)| document!({ "disk": disk.disk, "name": disk.name, "last-point": last }))
             .collect::<Vec<Value>>(),
@@ -141,14 +166,26 @@ pub(crate) fn point_document(state: &MachineState, point: &PointRecord) -> Value
 /// Disks of the machine that this point lacks although an earlier one has them, and the last that does: the agent leaves a
 /// disk out that it cannot read.
 pub(crate) fn left_out<'a>(state: &'a MachineState, point: &PointRecord) -> Vec<(&'a DiskRecord, CommitId)> {
-    let has = |point: &PointRecord, disk: &DiskRecord| point.info.disks.iter().any(|d| d.disk == disk.disk);
-    let missing = state.disks.iter().filter(|disk| !has(point, disk));
-    missing
-        .filter_map(|disk| {
-            let mut earlier = state.points.iter().rev().filter(|p| p.id < point.id);
-            earlier.find(|p| has(p, disk)).map(|last| (disk, last.id))
-        })
-        .collect()
+    let mut seen = Seen::default();
+    state.points.iter().take_while(|earlier| earlier.id < point.id).for_each(|earlier| seen.take(earlier));
+    seen.left_out(state, point)
+}
+
+/// The last point of each disk, of those that were gone through: a history may have hundreds of thousands.
+#[derive(Default)]
+struct Seen {
+    last: HashMap<DiskId, CommitId>,
+}
+
+impl Seen {
+    fn take(&mut self, point: &PointRecord) {
+        self.last.extend(point.info.disks.iter().map(|covered| (covered.disk, point.id)));
+    }
+    fn left_out<'a>(&self, state: &'a MachineState, point: &PointRecord) -> Vec<(&'a DiskRecord, CommitId)> {
+        let has = |disk: &DiskRecord| point.info.disks.iter().any(|covered| covered.disk == disk.disk);
+        let missing = state.disks.iter().filter(|disk| !has(disk));
+        missing.filter_map(|disk| Some((disk, *self.last.get(&disk.disk)?))).collect()
+    }
 }
 
 pub(crate) fn consistency(info: &PointInfo) -> &'static str {

@@ -155,7 +155,7 @@ pub async fn seeds(vault: &Vault, machine: MachineId) -> Result<Vec<(&'static st
         let pages = reader.footer().await?.pages;
         let mut number = 0;
         reader
-            .walk(|frame| {
+            .walk(&crate::Pace::new(None), |frame| {
                 match frame.kind {
                     FrameKind::Chunk => {}
                     FrameKind::Page => {

@@ -195,7 +195,8 @@ pub(crate) fn what_is(machine: MachineId, path: &Path) -> What {
         return What::Document;
     }
     if let Some(number) = number_of(path) {
-        let named = [manifest_path(machine, number), checkpoint_path(machine, number), pruned_path(machine, number)];
+        let named =
+            [manifest_path(machine, number), checkpoint_path(machine, number), pruned_path(machine, number)];
         return if named.contains(path) { What::Document } else { What::Stranger };
     }
     let Some(id) = segment_of(path) else { return What::Stranger };
