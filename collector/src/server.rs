@@ -66,7 +66,8 @@ impl Collector {
         let vault = config.open_vault().await?;
         vault.probe().await?;
         let pages = usize::try_from(memory::page_cache_bytes(config.memory)).unwrap_or(usize::MAX);
-        let vault = vault.with_page_cache(pages);
+        // It reads no content: agents are told hashes.
+        let vault = vault.with_page_cache(pages).with_chunk_cache(0);
         Self::start_with(config, vault).await
     }
 

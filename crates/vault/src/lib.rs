@@ -14,7 +14,7 @@
 //!   typed errors, never a panic and never an allocation of a length that was not checked.
 //! - Memory: a writer keeps what is stored of its machine ([`MachineState::memory_bytes`]) and, while a delta is open,
 //!   [`Vault::delta_bytes_max`]; a block map keeps references to the objects it looks through ([`Vault::block_map_bytes`]); all block
-//!   maps of a vault share one cache of index pages ([`Vault::with_page_cache`]).
+//!   maps of a vault share one cache of index pages ([`Vault::with_page_cache`]) and one of chunks ([`Vault::with_chunk_cache`]).
 //!
 //! `docs/FORMAT.md` describes every byte.
 

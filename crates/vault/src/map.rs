@@ -2,12 +2,14 @@
 //!
 //! Nothing as long as the disk is kept: what is read of indexes is in the vault's cache, which all maps share. The objects looked
 //! through are the commit's cover ([`crate::runs::cover`]): runs, and shortcuts over many of them. Their pages are fetched several
-//! at a time, and so is content.
+//! at a time.
+
+mod content;
 
 use crate::{
     MachineState, Result, Vault, VaultError,
     key::MachineKeys,
-    maps::{Inner, MapFooter, SegmentRow, decode_table},
+    maps::{Inner, MapFooter},
     pages::{Cached, PageCache},
     record::SegmentRef,
     runs::{Kind, cover, touches},
@@ -15,11 +17,10 @@ use crate::{
 };
 use futures::{StreamExt, TryStreamExt, stream};
 use highwater_delta::{
-    BLOCK_BYTES, Block, BlockHash, BlockRange, ChunkError, ChunkView, CommitId, DiskId, Fill, HashKey,
-    MachineId, StoredBlock,
+    Block, BlockHash, BlockRange, CommitId, DiskId, Fill, HashKey, MachineId, StoredBlock,
 };
 use object_store::ObjectStore;
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 /// Most blocks of one call.
 pub(crate) const RANGE_BLOCKS_MAX: u64 = 65_536;
@@ -27,10 +28,6 @@ pub(crate) const RANGE_BLOCKS_MAX: u64 = 65_536;
 const LOOK_DEPTH: usize = 8;
 /// What an object costs a map: reference, path and key.
 const SOURCE_BYTES: u64 = 1024;
-/// Encoded bytes fetched by one request.
-const FETCH_BYTES_MAX: u64 = 4 << 20;
-/// Such requests at once.
-const FETCH_DEPTH: usize = 3;
 
 /// The blocks of one disk after one commit. Cheap to clone; clones share the cache.
 #[derive(Clone)]
@@ -48,6 +45,7 @@ struct Blocks {
     disk: DiskId,
     size_bytes: u64,
     cache: Arc<PageCache>,
+    chunks: Arc<PageCache>,
 }
 struct Source {
     reader: SegmentReader,
@@ -73,9 +71,6 @@ struct Place {
     at: FrameAt,
 }
 
-/// A block wanted from a chunk: its index in the answer, in the chunk, and its hash.
-type Wanted = (usize, u8, BlockHash);
-
 impl std::fmt::Debug for BlockMap {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "BlockMap({}, {} objects)", self.inner.disk, self.inner.sources.len())
@@ -91,7 +86,8 @@ impl BlockMap {
         size_bytes: u64,
         at: CommitId,
     ) -> Result<Self> {
-        let (store, cache, machine) = (vault.store().clone(), vault.pages.clone(), state.machine);
+        let (store, machine) = (vault.store().clone(), state.machine);
+        let (cache, chunks) = (vault.pages.clone(), vault.chunks.clone());
         let mut sources = Vec::new();
         for (kind, object) in holding(state, disk, at)? {
             let own = object.spans.iter().filter(|span| span.disk == disk);
@@ -100,7 +96,7 @@ impl BlockMap {
             sources.push(Source { reader, kind, first, end });
         }
         let (hash, keys) = (keys.hash.clone(), keys.clone());
-        let inner = Blocks { sources, store, machine, keys, hash, disk, size_bytes, cache };
+        let inner = Blocks { sources, store, machine, keys, hash, disk, size_bytes, cache, chunks };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -126,105 +122,6 @@ impl BlockMap {
                 Slot::Data { hash, .. } => StoredBlock::Data(hash),
             })
             .collect())
-    }
-
-    /// Reads a range of at most 65,536 blocks; absent blocks are zeros. Every block is checked against its hash.
-    pub async fn read(&self, range: BlockRange, out: &mut [u8]) -> Result<()> {
-        if out.len() as u64 != range.bytes() {
-            return Err(VaultError::Order("the buffer is not as long as the range"));
-        }
-        let slots = self.resolve(range).await?;
-        out.fill(0);
-        let (blocks, _) = out.as_chunks_mut::<BLOCK_BYTES>();
-        let mut frames: BTreeMap<Place, Vec<Wanted>> = BTreeMap::new();
-        for (index, slot) in slots.iter().enumerate() {
-            if let Slot::Data { place, payload_block, hash } = *slot {
-                frames.entry(place).or_default().push((index, payload_block, hash));
-            }
-        }
-        let frames: Vec<_> = frames.into_iter().collect();
-        let mut fetched = stream::iter(batches(frames))
-            .map(|batch| {
-                let map = self.clone();
-                async move { map.fetch(&batch).await.map(|fetched| (batch, fetched)) }
-            })
-            .buffered(FETCH_DEPTH);
-        let mut raw = Vec::new();
-        while let Some((batch, (reader, chunks))) = fetched.try_next().await? {
-            for (chunk, (_, wanted)) in chunks.iter().zip(&batch) {
-                self.copy(chunk, range.start.0, wanted, &mut raw, blocks)
-                    .map_err(|e| VaultError::corrupt(&reader.path, e.to_string()))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Fetches chunks of one segment.
-    async fn fetch(&self, batch: &[(Place, Vec<Wanted>)]) -> Result<(SegmentReader, Vec<Vec<u8>>)> {
-        let Some((Place { source, segment, .. }, _)) = batch.first() else {
-            return Err(VaultError::Order("nothing to fetch"));
-        };
-        let reader = self.segment(*source, *segment).await?;
-        let places: Vec<FrameAt> = batch.iter().map(|(place, _)| place.at).collect();
-        let chunks = reader.chunks(&places).await?;
-        Ok((reader, chunks))
-    }
-
-    /// The segment that a source names by this number.
-    async fn segment(&self, source: usize, number: u32) -> Result<SegmentReader> {
-        let source = &self.inner.sources[source];
-        let reference = match source.kind {
-            Kind::Map => self.row(source, number).await?,
-            kind => (kind, source.reader.reference.clone()),
-        };
-        let Blocks { store, machine, keys, .. } = &*self.inner;
-        SegmentReader::new(store.clone(), *machine, keys, reference.0, &reference.1)
-    }
-
-    async fn row(&self, source: &Source, number: u32) -> Result<(Kind, SegmentRef)> {
-        let footer = self.map_footer(source).await?;
-        let lacking = || VaultError::corrupt(&source.reader.path, "an entry names a segment that it lacks");
-        let (table, at) = footer.table_of(number).ok_or_else(lacking)?;
-        let key = (source.reader.reference.id, table.frame);
-        let rows: Arc<Vec<SegmentRow>> = match self.inner.cache.get(key) {
-            Some(Cached::Table(rows)) => rows,
-            _ => {
-                let plain = source.reader.one(table.at(), FrameKind::Table).await?;
-                let rows = Arc::new(decode_table(&plain, table, &source.reader.path)?);
-                self.inner.cache.put(key, Cached::Table(rows.clone()));
-                rows
-            }
-        };
-        let row = rows.get(at).ok_or_else(lacking)?;
-        Ok((row.kind, row.reference()))
-    }
-
-    fn copy(
-        &self,
-        chunk: &[u8],
-        first: u64,
-        wanted: &[Wanted],
-        raw: &mut Vec<u8>,
-        out: &mut [[u8; BLOCK_BYTES]],
-    ) -> Result<(), ChunkError> {
-        let view = ChunkView::parse(chunk)?;
-        if view.disk() != self.inner.disk {
-            return Err(ChunkError::Malformed("it is of another disk"));
-        }
-        view.decompress_into(raw)?;
-        let content = raw.as_chunks::<BLOCK_BYTES>().0;
-        for (index, payload_block, hash) in wanted {
-            let number = Block(first + *index as u64);
-            let place = usize::from(*payload_block);
-            if view.data_block_numbers().nth(place) != Some(number) {
-                return Err(ChunkError::Malformed("the index does not fit it"));
-            }
-            if self.inner.hash.hash(&content[place]) != *hash {
-                return Err(ChunkError::Hash(number));
-            }
-            out[*index] = content[place];
-        }
-        Ok(())
     }
 
     async fn resolve(&self, range: BlockRange) -> Result<Vec<Slot>> {
@@ -326,27 +223,6 @@ impl BlockMap {
         self.inner.cache.put(key, Cached::MapFooter(footer.clone()));
         Ok(footer)
     }
-}
-
-/// Splits what is wanted into what is fetched at once: of one segment, and not too much. A single frame is at most 16 MiB by its
-/// check, and fetched even if it is larger than a batch.
-fn batches(frames: Vec<(Place, Vec<Wanted>)>) -> Vec<Vec<(Place, Vec<Wanted>)>> {
-    let mut batches: Vec<Vec<(Place, Vec<Wanted>)>> = Vec::new();
-    let (mut of, mut bytes) = (None, 0);
-    for (place, wanted) in frames {
-        let len = u64::from(place.at.len);
-        bytes += len;
-        match batches.last_mut() {
-            Some(batch) if of == Some((place.source, place.segment)) && bytes <= FETCH_BYTES_MAX => {
-                batch.push((place, wanted));
-            }
-            _ => {
-                (of, bytes) = (Some((place.source, place.segment)), len);
-                batches.push(vec![(place, wanted)]);
-            }
-        }
-    }
-    batches
 }
 
 /// The objects that hold something of a disk at a commit, newest first.

@@ -1,4 +1,5 @@
-//! What was decoded of indexes (pages, footers, tables), shared by all block maps of a vault: bounded by bytes, the least recently used thrown out.
+//! What was decoded of indexes (pages, footers, tables), and chunks, shared by all block maps of a vault: bounded by bytes, the least
+//! recently used thrown out.
 //!
 //! Segments never change and their ids are never used again, so a page may outlive the map that fetched it, and serve
 //! the next one.
@@ -14,7 +15,10 @@ use std::{
 /// Bytes of decoded pages kept, unless told otherwise.
 pub(crate) const BYTES_MAX: usize = 64 << 20;
 
-/// Something of an index. Cheap to clone.
+/// Bytes of chunks kept, unless told otherwise.
+pub(crate) const CHUNK_BYTES_MAX: usize = 16 << 20;
+
+/// Something of an index, or a chunk. Cheap to clone.
 #[derive(Clone)]
 pub(crate) enum Cached {
     Page(Arc<Page>),
@@ -22,6 +26,7 @@ pub(crate) enum Cached {
     Footer(Arc<Footer>),
     MapFooter(Arc<MapFooter>),
     Table(Arc<Vec<SegmentRow>>),
+    Chunk(Arc<Vec<u8>>),
 }
 
 impl Cached {
@@ -31,6 +36,7 @@ impl Cached {
             Self::Inner(inner) => inner.memory_bytes(),
             Self::Footer(footer) => footer.memory_bytes(),
             Self::MapFooter(footer) => footer.memory_bytes(),
+            Self::Chunk(chunk) => chunk.capacity() + 64,
             Self::Table(rows) => rows.len() * size_of::<SegmentRow>() + 64,
         }
     }

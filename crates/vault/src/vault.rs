@@ -41,6 +41,7 @@ struct MachineFile {
 pub struct Vault {
     inner: Arc<Inner>,
     pub(crate) pages: Arc<PageCache>,
+    pub(crate) chunks: Arc<PageCache>,
     clock: Clock,
     index: Option<Arc<Index>>,
 }
@@ -77,8 +78,9 @@ impl Vault {
     pub(crate) fn with(store: Store, id: VaultId, key: &VaultKey) -> Result<Self> {
         let (control, wrapping) = (key.control_key(id)?, key.wrapping_key(id)?);
         let pages = Arc::new(PageCache::new(pages::BYTES_MAX));
+        let chunks = Arc::new(PageCache::new(pages::CHUNK_BYTES_MAX));
         let inner = Inner { store, id, control, wrapping };
-        Ok(Self { inner: Arc::new(inner), pages, clock: Clock::default(), index: None })
+        Ok(Self { inner: Arc::new(inner), pages, chunks, clock: Clock::default(), index: None })
     }
 
     /// Sees that the store still refuses to create what exists, as all safety of commits wants it: it is asked to create
@@ -99,6 +101,11 @@ impl Vault {
     #[must_use]
     pub fn with_page_cache(self, bytes_max: usize) -> Self {
         Self { pages: Arc::new(PageCache::new(bytes_max)), ..self }
+    }
+    /// The same vault, whose block maps keep so many bytes of chunks that small reads fetched, instead of 16 MiB.
+    #[must_use]
+    pub fn with_chunk_cache(self, bytes_max: usize) -> Self {
+        Self { chunks: Arc::new(PageCache::new(bytes_max)), ..self }
     }
     /// The same vault, by another clock.
     #[must_use]

@@ -225,3 +225,29 @@ fn large_deltas_stream_through_parts_and_segments() {
         assert!(verify::verify_vault(&vault).await.unwrap().is_clean());
     });
 }
+
+/// What small reads fetched serves others nearby; large ones pass it by; nothing is kept where nothing may be.
+#[test]
+fn small_reads_nearby_fetch_content_once() {
+    runtime().block_on(async {
+        let faulty = Faulty::new(memory());
+        let (vault, _) = vault_on(faulty.clone()).await;
+        let mut writer = vault.writer(machine()).await.unwrap();
+        let versions: Vec<u32> = (1..=20).collect();
+        let commit = deliver(&mut writer, 3, &versions).await.unwrap();
+        for (kept, wanted) in [(1 << 20, 1), (0, 20)] {
+            let vault = vault.clone().with_page_cache(1 << 20).with_chunk_cache(kept);
+            let map = vault.block_map(machine(), disk(10), commit).await.unwrap();
+            let mut whole = vec![0; 64 * B];
+            map.read(BlockRange::new(0, 64), &mut whole).await.unwrap();
+            faulty.fail_call(None);
+            for block in 3..23 {
+                let mut one = vec![9; B];
+                map.read(BlockRange::new(block, 1), &mut one).await.unwrap();
+                assert_eq!(one[..], whole[block as usize * B..][..B]);
+                assert_eq!(one[..], content(block as u32 - 2));
+            }
+            assert_eq!(faulty.calls(), wanted, "with {kept} bytes of chunks kept");
+        }
+    });
+}
