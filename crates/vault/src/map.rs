@@ -24,8 +24,8 @@ use std::sync::Arc;
 
 /// Most blocks of one call.
 pub(crate) const RANGE_BLOCKS_MAX: u64 = 65_536;
-/// Objects whose pages are fetched at once.
-const LOOK_DEPTH: usize = 8;
+/// Objects whose pages are fetched at once: all of a usual cover, or a far store is waited for several times.
+const LOOK_DEPTH: usize = 24;
 /// What an object costs a map: reference, path and key.
 const SOURCE_BYTES: u64 = 1024;
 

@@ -15,11 +15,17 @@ use crate::{
 };
 use highwater_delta::{CommitId, SegmentId};
 use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
 
 /// So many neighbours are put under one shortcut. Tests have more of them.
 pub(crate) const FAN_OUT: usize = if cfg!(test) { 3 } else { 8 };
 /// Objects that are merged at once, at most: each may have to be at hand while its neighbours are. What is left is merged next.
 const MERGE_OBJECTS_MAX: usize = 256;
+
+/// What a shortcut costs for each run under it, besides what grows with the run's content.
+const LEAF_BYTES: u64 = if cfg!(test) { 0 } else { 64 << 10 };
+/// Siblings among which a group is looked for. A history that was never maintained has very many.
+const LOOKED_AT: usize = 8 * FAN_OUT;
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -238,51 +244,72 @@ pub(crate) fn merges(runs: &[Run], is_boundary: impl Fn(CommitId) -> bool) -> Ve
 pub(crate) fn missing_shortcuts(runs: &[Run], shortcuts: &[Shortcut]) -> Vec<(CommitId, CommitId)> {
     let mut made = Vec::new();
     if let Some((_, rest)) = runs.split_first() {
-        let leaves = rest.iter().map(|run| (run.from, run.to)).collect();
+        let leaf = |run: &Run| Stretch { from: run.from, to: run.to, weight: run.weight() + LEAF_BYTES };
+        let leaves: Vec<Stretch> = rest.iter().map(leaf).collect();
         let mut inner: Vec<_> = shortcuts.iter().map(|shortcut| (shortcut.from, shortcut.to)).collect();
         // Outer ones before those within them.
         inner.sort_by_key(|(from, to)| (*from, std::cmp::Reverse(*to)));
-        group(leaves, &inner, &mut made);
+        group(&leaves, &inner, &mut made);
     }
     made
 }
 
-type Stretch = (CommitId, CommitId);
+/// A run or shortcut to be put under another, and about what its map costs.
+#[derive(Clone, Copy)]
+struct Stretch {
+    from: CommitId,
+    to: CommitId,
+    weight: u64,
+}
 
 /// Puts shortcuts over `leaves` until no level has more than [`FAN_OUT`] and a few siblings. `inner`: those that there are already.
-fn group(leaves: Vec<Stretch>, inner: &[Stretch], made: &mut Vec<Stretch>) {
-    let mut siblings: Vec<Stretch> = Vec::new();
+fn group(leaves: &[Stretch], inner: &[(CommitId, CommitId)], made: &mut Vec<(CommitId, CommitId)>) {
+    let weight = |of: &[Stretch]| of.iter().fold(0_u64, |sum, one| sum.saturating_add(one.weight));
+    let mut siblings: VecDeque<Stretch> = VecDeque::new();
     let (mut leaf, mut at) = (0, 0);
     while leaf < leaves.len() {
-        let next = inner[at..].iter().position(|(from, _)| *from >= leaves[leaf].0).map(|skip| at + skip);
+        let next = inner[at..].iter().position(|(from, _)| *from >= leaves[leaf].from).map(|skip| at + skip);
         match next.map(|next| (next, inner[next])) {
-            Some((next, (from, to))) if from == leaves[leaf].0 && to > leaves[leaf].1 => {
-                let end = leaf + leaves[leaf..].partition_point(|(_, end)| *end <= to);
+            Some((next, (from, to))) if from == leaves[leaf].from && to > leaves[leaf].to => {
+                let end = leaf + leaves[leaf..].partition_point(|other| other.to <= to);
                 let within = inner[next + 1..].partition_point(|(from, _)| *from < to);
-                group(leaves[leaf..end].to_vec(), &inner[next + 1..next + 1 + within], made);
-                siblings.push((from, to));
+                group(&leaves[leaf..end], &inner[next + 1..next + 1 + within], made);
+                siblings.push_back(Stretch { from, to, weight: weight(&leaves[leaf..end]) });
                 leaf = end;
                 at = next + 1 + within;
             }
             _ => {
-                siblings.push(leaves[leaf]);
+                siblings.push_back(leaves[leaf]);
                 leaf += 1;
             }
         }
     }
     // A few more than one group are left as they are: the newest change most.
     while siblings.len() >= 2 * FAN_OUT {
-        let mut upper = Vec::with_capacity(siblings.len() / FAN_OUT + FAN_OUT);
-        let groups = siblings.chunks_exact(FAN_OUT);
-        let rest = groups.remainder().to_vec();
-        for group in groups {
-            let over = (group[0].0, group[FAN_OUT - 1].1);
-            made.push(over);
-            upper.push(over);
-        }
-        upper.extend(rest);
-        siblings = upper;
+        let at = most_even(&siblings);
+        let group: Vec<Stretch> = siblings.drain(at..at + FAN_OUT).collect();
+        let over = Stretch { from: group[0].from, to: group[FAN_OUT - 1].to, weight: weight(&group) };
+        made.push((over.from, over.to));
+        siblings.insert(at, over);
     }
+}
+
+/// Where the group begins, among the oldest, of which the heaviest is the least part; of equals the oldest. A heavy one is so not
+/// written again and again for the sake of a few light ones beside it, but each time together with others like it.
+fn most_even(siblings: &VecDeque<Stretch>) -> usize {
+    let heaviest_and_all = |at: usize| {
+        let group = siblings.range(at..at + FAN_OUT).map(|one| u128::from(one.weight));
+        group.fold((0, 0), |(heaviest, all), weight| (weight.max(heaviest), all + weight))
+    };
+    let mut best = (0, heaviest_and_all(0));
+    for at in 1..=(siblings.len() - FAN_OUT).min(LOOKED_AT) {
+        let (heaviest, all) = heaviest_and_all(at);
+        let (best_heaviest, best_all) = best.1;
+        if heaviest * best_all < best_heaviest * all {
+            best = (at, (heaviest, all));
+        }
+    }
+    best.0
 }
 
 /// The spans of several objects together.
@@ -375,6 +402,37 @@ mod tests {
                 prop_assert!(shortcuts.len() <= all.len());
             }
         }
+    }
+
+    /// As a policy has it: hours of points become one run each, behind a long past that stays.
+    #[test]
+    fn a_long_past_is_not_written_again_for_every_hour() {
+        const PAST: u64 = 60;
+        let mut all: Vec<Run> = runs(&[1000; PAST as usize]);
+        let mut shortcuts: Vec<Shortcut> = vec![];
+        let mut written = 0;
+        for hour in 0..100 {
+            for _ in 0..12 {
+                let from = all.last().unwrap().to;
+                let content = Content::Segments(vec![segment(1)]);
+                all.push(Run { from, to: CommitId(from.0 + 1), content });
+            }
+            if let Some(begin) = (PAST as usize + hour).checked_sub(2).filter(|begin| *begin >= PAST as usize)
+            {
+                let gone: Vec<Run> = all.drain(begin..begin + 12).collect();
+                let (from, to) = (gone[0].from, gone[11].to);
+                all.insert(begin, Run { from, to, content: Content::Segments(vec![segment(12)]) });
+                let is_end = |at: CommitId| gone[..11].iter().any(|run| run.to == at);
+                shortcuts.retain(|s| !is_end(s.from) && !is_end(s.to));
+            }
+            for (from, to) in missing_shortcuts(&all, &shortcuts) {
+                let within = all.iter().filter(|run| from <= run.from && run.to <= to);
+                written += within.map(Run::weight).sum::<u64>();
+                shortcuts.push(Shortcut { from, to, maps: vec![] });
+            }
+        }
+        // Once for each level over the past, and a few times more.
+        assert!(written < 12 * PAST * 1000, "{written}");
     }
 
     #[test]

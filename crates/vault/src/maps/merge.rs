@@ -13,7 +13,10 @@ use crate::{
 };
 use highwater_delta::{BlockHash, DiskId, Fill, MachineId};
 use object_store::ObjectStore;
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// An object to merge. Of two that hold a block, the one that comes later in the list counts.
 #[derive(Clone, Debug)]
@@ -47,7 +50,10 @@ pub(crate) struct Merge<'a> {
     pace: &'a Pace,
     /// With where each begins, the next one last; and how new it is.
     waiting: Vec<((DiskId, u64), usize, Source)>,
-    active: Vec<Active>,
+    /// By how new they are: the newer, the greater.
+    active: BTreeMap<usize, Active>,
+    /// Where each of these is, and which: of hundreds, a step looks at the few that lie at its place.
+    heads: BTreeSet<(DiskId, u64, usize)>,
     rows: Vec<SegmentRow>,
     /// Where the last entry ended.
     done: Option<(DiskId, u64)>,
@@ -55,8 +61,6 @@ pub(crate) struct Merge<'a> {
 
 struct Active {
     cursor: Cursor,
-    /// The newer, the greater.
-    age: usize,
     /// Where its segments begin in the rows.
     rows_at: u32,
 }
@@ -78,7 +82,8 @@ impl<'a> Merge<'a> {
             })
             .collect();
         waiting.sort_by_key(|(first, age, _)| std::cmp::Reverse((*first, *age)));
-        Self { store, machine, keys, pace, waiting, active: Vec::new(), rows: Vec::new(), done: None }
+        let (active, heads) = Default::default();
+        Self { store, machine, keys, pace, waiting, active, heads, rows: Vec::new(), done: None }
     }
 
     /// All segments met so far; each object brings its own.
@@ -89,7 +94,7 @@ impl<'a> Merge<'a> {
     /// The next entry, or part of one.
     pub(crate) async fn next(&mut self) -> Result<Option<Piece>> {
         let (disk, start) = loop {
-            let least = self.active.iter().filter_map(|active| active.cursor.position()).min();
+            let least = self.heads.first().map(|(disk, at, _)| (*disk, *at));
             match (self.waiting.last(), least) {
                 (Some((first, ..)), least) if least.is_none_or(|least| *first <= least) => {
                     self.open().await?
@@ -99,20 +104,16 @@ impl<'a> Merge<'a> {
             }
         };
         // All heads begin where the stream is, or later.
-        let winner = self
-            .active
-            .iter()
-            .filter(|active| active.cursor.position() == Some((disk, start)))
-            .max_by_key(|active| active.age);
-        let Some((winner, (entry, page))) = winner.and_then(|winner| Some((winner, winner.cursor.head()?)))
-        else {
+        let newest = self.heads.range((disk, start, 0)..=(disk, start, usize::MAX)).next_back();
+        let Some((age, winner)) = newest.and_then(|(.., age)| Some((*age, self.active.get(age)?))) else {
             return Ok(None);
         };
-        let newer = self.active.iter().filter(|other| other.age > winner.age);
-        let newer = newer.filter_map(|other| other.cursor.position());
+        let Some((entry, page)) = winner.cursor.head() else { return Ok(None) };
+        let behind = (disk, start.saturating_add(1), 0)..(disk, entry.end(), 0);
+        let newer = self.heads.range(behind).find(|(.., other)| *other > age).map(|(_, at, _)| *at);
         let later = self.waiting.iter().rev().take_while(|(first, ..)| *first < (disk, entry.end()));
-        let later = later.filter(|(_, age, _)| *age > winner.age).map(|(first, ..)| *first);
-        let cut = newer.chain(later).filter(|(of, at)| *of == disk && *at > start).map(|(_, at)| at).min();
+        let later = later.filter(|((of, at), other, _)| *other > age && *of == disk && *at > start);
+        let cut = newer.into_iter().chain(later.map(|((_, at), ..)| *at)).min();
         let end = cut.map_or(entry.end(), |cut| cut.min(entry.end()));
         let mut part = entry.part(start, end);
         if part.fill == Fill::Data {
@@ -126,13 +127,17 @@ impl<'a> Merge<'a> {
         }
         let piece = Piece { disk, entry: part, page: page.clone() };
         let mut fetched = 0;
-        for active in &mut self.active {
-            if active.cursor.position().is_some_and(|(of, at)| of == disk && at < end) {
-                active.cursor.skip_to(end).await?;
-                fetched += active.cursor.take_fetched();
+        while let Some(head) = self.heads.first().copied().filter(|(of, at, _)| *of == disk && *at < end) {
+            self.heads.remove(&head);
+            let Some(active) = self.active.get_mut(&head.2) else { continue };
+            active.cursor.skip_to(end).await?;
+            fetched += active.cursor.take_fetched();
+            if let Some((of, at)) = active.cursor.position() {
+                self.heads.insert((of, at, head.2));
+            } else {
+                self.active.remove(&head.2);
             }
         }
-        self.active.retain(|active| active.cursor.position().is_some());
         self.done = Some((disk, end));
         self.pace.spend(fetched).await;
         Ok(Some(piece))
@@ -150,7 +155,10 @@ impl<'a> Merge<'a> {
         {
             cursor.skip_to(end).await?;
         }
-        self.active.push(Active { cursor, age, rows_at });
+        if let Some((of, at)) = cursor.position() {
+            self.heads.insert((of, at, age));
+            self.active.insert(age, Active { cursor, rows_at });
+        }
         Ok(())
     }
 }
