@@ -159,8 +159,16 @@ impl Maintainer {
     /// What [`Maintainer::run`] would do at this moment, in milliseconds since 1970.
     #[must_use]
     pub fn plan(&self, rules: &Rules, now_ms: u64) -> Plan {
-        let verdict = rules.verdict(&self.journal.state, now_ms);
-        plan(&self.journal.state, verdict, self.settings.grace, now_ms)
+        self.planned(rules.verdict(&self.journal.state, now_ms), now_ms)
+    }
+
+    fn planned(&self, verdict: Verdict, now_ms: u64) -> Plan {
+        let mut plan = plan(&self.journal.state, verdict, self.settings.grace, now_ms);
+        // Shortcuts make reading faster and the state larger: it must not become larger than what can be read again.
+        if self.journal.state.memory_bytes() > self.settings.state_bytes_max / 4 * 3 {
+            plan.merges.retain(|merge| merge.purpose != Purpose::Shortcut);
+        }
+        plan
     }
 
     /// Does all there is to do at this moment, in milliseconds since 1970. With nothing to do, nothing is written.
@@ -199,7 +207,7 @@ impl Maintainer {
         let mut n = 0;
         while n < MERGES_MAX {
             // Points that are superseded by now expire the next time: they are recorded still.
-            let merges = plan(&self.journal.state, Verdict::default(), self.settings.grace, now_ms).merges;
+            let merges = self.planned(Verdict::default(), now_ms).merges;
             if merges.is_empty() {
                 break;
             }

@@ -527,3 +527,30 @@ fn a_patient_maintainer_leaves_a_machine_to_another_owner() {
         assert!(!run(&model, &model.settings()).await.unwrap().is_empty(), "an operator's");
     });
 }
+
+/// What makes reading faster must not make the state larger than what can be read again; what makes it smaller still happens.
+#[test]
+fn a_state_near_its_limit_gets_no_shortcuts() {
+    runtime().block_on(async {
+        let mut model = Model::new().await;
+        for i in 0..80 {
+            model.deliver(vec![(0, i, vec![i as u32 + 1])], (1, 0, 1), true).await;
+            model.clock.fetch_add(MINUTE_MS, SeqCst);
+        }
+        let rules = Rules { policy: policy(), immutable: vec![] };
+        let state = model.vault.machine(machine()).await.unwrap();
+        let settings = Settings { state_bytes_max: state.memory_bytes() * 5 / 4, ..model.settings() };
+        let run = async |settings: Settings, now_ms| {
+            let mut own = Maintainer::open(&model.vault, machine(), settings).await.unwrap();
+            let report = own.run(&rules, now_ms, &()).await.unwrap();
+            (report, own.state().clone())
+        };
+        let (report, _) = run(settings.clone(), model.vault.now_ms()).await;
+        assert_eq!(report.shortcuts, 0);
+        let later_ms = model.vault.now_ms() + 300 * MINUTE_MS;
+        let (report, after) = run(settings, later_ms).await;
+        assert!(report.expired > 70 && after.memory_bytes() < state.memory_bytes(), "{report:?}");
+        let (report, _) = run(model.settings(), model.vault.now_ms()).await;
+        assert!(report.shortcuts > 0 || after.runs.len() < 6, "{report:?}");
+    });
+}
