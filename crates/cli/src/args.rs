@@ -7,7 +7,7 @@ pub(crate) use keep::{KeepVerb, PolicyVerb, SetPolicy};
 use clap::{Args, Parser, Subcommand};
 use highwater_delta::CommitId;
 use highwater_vault::keys::{KeyCommand, WrappingId};
-use std::{num::NonZeroUsize, path::PathBuf};
+use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
 
 /// Recovers machines from a Highwater vault.
 ///
@@ -95,6 +95,8 @@ pub(crate) enum VaultVerb {
     Keep(KeepVerb),
     /// Read everything back, or a part of it, and check it
     Verify(Verify),
+    /// Verify everything, make anew what can be, delete what nobody names, and say what is lost
+    Repair(Repair),
     /// Erase a machine: nobody can read anything of it again, in no copy of the vault either
     EraseMachine(EraseMachine),
 }
@@ -115,6 +117,27 @@ pub(crate) struct Verify {
     /// Keep how far it is in this file, and go on from there if it is there already; it is removed at the end
     #[arg(long, value_name = "FILE")]
     pub(crate) resume: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Repair {
+    /// One machine only: id, unambiguous begin of an id, or host name
+    pub(crate) machine: Option<String>,
+    /// How old objects that no record names must be to be deleted
+    #[arg(long, default_value = "1day", value_name = "TIME", value_parser = crate::maintain::parse_time)]
+    pub(crate) grace: Duration,
+    /// Bytes read and written a second, like 64MiB [default: as many as it can]
+    #[arg(long, value_name = "BYTES", value_parser = crate::maintain::parse_bytes)]
+    pub(crate) rate: Option<u64>,
+    /// Keep how far the verification is in this file, and go on from there if it is there already
+    #[arg(long, value_name = "FILE")]
+    pub(crate) resume: Option<PathBuf>,
+    /// Show what would be done, and what is lost as it is now
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Don't ask
+    #[arg(long, short)]
+    pub(crate) yes: bool,
 }
 
 fn parse_percent(text: &str) -> Result<f64, String> {

@@ -26,8 +26,21 @@ fn index(global: &Global) -> Option<PathBuf> {
     }
 }
 
+/// The same, with where it lies.
+pub(crate) async fn open_at(
+    global: &Global,
+    console: &mut Console<'_>,
+) -> Result<(Vault, Location), CliError> {
+    let (ring, location) = find(global, console).await?;
+    Ok((ring.vault()?, location))
+}
+
 /// The same, with what opens it.
 pub(crate) async fn keys(global: &Global, console: &mut Console<'_>) -> Result<KeyRing, CliError> {
+    Ok(find(global, console).await?.0)
+}
+
+async fn find(global: &Global, console: &mut Console<'_>) -> Result<(KeyRing, Location), CliError> {
     let given = given(global)?;
     let config = match (&global.vault, &given) {
         (Some(_), Some(_)) => toml::Table::new(),
@@ -47,7 +60,8 @@ pub(crate) async fn keys(global: &Global, console: &mut Console<'_>) -> Result<K
         Some(Given::Asked) => KeySource::Passphrase(secret::ask(console, "Passphrase of the vault: ")?),
         None => configured(&config, &global.config)?.ok_or(CliError::NotGiven("key"))?,
     };
-    Ok(KeyRing::open(Store::open(&location)?, &source).await?)
+    let ring = KeyRing::open(Store::open(&location)?, &source).await?;
+    Ok((ring, location))
 }
 
 /// What the options, or the environment, say that opens the vault.

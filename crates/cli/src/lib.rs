@@ -18,6 +18,7 @@ mod maintain;
 mod output;
 mod policy;
 mod recover;
+mod repair;
 mod secret;
 mod verify;
 
@@ -96,6 +97,9 @@ fn dispatch(cli: args::Cli, console: &mut Console<'_>) -> Result<Exit, CliError>
                 }
                 args::Verb::Vault { verb: args::VaultVerb::Keep(verb) } => {
                     keep(&cli.global, verb, console).await
+                }
+                args::Verb::Vault { verb: args::VaultVerb::Repair(what) } => {
+                    repair::repair(&cli.global, what, console).await
                 }
                 args::Verb::Vault { verb: args::VaultVerb::EraseMachine(what) } => {
                     erase::machine(&cli.global, what, console).await

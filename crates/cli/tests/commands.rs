@@ -253,6 +253,50 @@ fn a_verification_can_be_sampled_and_gone_on_with() {
 }
 
 #[test]
+fn a_repair_shows_its_plan_and_what_is_lost() {
+    let place = place();
+    assert_eq!(place.run(&["vault", "repair"]).exit, Exit::Success, "nothing to do is not asked about");
+    let segments = place.path(&format!("vault/machines/{}/segments", place.machine));
+    let mut all: Vec<_> = std::fs::read_dir(&segments).unwrap().map(|e| e.unwrap().path()).collect();
+    all.sort();
+    let stray = segments.join(format!("{}.seg", SegmentId::from_bytes([1; 16])));
+    std::fs::write(&stray, "nobody's").unwrap();
+    // Its index, and another's content.
+    for (segment, from_end) in [(&all[0], true), (&all[1], false)] {
+        let mut bytes = std::fs::read(segment).unwrap();
+        let at = if from_end { bytes.len() - 100 } else { 100 };
+        bytes[at] ^= 1;
+        std::fs::write(segment, bytes).unwrap();
+    }
+    let asked = place.run(&["vault", "repair", "--grace", "0s"]);
+    assert_eq!(asked.exit, Exit::NotConfirmed, "{}", asked.err);
+    assert!(
+        asked.out.contains("2 stretches are made anew") && asked.out.contains("1 objects"),
+        "{}",
+        asked.out
+    );
+    let shown = place.run(&["vault", "repair", "--grace", "0s", "--dry-run", "--json"]);
+    let plan = &shown.json()["machines"][0]["plan"];
+    assert_eq!((shown.exit, &plan["strays"]), (Exit::Damaged, &Value::from(1)));
+    assert_eq!(plan["losses"]["points"].as_array().unwrap().len(), 2);
+    assert!(stray.exists());
+    let kept = place.run(&["vault", "repair", "--yes", "--json"]).json();
+    assert_eq!(kept["machines"][0]["report"]["deleted"], 0, "it is not old enough");
+    let done = place.run(&["vault", "repair", "--grace", "0s", "--yes"]);
+    assert_eq!(done.exit, Exit::Damaged, "{}", done.err);
+    assert!(
+        done.out.contains("LOST") && done.out.contains("1 points are whole; the newest is 1"),
+        "{}",
+        done.out
+    );
+    assert!(!stray.exists());
+    let to = place.path("out");
+    let recover =
+        |point: &str| place.run(&["recover", "web-1", "--point", point, "--to", to.to_str().unwrap()]).exit;
+    assert_eq!((recover("1"), recover("3")), (Exit::Success, Exit::Failure));
+}
+
+#[test]
 fn vault_and_key_come_from_the_configuration_too() {
     let place = place();
     let config = place.path("collector.toml");

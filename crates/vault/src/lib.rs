@@ -35,6 +35,7 @@ mod pages;
 pub mod policy;
 mod record;
 pub mod recover;
+pub mod repair;
 mod runs;
 mod seal;
 mod segment;

@@ -17,11 +17,11 @@
 //! - Memory: [`crate::MachineState`], twice while a record is put; the names of the segments that a merge touches; and up to half a
 //!   MiB for each object that the merge has open at once, of which there are 256 at most unless one commit alone brought more.
 
-mod clean;
-mod merge;
+pub(crate) mod clean;
+pub(crate) mod merge;
 mod plan;
 mod prune;
-mod turn;
+pub(crate) mod turn;
 
 pub use plan::{Merge, Plan, Purpose, depth_max, plan};
 pub use turn::{Owner, Refusals};

@@ -5,6 +5,9 @@
 //! at a time.
 
 mod content;
+mod loss;
+
+pub(crate) use loss::Broken;
 
 use crate::{
     MachineState, Result, Vault, VaultError,
@@ -59,8 +62,14 @@ struct Source {
 #[derive(Clone, Copy)]
 enum Slot {
     Absent,
+    /// The newest object that may hold it cannot be read.
+    Lost,
     Zero,
-    Data { place: Place, payload_block: u8, hash: BlockHash },
+    Data {
+        place: Place,
+        payload_block: u8,
+        hash: BlockHash,
+    },
 }
 
 /// A chunk: of which source, the number of the segment that the source names, and where in that.
@@ -71,9 +80,27 @@ struct Place {
     at: FrameAt,
 }
 
+/// Where an object says that blocks of a range are, or why it cannot be read what it says of some.
+struct Found {
+    first: u64,
+    end: u64,
+    page: Result<Arc<Page>>,
+}
+
 impl std::fmt::Debug for BlockMap {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "BlockMap({}, {} objects)", self.inner.disk, self.inner.sources.len())
+    }
+}
+
+impl Found {
+    /// # Errors
+    /// The store failed: that says nothing of what is stored.
+    fn of(reference: &PageRef, page: Result<Arc<Page>>) -> Result<Self> {
+        match page {
+            Err(error @ VaultError::Store(_)) => Err(error),
+            page => Ok(Self { first: reference.first, end: reference.end, page }),
+        }
     }
 }
 
@@ -117,14 +144,23 @@ impl BlockMap {
         Ok(slots
             .into_iter()
             .map(|slot| match slot {
-                Slot::Absent => StoredBlock::Absent,
+                Slot::Absent | Slot::Lost => StoredBlock::Absent,
                 Slot::Zero => StoredBlock::Zero,
                 Slot::Data { hash, .. } => StoredBlock::Data(hash),
             })
             .collect())
     }
 
+    /// Where each block of a range is. What of an index cannot be read matters only to blocks that nothing newer holds.
     async fn resolve(&self, range: BlockRange) -> Result<Vec<Slot>> {
+        match self.resolve_all(range).await? {
+            (_, Some(error)) => Err(error),
+            (slots, None) => Ok(slots),
+        }
+    }
+
+    /// The same with what is lost, and the first reason for that.
+    async fn resolve_all(&self, range: BlockRange) -> Result<(Vec<Slot>, Option<VaultError>)> {
         if range.count > RANGE_BLOCKS_MAX {
             return Err(VaultError::Limit("blocks of one read"));
         }
@@ -141,45 +177,76 @@ impl BlockMap {
                 async move { map.pages(&map.inner.sources[index], from, to).await.map(|pages| (index, pages)) }
             })
             .buffered(LOOK_DEPTH);
+        let mut why = None;
         while missing > 0
             && let Some((index, pages)) = looked.try_next().await?
         {
-            for page in pages {
-                for entry in page.touching(from, to) {
-                    missing -= fill(&mut slots, from, to, index, entry, &page);
+            for found in pages {
+                match found.page {
+                    Ok(page) => {
+                        for entry in page.touching(from, to) {
+                            missing -= fill(&mut slots, from, to, index, entry, &page);
+                        }
+                    }
+                    Err(error) => {
+                        let own = found.first.clamp(from, to)..found.end.clamp(from, to);
+                        let own = (own.start - from) as usize..(own.end - from) as usize;
+                        let empty = slots[own].iter_mut().filter(|slot| matches!(slot, Slot::Absent));
+                        let lost = empty.map(|slot| *slot = Slot::Lost).count() as u64;
+                        missing -= lost;
+                        if lost > 0 {
+                            why = why.or(Some(error));
+                        }
+                    }
                 }
             }
         }
-        Ok(slots)
+        Ok((slots, why))
     }
 
     /// The pages of an object that touch a range.
-    async fn pages(&self, source: &Source, from: u64, to: u64) -> Result<Vec<Arc<Page>>> {
-        let mut pages = Vec::new();
+    async fn pages(&self, source: &Source, from: u64, to: u64) -> Result<Vec<Found>> {
+        let mut found = Vec::new();
+        let whole = |error| Found { first: source.first, end: source.end, page: Err(error) };
         if source.kind != Kind::Map {
-            let footer = self.footer(source).await?;
+            let footer = match self.footer(source).await {
+                Ok(footer) => footer,
+                Err(error @ VaultError::Store(_)) => return Err(error),
+                Err(error) => return Ok(vec![whole(error)]),
+            };
             let own = footer.pages.partition_point(|page| page.disk < self.inner.disk);
             let own = footer.pages[own..].iter().take_while(|page| page.disk == self.inner.disk);
             for reference in own.skip_while(|page| page.end <= from).take_while(|page| page.first < to) {
-                pages.push(self.page(source, PageKind::Segment, reference).await?);
+                let page = self.page(source, PageKind::Segment, reference).await;
+                found.push(Found::of(reference, page)?);
             }
-            return Ok(pages);
+            return Ok(found);
         }
-        let footer = self.map_footer(source).await?;
+        let footer = match self.map_footer(source).await {
+            Ok(footer) => footer,
+            Err(error @ VaultError::Store(_)) => return Err(error),
+            Err(error) => return Ok(vec![whole(error)]),
+        };
         let own = footer.disks.iter().find(|disk| disk.root.disk == self.inner.disk);
         let mut stack: Vec<(PageRef, u8)> =
             own.map(|disk| (disk.root.clone(), disk.level)).into_iter().collect();
         while let Some((reference, level)) = stack.pop() {
             if level == 0 {
-                pages.push(self.page(source, PageKind::Leaf, &reference).await?);
+                found.push(Found::of(&reference, self.page(source, PageKind::Leaf, &reference).await)?);
                 continue;
             }
-            let inner = self.inner_page(source, level, &reference).await?;
+            let inner = match self.inner_page(source, level, &reference).await {
+                Ok(inner) => inner,
+                Err(error) => {
+                    found.push(Found::of(&reference, Err(error))?);
+                    continue;
+                }
+            };
             let begin = stack.len();
             stack.extend(inner.touching(from, to).map(|page| (page.clone(), level - 1)));
             stack[begin..].reverse();
         }
-        Ok(pages)
+        Ok(found)
     }
 
     async fn page(&self, source: &Source, kind: PageKind, reference: &PageRef) -> Result<Arc<Page>> {

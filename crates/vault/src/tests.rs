@@ -9,6 +9,7 @@ mod keys;
 mod keys_model;
 mod maintain;
 mod model;
+mod repair;
 mod rules;
 mod segments;
 mod support;

@@ -25,6 +25,8 @@ pub mod resume;
 mod sample;
 mod segment;
 
+pub(crate) use replay::by_records;
+
 pub use pass::{Pass, Settings, Watch};
 pub use sample::Sample;
 
@@ -65,7 +67,7 @@ pub struct Report {
     /// Control documents.
     pub control_documents: u64,
     /// Segments and maps that nothing names: of a delta under way, or left by an interruption. No damage; the machine's next
-    /// writer removes those of an interruption, and a repair what is left of others.
+    /// writer removes those of an interruption, and [`crate::repair`] what is left of others.
     pub orphans: Vec<String>,
     /// Objects of no kind that is known.
     pub strangers: Vec<String>,

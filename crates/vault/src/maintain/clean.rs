@@ -29,7 +29,7 @@ pub(super) async fn delete(journal: &Journal, objects: &[Trashed]) -> Result<Vec
 }
 
 /// Deletes objects that were written and never named.
-pub(super) async fn delete_all(journal: &Journal, objects: &[ObjectName]) -> Result<()> {
+pub(crate) async fn delete_all(journal: &Journal, objects: &[ObjectName]) -> Result<()> {
     for object in objects {
         let path = store::object_path(journal.machine, object.kind, object.id);
         delete_one(journal.vault.store(), &path).await?;
@@ -38,7 +38,7 @@ pub(super) async fn delete_all(journal: &Journal, objects: &[ObjectName]) -> Res
 }
 
 /// Whether it is gone now.
-pub(super) async fn delete_one(
+pub(crate) async fn delete_one(
     store: &std::sync::Arc<dyn object_store::ObjectStore>,
     path: &Path,
 ) -> Result<bool> {

@@ -7,7 +7,7 @@ use crate::{
     journal::Journal,
     maps::{Fill as Full, Merge, Output, SegmentRow, Source, Written, rows},
     record::{MergedBody, Replaces},
-    runs::{Content, Held, Item, Kind, ObjectName, Trashed},
+    runs::{Content, Held, Item, Kind, ObjectName, Run, Trashed},
     segment::SegmentReader,
 };
 use highwater_delta::{DiskId, SegmentId};
@@ -26,18 +26,18 @@ const DOOM_BELOW_CLEANING: (u64, u64) = (7, 10);
 const MOVE_BYTES_LEAST: u64 = if cfg!(test) { 32 << 10 } else { 16 << 30 };
 
 /// What a merge came to: objects are durable, nothing is recorded.
-pub(super) struct Merged {
-    pub(super) body: MergedBody,
+pub(crate) struct Merged {
+    pub(crate) body: MergedBody,
     pub(super) written_bytes: u64,
     /// What was written.
-    pub(super) created: Vec<ObjectName>,
+    pub(crate) created: Vec<ObjectName>,
     /// Disks whose content was taken over; none: all.
     pub(super) keep: Option<HashSet<DiskId>>,
 }
 
 impl Merged {
     /// Whether it is right for a state: no disk has come that was left out.
-    pub(super) fn fits(&self, state: &MachineState) -> bool {
+    pub(crate) fn fits(&self, state: &MachineState) -> bool {
         self.keep.as_ref().is_none_or(|keep| wanted_disks(state).is_subset(keep))
     }
 }
@@ -62,14 +62,54 @@ pub(super) async fn merge(
         .iter()
         .flat_map(|item| {
             let kind = if item.is_merged() { Kind::Map } else { Kind::Segment };
-            item.objects().iter().map(move |object| Source { kind, object: object.clone() })
+            item.objects().iter().map(move |object| Source::new(kind, object.clone()))
         })
         .collect();
-    let (vault, machine, keys) = (journal.vault.clone(), journal.machine, journal.keys.clone());
-    let mut stream = Merge::new(vault.store(), machine, &keys, pace, list);
     let moved = !doomed.is_empty();
+    let (written, _) = write(journal, turn, list, doomed, keep.as_ref(), pace, full).await?;
+    let now_ms = journal.vault.now_ms();
+    Ok(Merged { keep, ..record(planned, &before, replaces.then_some(moved), written, now_ms) })
+}
+
+/// Makes one run anew out of sources that hold what it holds, in the order in which they apply: content of the `doomed` segments is moved.
+/// Every shortcut over it is dropped, since it may name what is not there any more. What of the sources is not needed goes to the trash,
+/// if it is not there already.
+pub(crate) async fn remake(
+    journal: &mut Journal,
+    turn: &mut Turn,
+    run: &Run,
+    sources: Vec<Source>,
+    doomed: HashSet<SegmentId>,
+    pace: &Pace,
+    full: Full,
+) -> Result<Merged> {
+    let keep = wanted_disks(&journal.state);
+    let (written, rows) = write(journal, turn, sources, doomed, Some(&keep), pace, full).await?;
+    let trashed: HashSet<SegmentId> = journal.state.trash.iter().map(|known| known.object.id).collect();
+    let before = rows.into_iter().map(|row| (row.id, row)).collect();
+    let (from, to, purpose) = (run.from, run.to, Purpose::Clean);
+    let planned = Planned { from, to, runs: 1, bytes: 0, purpose };
+    let mut merged = record(&planned, &before, Some(true), written, journal.vault.now_ms());
+    if let Some(replaces) = &mut merged.body.replaces {
+        replaces.dead.retain(|dead| !trashed.contains(&dead.object.id));
+    }
+    Ok(Merged { keep: Some(keep), ..merged })
+}
+
+/// Writes maps over sources; answers also all segments that these name.
+async fn write(
+    journal: &mut Journal,
+    turn: &mut Turn,
+    sources: Vec<Source>,
+    doomed: HashSet<SegmentId>,
+    keep: Option<&HashSet<DiskId>>,
+    pace: &Pace,
+    full: Full,
+) -> Result<(Written, Vec<SegmentRow>)> {
+    let (vault, machine, keys) = (journal.vault.clone(), journal.machine, journal.keys.clone());
+    let mut stream = Merge::new(vault.store(), machine, &keys, pace, sources);
     let mut output = Output::new(&vault, machine, &keys, pace, doomed, full);
-    let written = loop {
+    loop {
         let next = match turn.renew(journal).await {
             Ok(()) => stream.next().await,
             Err(error) => Err(error),
@@ -81,17 +121,18 @@ pub(super) async fn merge(
                 return Err(error);
             }
         };
-        let Some(piece) = piece else { break output.finish().await? };
+        let Some(piece) = piece else { break };
         // A shortcut holds what its runs hold, or it would hide what they do.
-        if keep.as_ref().is_some_and(|keep| !keep.contains(&piece.disk)) {
+        if keep.is_some_and(|keep| !keep.contains(&piece.disk)) {
             continue;
         }
         if let Err(error) = output.push(&piece, stream.rows()).await {
             output.abort().await;
             return Err(error);
         }
-    };
-    Ok(Merged { keep, ..record(planned, &before, replaces.then_some(moved), written, vault.now_ms()) })
+    }
+    let written = output.finish().await?;
+    Ok((written, stream.rows().to_vec()))
 }
 
 fn record(

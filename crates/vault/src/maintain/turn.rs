@@ -79,7 +79,7 @@ impl Refusals {
 }
 
 /// A maintainer's turn.
-pub(super) struct Turn {
+pub(crate) struct Turn {
     owner: [u8; 16],
     patience: Option<Duration>,
     skew_max: Option<Duration>,
@@ -90,7 +90,7 @@ pub(super) struct Turn {
 }
 
 impl Turn {
-    pub(super) fn new(settings: &Settings) -> Self {
+    pub(crate) fn new(settings: &Settings) -> Self {
         Self {
             owner: settings.owner.0,
             patience: settings.patience,
@@ -102,7 +102,7 @@ impl Turn {
     }
 
     /// Becomes the machine's maintainer; false if it is already.
-    pub(super) async fn begin(&mut self, journal: &mut Journal) -> Result<bool> {
+    pub(crate) async fn begin(&mut self, journal: &mut Journal) -> Result<bool> {
         if journal.state.maintainer == journal.identity() {
             return Ok(false);
         }
@@ -128,7 +128,7 @@ impl Turn {
     ///
     /// # Errors
     /// [`VaultError::Maintained`]: another one is.
-    pub(super) async fn renew(&mut self, journal: &mut Journal) -> Result<()> {
+    pub(crate) async fn renew(&mut self, journal: &mut Journal) -> Result<()> {
         self.asked += 1;
         // Tests have no time.
         let is_time =

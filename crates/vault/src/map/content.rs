@@ -91,7 +91,7 @@ impl BlockMap {
     }
 
     /// The segment that a source names by this number.
-    async fn segment(&self, source: usize, number: u32) -> Result<SegmentReader> {
+    pub(super) async fn segment(&self, source: usize, number: u32) -> Result<SegmentReader> {
         let (kind, reference) = self.named(source, number).await?;
         let Blocks { store, machine, keys, .. } = &*self.inner;
         SegmentReader::new(store.clone(), *machine, keys, kind, &reference)

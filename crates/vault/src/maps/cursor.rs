@@ -1,6 +1,9 @@
 //! Going through an object's entries in order: a segment's or a map's.
 
-use super::pages::{Inner, MapFooter, SegmentRow, decode_table};
+use super::{
+    Source,
+    pages::{Inner, MapFooter, SegmentRow, decode_table},
+};
 use crate::{
     Result,
     key::MachineKeys,
@@ -8,9 +11,9 @@ use crate::{
     runs::Kind,
     segment::{Entry, FrameKind, Page, PageKind, PageRef, SegmentReader, Window},
 };
-use highwater_delta::{DiskId, MachineId};
+use highwater_delta::{DiskId, Fill, MachineId};
 use object_store::ObjectStore;
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 /// Pages of an index lie beside each other: so much is fetched at once.
 const AHEAD_BYTES: u64 = 512 << 10;
@@ -22,6 +25,8 @@ pub(crate) struct Cursor {
     window: Window,
     /// Pages to come, the next one last, with their levels.
     stack: Vec<(PageRef, u8)>,
+    /// Pages at hand, the next one first.
+    ready: VecDeque<Arc<Page>>,
     page: Option<Arc<Page>>,
     next: usize,
     head: Option<Entry>,
@@ -33,12 +38,19 @@ impl Cursor {
         store: &Arc<dyn ObjectStore>,
         machine: MachineId,
         keys: &MachineKeys,
-        kind: Kind,
-        reference: &SegmentRef,
+        source: Source,
     ) -> Result<(Self, Vec<SegmentRow>)> {
-        let reader = SegmentReader::new(store.clone(), machine, keys, kind, reference)?;
+        let Source { kind, object: reference, pages: given } = source;
+        let reader = SegmentReader::new(store.clone(), machine, keys, kind, &reference)?;
         let mut window = Window::new(AHEAD_BYTES);
-        let (pages, stack, rows) = if kind == Kind::Map {
+        let ready: VecDeque<Arc<Page>> = given.iter().flatten().cloned().collect();
+        let (pages, stack, rows) = if given.is_some() {
+            let entries = ready.iter().flat_map(|page| &page.entries);
+            let data = entries.filter(|entry| entry.fill == Fill::Data);
+            let blocks = data.map(|entry| u64::from(entry.count)).sum();
+            let SegmentRef { id, salt, bytes, .. } = reference;
+            (PageKind::Segment, Vec::new(), vec![SegmentRow { id, kind, salt, bytes, blocks, live: blocks }])
+        } else if kind == Kind::Map {
             let footer = MapFooter::decode(&reader.footer_frame().await?, &reader.path)?;
             let rows = table(&reader, &mut window, &footer).await?;
             let roots = footer.disks.into_iter().rev().map(|disk| (disk.root, disk.level)).collect();
@@ -56,7 +68,7 @@ impl Cursor {
             let leaves = footer.pages.into_iter().rev().map(|page| (page, 0)).collect();
             (PageKind::Segment, leaves, vec![row])
         };
-        let mut cursor = Self { reader, pages, window, stack, page: None, next: 0, head: None };
+        let mut cursor = Self { reader, pages, window, stack, ready, page: None, next: 0, head: None };
         cursor.advance().await?;
         Ok((cursor, rows))
     }
@@ -93,6 +105,11 @@ impl Cursor {
                 self.head = Some(*entry);
                 self.next += 1;
                 return Ok(());
+            }
+            if let Some(page) = self.ready.pop_front() {
+                self.page = Some(page);
+                self.next = 0;
+                continue;
             }
             let Some((reference, level)) = self.stack.pop() else {
                 self.head = None;

@@ -23,6 +23,14 @@ use std::{
 pub(crate) struct Source {
     pub(crate) kind: Kind,
     pub(crate) object: SegmentRef,
+    /// A segment's index, if it is not to be read.
+    pub(crate) pages: Option<Vec<Arc<Page>>>,
+}
+
+impl Source {
+    pub(crate) const fn new(kind: Kind, object: SegmentRef) -> Self {
+        Self { kind, object, pages: None }
+    }
 }
 
 /// An entry of the stream: its segment is a number in [`Merge::rows`].
@@ -145,8 +153,7 @@ impl<'a> Merge<'a> {
 
     async fn open(&mut self) -> Result<()> {
         let Some((_, age, source)) = self.waiting.pop() else { return Ok(()) };
-        let (mut cursor, rows) =
-            Cursor::open(self.store, self.machine, self.keys, source.kind, &source.object).await?;
+        let (mut cursor, rows) = Cursor::open(self.store, self.machine, self.keys, source).await?;
         let rows_at = u32::try_from(self.rows.len()).map_err(|_| VaultError::Limit("segments of a merge"))?;
         self.rows.extend(rows);
         // What a newer object held beyond where this one begins is past.

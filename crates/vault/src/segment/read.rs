@@ -189,6 +189,38 @@ impl SegmentReader {
             return Err(corrupt("its header does not fit"));
         }
         let frames_end = bytes_all - TRAILER_BYTES as u64;
+        let each = |frame| each(frame).map(|()| true);
+        let frames = self.frames(&mut window, pace, frames_end, each).await?;
+        let SegmentRef { footer_offset, footer_len, footer_frame, .. } = self.reference;
+        if footer_offset + u64::from(footer_len) != frames_end || footer_frame + 1 != frames {
+            return Err(corrupt("its footer is not where the manifest says"));
+        }
+        let trailer = self.identity.trailer(footer_offset, footer_len, footer_frame, bytes_all);
+        if window.take(self, frames_end, TRAILER_BYTES).await?[..] != trailer {
+            return Err(corrupt("its trailer does not fit"));
+        }
+        Ok(())
+    }
+
+    /// Reads frames from the front until `each` wants no more or one cannot be read, whatever header and trailer say.
+    pub(crate) async fn walk_frames(
+        &self,
+        pace: &Pace,
+        each: impl FnMut(Walked) -> Result<bool>,
+    ) -> Result<()> {
+        let frames_end = self.reference.bytes.saturating_sub(TRAILER_BYTES as u64);
+        self.frames(&mut Window::new(WALK_BYTES), pace, frames_end, each).await.map(drop)
+    }
+
+    /// Answers how many there were.
+    async fn frames(
+        &self,
+        window: &mut Window,
+        pace: &Pace,
+        frames_end: u64,
+        mut each: impl FnMut(Walked) -> Result<bool>,
+    ) -> Result<u32> {
+        let corrupt = |cause: &str| VaultError::corrupt(&self.path, cause);
         let (mut offset, mut frame) = (HEADER_BYTES as u64, 0);
         while offset < frames_end {
             let header = window.take(self, offset, FRAME_HEADER_BYTES).await?;
@@ -202,19 +234,14 @@ impl SegmentReader {
             self.check(at)?;
             let bytes = window.take(self, offset, len as usize).await?;
             pace.spend(window.take_fetched()).await;
-            each(Walked { at, kind, plain: self.open(at, kind, &bytes)? })?;
+            let goes_on = each(Walked { at, kind, plain: self.open(at, kind, &bytes)? })?;
             offset += len;
             frame += 1;
+            if !goes_on {
+                break;
+            }
         }
-        let SegmentRef { footer_offset, footer_len, footer_frame, .. } = self.reference;
-        if footer_offset + u64::from(footer_len) != frames_end || footer_frame + 1 != frame {
-            return Err(corrupt("its footer is not where the manifest says"));
-        }
-        let trailer = self.identity.trailer(footer_offset, footer_len, footer_frame, bytes_all);
-        if window.take(self, frames_end, TRAILER_BYTES).await?[..] != trailer {
-            return Err(corrupt("its trailer does not fit"));
-        }
-        Ok(())
+        Ok(frame)
     }
 }
 

@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, stream, stream::BoxStream};
 use object_store::{path::Path, *};
-use std::{fmt, sync::Arc};
+use std::{fmt, ops::Range, sync::Arc};
 
 #[derive(Debug)]
 pub(super) struct Exact(pub(super) Arc<dyn ObjectStore>);
@@ -38,6 +38,20 @@ impl ObjectStore for Exact {
             got.payload = GetResultPayload::Stream(counted(bytes, expected, path.clone()));
         }
         Ok(got)
+    }
+
+    async fn get_ranges(&self, path: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        let fetch = |range: Range<u64>| async move {
+            let expected = range.end.saturating_sub(range.start);
+            let bytes = self.get_range(path, range).await?;
+            if bytes.len() as u64 == expected {
+                return Ok(bytes);
+            }
+            // An object that was cut off: the pieces would be cut out of what is not there.
+            let source = format!("{path} ends within a range that was asked for").into();
+            Err(Error::Generic { store: "store", source })
+        };
+        coalesce_ranges(ranges, fetch, OBJECT_STORE_COALESCE_DEFAULT).await
     }
 
     fn delete_stream(&self, paths: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {

@@ -276,6 +276,12 @@ async fn run(steps: Vec<Step>) {
 
 /// A vault of one machine with merged runs of several maps each, shortcuts, rewritten segments, and some that are not merged.
 pub async fn merged() -> (Arc<Faulty>, Vault) {
+    let (store, vault, _) = merged_with_key().await;
+    (store, vault)
+}
+
+/// The same with what opens it.
+pub async fn merged_with_key() -> (Arc<Faulty>, Vault, crate::VaultKey) {
     let mut model = Model::new().await;
     for i in 0..40_u32 {
         let runs = vec![(0, u64::from(i * 7 % 60), (i * 9..i * 9 + 20).map(|v| v + 1).collect())];
@@ -287,7 +293,7 @@ pub async fn merged() -> (Arc<Faulty>, Vault) {
     }
     let state = model.vault.machine(machine()).await.unwrap();
     assert!(state.runs.iter().any(|run| run.is_merged()) && !state.shortcuts.is_empty());
-    (model.faulty, model.vault)
+    (model.faulty, model.vault, model.key)
 }
 
 proptest! {

@@ -175,7 +175,7 @@ async fn lie(vault: &Vault, change: impl Fn(&mut crate::segment::Entry, &mut Vec
     assert!(journal.put_after_others(KIND_MAINTAINER, &[], |_| true).await.unwrap());
     let run = journal.state.runs.iter().rev().find(|run| run.is_merged()).unwrap().clone();
     let Content::Maps { maps, held } = &run.content else { unreachable!() };
-    let sources = maps.iter().map(|map| Source { kind: Kind::Map, object: map.clone() }).collect();
+    let sources = maps.iter().map(|map| Source::new(Kind::Map, map.clone())).collect();
     let pace = Pace::new(None);
     let mut stream = Merge::new(vault.store(), machine(), &journal.keys, &pace, sources);
     let mut writer = MapWriter::new(vault, machine(), &journal.keys, Full::DEFAULT).unwrap();

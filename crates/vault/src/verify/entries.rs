@@ -50,7 +50,7 @@ pub(super) async fn check(
     report: &mut Report,
 ) -> Result<u64> {
     let store = place.vault.store();
-    let source = Source { kind: Kind::Map, object: map.clone() };
+    let source = Source::new(Kind::Map, map.clone());
     let mut stream = Merge::new(store, place.machine, place.keys, place.pace, vec![source]);
     let mut entries = 0;
     while let Some(piece) = stream.next().await? {

@@ -3,12 +3,14 @@
 
 use super::{Place, Report};
 use crate::{
-    MachineState, Result, VaultError,
+    MachineState, Pace, Result, Vault, VaultError,
+    key::MachineKeys,
     seal::{self, DOCUMENT_BYTES_MAX},
     store,
     vault::{Begin, open_record},
 };
 use futures::TryStreamExt;
+use highwater_delta::MachineId;
 use std::collections::BTreeSet;
 
 /// A mark is an empty document.
@@ -23,6 +25,32 @@ pub(super) async fn replay(
     host_name: String,
     report: &mut Report,
 ) -> Result<(MachineState, bool)> {
+    let replayed = replayed(place, host_name, report).await?;
+    Ok((replayed.state, replayed.whole))
+}
+
+/// What a replay came to.
+pub(crate) struct Replayed {
+    pub(crate) state: MachineState,
+    /// Whether there is nothing behind it.
+    pub(crate) whole: bool,
+    /// Checkpoints that cannot be read, or say something else; none unless it is whole and every record was replayed.
+    pub(crate) bad: Vec<u64>,
+}
+
+/// The state by the records, and the checkpoints that are none.
+pub(crate) async fn by_records(
+    vault: &Vault,
+    machine: MachineId,
+    keys: &MachineKeys,
+    host_name: String,
+    pace: &Pace,
+) -> Result<Replayed> {
+    let place = Place { vault, machine, keys, pace };
+    replayed(&place, host_name, &mut Report::default()).await
+}
+
+async fn replayed(place: &Place<'_>, host_name: String, report: &mut Report) -> Result<Replayed> {
     let mut marked = marks(place).await?;
     for _ in 1..TRIES {
         let mut own = Report::default();
@@ -50,6 +78,7 @@ async fn oldest(
     place: &Place<'_>,
     marks: &[u64],
     checkpoints: &mut BTreeSet<u64>,
+    bad: &mut Vec<u64>,
     report: &mut Report,
 ) -> Result<Option<MachineState>> {
     let Place { vault, machine, keys, .. } = *place;
@@ -71,6 +100,7 @@ async fn oldest(
         if let Some(found) = report.keep(Some(machine), read)? {
             return Ok(Some(found));
         }
+        bad.push(number);
     }
     Ok(None)
 }
@@ -80,7 +110,7 @@ async fn replay_once(
     host_name: String,
     marks: &[u64],
     report: &mut Report,
-) -> Result<(MachineState, bool)> {
+) -> Result<Replayed> {
     let Place { vault, machine, keys, pace } = *place;
     let mut checkpoints: BTreeSet<u64> = vault.checkpoint_numbers(machine).await?.into_iter().collect();
     let mut numbers: Vec<u64> = vault
@@ -90,7 +120,8 @@ async fn replay_once(
         .try_collect()
         .await?;
     numbers.sort_unstable();
-    let begun = oldest(place, marks, &mut checkpoints, report).await?;
+    let mut bad = Vec::new();
+    let begun = oldest(place, marks, &mut checkpoints, &mut bad, report).await?;
     let mut state = begun.unwrap_or_else(|| MachineState::empty(machine, host_name));
     let mut whole = true;
     for number in state.last_record + 1..=numbers.last().copied().unwrap_or(0) {
@@ -111,11 +142,14 @@ async fn replay_once(
         if checkpoints.remove(&number) {
             report.checkpoints += 1;
             let read = vault.read_checkpoint(machine, keys, number).await;
-            if let Some(found) = report.keep(Some(machine), read)?
-                && !found.is_checkpoint_of(&state)
-            {
-                let path = store::checkpoint_path(machine, number);
-                report.problem(Some(machine), &VaultError::corrupt(path, "it differs from the records"));
+            match report.keep(Some(machine), read)? {
+                Some(found) if found.is_checkpoint_of(&state) => {}
+                Some(_) => {
+                    bad.push(number);
+                    let path = store::checkpoint_path(machine, number);
+                    report.problem(Some(machine), &VaultError::corrupt(path, "it differs from the records"));
+                }
+                None => bad.push(number),
             }
         }
     }
@@ -125,7 +159,7 @@ async fn replay_once(
             && newer.last_record > state.last_record
         {
             checkpoints.retain(|number| *number > newer.last_record);
-            return Ok((newer, true));
+            return Ok(Replayed { state: newer, whole: true, bad: Vec::new() });
         }
     }
     for number in checkpoints {
@@ -133,5 +167,8 @@ async fn replay_once(
         let path = store::checkpoint_path(machine, number);
         report.problem(Some(machine), &VaultError::corrupt(path, "the records before it are not there"));
     }
-    Ok((state, whole))
+    if !whole {
+        bad.clear();
+    }
+    Ok(Replayed { state, whole, bad })
 }
