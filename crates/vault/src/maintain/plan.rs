@@ -83,7 +83,8 @@ pub fn plan(state: &MachineState, verdict: Verdict, grace: Duration, now_ms: u64
         let inner: HashSet<CommitId> = of[..of.len() - 1].iter().map(|run| run.to).collect();
         shortcuts
             .retain(|s| !inner.contains(&s.from) && !inner.contains(&s.to) && (s.from, s.to) != (from, to));
-        let held = crate::runs::Held { bytes, ..Default::default() };
+        // All of it needed, for all that is known here.
+        let held = crate::runs::Held { bytes, blocks: 1, live_blocks: 1, ..Default::default() };
         runs.splice(range, [Run { from, to, content: Content::Maps { maps: vec![], held } }]);
     }
     merges_planned.reverse();
@@ -96,7 +97,10 @@ pub fn plan(state: &MachineState, verdict: Verdict, grace: Duration, now_ms: u64
             merges_planned.push(Merge { from, to, runs: 1, bytes, purpose: Purpose::Clean });
         }
     }
-    for (from, to) in missing_shortcuts(&runs, &shortcuts) {
+    // What is merged again at once is not worth a shortcut.
+    let is_settled = merges(&runs, is_boundary).is_empty();
+    let missing = if is_settled { missing_shortcuts(&runs, &shortcuts) } else { Vec::new() };
+    for (from, to) in missing {
         let within = runs.iter().filter(|run| from <= run.from && run.to <= to);
         let (count, bytes) = within.fold((0, 0), |(n, bytes), run| (n + 1, bytes + run.data_bytes()));
         merges_planned.push(Merge { from, to, runs: count, bytes, purpose: Purpose::Shortcut });
@@ -151,4 +155,34 @@ pub fn depth_max(state: &MachineState) -> usize {
             .map_or(0, |items| items.iter().map(|i| i.objects().len()).sum())
     };
     state.points.iter().map(depth).max().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{DiskSpan, SegmentRef};
+    use highwater_delta::{DiskId, MachineId, SegmentId};
+
+    #[test]
+    fn runs_that_are_merged_next_get_no_shortcut() {
+        let segment = |commit| SegmentRef {
+            id: SegmentId::new(),
+            commit: CommitId(commit),
+            bytes: 1000,
+            salt: [0; 16],
+            footer_offset: 0,
+            footer_len: 0,
+            footer_frame: 0,
+            spans: vec![DiskSpan { disk: DiskId::from_bytes([1; 16]), first: 0, end: 1 }],
+        };
+        let mut state = MachineState::empty(MachineId::from_bytes([1; 16]), String::new());
+        // More than are merged at once.
+        for n in 1..=400 {
+            let content = Content::Segments(vec![segment(n)]);
+            state.runs.push(Run { from: CommitId(n - 1), to: CommitId(n), content });
+        }
+        let merges = plan(&state, Verdict::default(), Duration::ZERO, 0).merges;
+        assert_eq!(merges.len(), 1, "{merges:?}");
+        assert_eq!((merges[0].purpose, merges[0].runs), (Purpose::Expire, 256));
+    }
 }

@@ -98,6 +98,7 @@ async fn merged(made: &Made, dir: &Path, counts: &Arc<Counts>) -> Result<(f64, u
     let report = maintain_on(&vault, made.machine, &policy, made.now_ms()).await?;
     let seconds = began.elapsed().as_secs_f64();
     let runs = vault.machine(made.machine).await?.runs.len();
-    ensure!(runs == 1, "not all was merged, there are {runs} runs: {report:?}");
+    // A short one at the end may wait for more.
+    ensure!(runs <= 2, "not all was merged, there are {runs} runs: {report:?}");
     Ok((seconds, content))
 }
