@@ -7,8 +7,9 @@ use crate::{
     output::{age, bytes_text, json, plain, rfc3339, table},
 };
 use futures::{StreamExt, stream};
-use highwater_delta::{CommitId, Consistency, DiskId, PointInfo};
+use highwater_delta::{CommitId, Consistency, DiskId, MachineId, PointInfo};
 use highwater_vault::{DiskRecord, Hold, MachineState, PointRecord};
+use serde::{Serialize, Serializer};
 use serde_json::{Value, json as document};
 use std::collections::HashMap;
 
@@ -85,6 +86,31 @@ fn disks(state: &MachineState) -> Vec<Value> {
     disks.map(|d| document!({ "disk": d.disk, "name": d.name, "size-bytes": d.size_bytes })).collect()
 }
 
+/// What `points --json` prints.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Listed<'a> {
+    disks: Vec<Value>,
+    host_name: &'a str,
+    machine: MachineId,
+    points: Points<'a>,
+}
+
+/// A machine's points, each a document only while it is written: of 100,000 all would take hundreds of MiB.
+struct Points<'a>(&'a MachineState);
+
+impl Serialize for Points<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self(state) = self;
+        let mut seen = Seen::default();
+        serializer.collect_seq(state.points.iter().map(|point| {
+            let document = point_document_with(state, point, &seen.left_out(state, point));
+            seen.take(point);
+            document
+        }))
+    }
+}
+
 pub(crate) async fn points(
     global: &Global,
     machine: &str,
@@ -94,16 +120,8 @@ pub(crate) async fn points(
     let id = context::machine(&vault, machine).await?;
     let state = vault.machine(id).await?;
     if global.json {
-        let mut seen = Seen::default();
-        let documented = |point: &PointRecord| {
-            let document = point_document_with(&state, point, &seen.left_out(&state, point));
-            seen.take(point);
-            document
-        };
-        let points: Vec<Value> = state.points.iter().map(documented).collect();
-        let whole = document!({
-            "machine": state.machine, "host-name": state.host_name, "disks": disks(&state), "points": points
-        });
+        let (machine, host_name) = (state.machine, state.host_name.as_str());
+        let whole = Listed { disks: disks(&state), host_name, machine, points: Points(&state) };
         json(console, &whole)?;
         return Ok(Exit::Success);
     }
