@@ -83,6 +83,18 @@ pub struct Config {
     /// How long objects stay that nothing refers to any more, for readers that began before.
     #[serde(default = "default_trash_grace", with = "units::time")]
     pub trash_grace: Duration,
+    /// How often the vault is read back and checked ([`crate::verification`]); zero: never, here.
+    #[serde(default = "default_verify_every", with = "units::time")]
+    pub verify_every: Duration,
+    /// Bytes that this reads a second, averaged; zero: as fast as it goes.
+    #[serde(default = "default_verify_rate", with = "units")]
+    pub verify_rate: u64,
+    /// Percent of the segments and maps that it reads each time, chosen at random. None: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify_sample: Option<f32>,
+    /// A local directory where it is kept how far that is. None: what systemd has made, or nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_dir: Option<PathBuf>,
     /// Commits of one machine a minute, averaged; five minutes' worth may come at once, further ones wait.
     #[serde(default = "default_commits_per_minute")]
     pub commits_per_minute: u32,
@@ -153,6 +165,12 @@ const fn default_maintenance_rate() -> u64 {
 const fn default_trash_grace() -> Duration {
     Duration::from_secs(6 * 3600)
 }
+const fn default_verify_every() -> Duration {
+    Duration::from_secs(7 * 86_400)
+}
+const fn default_verify_rate() -> u64 {
+    16 << 20
+}
 const fn default_commits_per_minute() -> u32 {
     300
 }
@@ -200,6 +218,10 @@ impl Config {
             maintenance_every: default_maintenance_every(),
             maintenance_rate: default_maintenance_rate(),
             trash_grace: default_trash_grace(),
+            verify_every: default_verify_every(),
+            verify_rate: default_verify_rate(),
+            verify_sample: None,
+            state_dir: None,
             commits_per_minute: default_commits_per_minute(),
             sessions_max: default_sessions_max(),
             handshakes_max: default_handshakes_max(),
@@ -275,6 +297,21 @@ impl Config {
                 !self.maintenance_every.is_zero() && self.maintenance_every < Duration::from_secs(1),
                 "maintenance-every",
                 "must be \"0s\" (never) or at least 1s",
+            ),
+            (
+                !self.verify_every.is_zero() && self.verify_every < Duration::from_secs(1),
+                "verify-every",
+                "must be \"0s\" (never) or at least 1s",
+            ),
+            (
+                self.verify_sample.is_some_and(|percent| !(percent > 0.0 && percent <= 100.0)),
+                "verify-sample",
+                "must be above 0 and at most 100, in percent",
+            ),
+            (
+                self.state_dir.as_ref().is_some_and(|dir| !dir.is_absolute()),
+                "state-dir",
+                "must be an absolute path, like \"/var/lib/highwater-collector/state\"",
             ),
             (self.commits_per_minute == 0, "commits-per-minute", "must be at least 1"),
             (self.memory > 1 << 40, "memory", "must be at most 1024GiB"),
@@ -373,6 +410,11 @@ mod tests {
             "commits-per-minute = 0",
             "maintenance-every = \"10ms\"",
             "maintenance-rate = \"fast\"",
+            "verify-every = \"10ms\"",
+            "verify-rate = \"fast\"",
+            "verify-sample = 0",
+            "verify-sample = 100.5",
+            "state-dir = \"here\"",
             "cache = \"here\"",
             "cache-bytes = \"1MiB\"",
             "idle-timeout = \"x\"",

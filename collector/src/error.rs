@@ -187,6 +187,12 @@ pub enum CollectorError {
     /// Something else came back than was put there.
     #[error("the cache is damaged: {0}")]
     CacheDamaged(&'static str),
+    /// A verification found damage.
+    #[error("{0} problem(s) were found in the vault")]
+    VaultDamaged(usize),
+    /// The state of a verification.
+    #[error("how far the verification of the vault is cannot be kept: {0}")]
+    StateNotKept(String),
     /// A control document of the vault is unusable.
     #[error("the vault's document {0} is missing or unusable")]
     Document(String),
@@ -242,6 +248,8 @@ impl CollectorError {
             Self::CacheUnusable { .. } => 1350,
             Self::CacheFailed { .. } => 1351,
             Self::CacheDamaged(_) => 1352,
+            Self::VaultDamaged(_) => 1360,
+            Self::StateNotKept(_) => 1361,
         }
     }
 
@@ -314,6 +322,12 @@ impl CollectorError {
             }
             Self::CacheDamaged(_) => {
                 "replace the disk of `cache`; nothing of it came into the vault, and what was lost is sent again by itself"
+            }
+            Self::VaultDamaged(_) => {
+                "`highwater vault repair --dry-run` says what is lost and what can be made anew; put damaged objects back from a copy of the vault, if there is one"
+            }
+            Self::StateNotKept(_) => {
+                "make `state-dir` a directory of a local disk that the collector can write to; until then each start begins the verification anew"
             }
             Self::Document(_) => "bring the vault back from a copy, or create it anew with `highwater-collector init`",
         }

@@ -186,6 +186,13 @@ vault = {vault}
 #maintenance-every = "10m"
 #maintenance-rate = "64MiB"
 #trash-grace = "6h"
+# How often all of the vault is read back and checked, as `highwater verify` does ("0s": never by this collector; of several collectors of a
+# vault one is enough); how many bytes a second that may read; how many percent of the objects it reads each time, chosen at
+# random; and where it is kept how far it is. A bucket may charge for what is read.
+#verify-every = "7days"
+#verify-rate = "16MiB"
+#verify-sample = 5
+#state-dir = "/var/lib/highwater-collector/state"
 # Commits of one machine, averaged. One that makes more is slowed down.
 #commits-per-minute = 300
 # Sessions, and handshakes on each port, at once.

@@ -26,11 +26,13 @@ pub mod memory;
 pub mod metrics;
 mod per_peer;
 pub mod relays;
+pub mod rounds;
 pub mod server;
 pub mod session;
 pub mod shared;
 pub mod tokens;
 pub mod units;
+pub mod verification;
 pub mod visits;
 
 pub use config::Config;

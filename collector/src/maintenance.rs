@@ -3,6 +3,7 @@
 //! It takes no seat, and its memory is not of `memory`'s budget ([`highwater_vault::maintain`] says how much): it works beside sessions, and beside other collectors of the vault. Of several that
 //! find the same to do, one does it, and the others leave the machine to it while it is at it. What a shutdown interrupts is as safe as after a kill.
 
+use crate::rounds::{self, Rounds};
 use crate::shared::Shared;
 use highwater_delta::MachineId;
 use highwater_vault::maintain::{self, Report, Settings};
@@ -30,16 +31,19 @@ pub async fn run(shared: Arc<Shared>) {
         patience: Some(PATIENCE),
         ..Settings::default()
     };
-    let mut wait = FIRST_AFTER.min(every);
-    loop {
-        let round = async {
-            tokio::time::sleep(wait).await;
-            round(&shared, &settings).await;
-        };
-        tokio::select! {
-            () = shared.shutdown.cancelled() => return,
-            () = round => wait = every,
-        }
+    let mut maintenance = Maintenance { shared: shared.clone(), settings };
+    rounds::run(&shared.shutdown, FIRST_AFTER.min(every), &mut maintenance).await;
+}
+
+struct Maintenance {
+    shared: Arc<Shared>,
+    settings: Settings,
+}
+
+impl Rounds for Maintenance {
+    async fn round(&mut self) -> Duration {
+        round(&self.shared, &self.settings).await;
+        self.shared.config.maintenance_every
     }
 }
 

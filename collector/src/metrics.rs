@@ -138,6 +138,57 @@ impl MaintenanceMetrics {
     }
 }
 
+/// What [`crate::verification`] has found.
+#[derive(Clone, Default)]
+pub struct VerificationMetrics {
+    ended: Gauge<f64, AtomicU64>,
+    problems: Gauge,
+    objects: Counter,
+    bytes: Counter,
+    failures: Counter,
+}
+
+impl VerificationMetrics {
+    /// So much more was read.
+    pub fn read(&self, objects: u64, bytes: u64) {
+        self.objects.inc_by(objects);
+        self.bytes.inc_by(bytes);
+    }
+    /// So many problems are known.
+    pub fn found(&self, problems: usize) {
+        self.problems.set(i64::try_from(problems).unwrap_or(i64::MAX));
+    }
+    /// All was read, at this time in milliseconds since 1970.
+    pub fn ended(&self, at_ms: u64, problems: usize) {
+        self.ended.set(at_ms as f64 / 1000.0);
+        self.found(problems);
+    }
+    /// It was broken off, and goes on later.
+    pub fn failed(&self) {
+        self.failures.inc();
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "verified_timestamp_seconds",
+            "When the vault was last read back as a whole, or the whole of a sample; 0: not yet",
+            self.ended.clone(),
+        );
+        registry.register(
+            "verification_problems",
+            "What was found damaged in the vault, by this verification or the last; must be 0",
+            self.problems.clone(),
+        );
+        registry.register("verified_objects", "Segments and maps read back", self.objects.clone());
+        registry.register("verified_bytes", "Bytes of segments and maps read back", self.bytes.clone());
+        registry.register(
+            "verification_failures",
+            "Times that the store broke a verification off",
+            self.failures.clone(),
+        );
+    }
+}
+
 /// How the cache of [`crate::cache`] stands.
 #[derive(Clone, Default)]
 pub struct CacheMetrics {
@@ -217,6 +268,8 @@ pub struct Metrics {
     pub cache: CacheMetrics,
     /// Of maintenance.
     pub maintenance: MaintenanceMetrics,
+    /// Of verification.
+    pub verification: VerificationMetrics,
     sessions: Gauge,
     deltas_open: Gauge,
     window: Gauge,
@@ -255,6 +308,7 @@ impl Default for Metrics {
             relays: RelayMetrics::default(),
             cache: CacheMetrics::default(),
             maintenance: MaintenanceMetrics::default(),
+            verification: VerificationMetrics::default(),
             sessions: Gauge::default(),
             deltas_open: Gauge::default(),
             window: Gauge::default(),
@@ -278,6 +332,7 @@ impl Default for Metrics {
         metrics.relays.register(registry);
         metrics.cache.register(registry);
         metrics.maintenance.register(registry);
+        metrics.verification.register(registry);
         registry.register("sessions", "Machines connected now", metrics.sessions.clone());
         registry.register("deltas_open", "Deltas begun and not yet closed", metrics.deltas_open.clone());
         registry.register(

@@ -14,7 +14,7 @@ use crate::relays::{self, Told};
 use crate::shared::{REVOCATIONS_UNKNOWN_MAX, Shared, now_ms};
 use crate::{
     CollectorError, Config, authority, authority::OwnCert, maintenance, management, memory, metrics::Metrics,
-    session,
+    session, verification,
 };
 use highwater_relay::server::Relays;
 use highwater_serve::{Limits, Place, accept, serve_metrics};
@@ -58,6 +58,7 @@ pub struct Running {
     tasks: Vec<JoinHandle<()>>,
     /// May be off, so that its end says nothing.
     maintenance: JoinHandle<()>,
+    verification: JoinHandle<()>,
 }
 
 impl Collector {
@@ -146,6 +147,7 @@ impl Collector {
             tokio::spawn(upkeep(shared.clone(), cert, relays)),
         ];
         let maintenance = tokio::spawn(maintenance::run(shared.clone()));
+        let verification = tokio::spawn(verification::run(shared.clone()));
         tracing::info!(ingest = %ingest_at, management = %management_at, metrics = %metrics_at, "ready");
         Ok(Running {
             ingest: ingest_at,
@@ -154,6 +156,7 @@ impl Collector {
             shared,
             tasks,
             maintenance,
+            verification,
         })
     }
 }
@@ -162,7 +165,7 @@ impl Running {
     /// Ends everything in an orderly way.
     pub async fn shutdown(self) {
         self.shared.shutdown.cancel();
-        for task in self.tasks.into_iter().chain([self.maintenance]) {
+        for task in self.tasks.into_iter().chain([self.maintenance, self.verification]) {
             if let Err(error) = task.await
                 && error.is_panic()
             {

@@ -103,7 +103,7 @@ fn the_daemons_directories_are_their_own() -> Test {
     let help =
         std::process::Command::new(program("highwater-collector")?).args(["init", "--help"]).output()?;
     let example = fs::read_to_string(packaging("examples/collector.toml"))?;
-    let [state, _] = &values("highwater-collector.service", "StateDirectory")?[..] else {
+    let [state, _, _] = &values("highwater-collector.service", "StateDirectory")?[..] else {
         panic!("one vault")
     };
     let vault = format!("/var/lib/{state}");

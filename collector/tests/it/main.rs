@@ -14,3 +14,4 @@ mod logs;
 mod memory;
 mod relays;
 mod support;
+mod verification;
