@@ -2,6 +2,7 @@
 
 mod damage;
 mod erase;
+mod every_byte;
 mod faults;
 mod golden;
 mod index;

@@ -179,3 +179,20 @@ pub async fn verify_vault(vault: &Vault) -> Result<Report> {
 pub async fn verify_machine(vault: &Vault, machine: MachineId) -> Result<Report> {
     Pass::new(vault, Some(machine), None).run(vault, &Settings::default(), &()).await
 }
+
+/// Checks one segment or map as a verification does.
+#[cfg(test)]
+pub(crate) async fn check_object(
+    vault: &Vault,
+    machine: MachineId,
+    kind: crate::Kind,
+    reference: &crate::SegmentRef,
+) -> Result<()> {
+    let (keys, _) = vault.machine_keys(machine).await?;
+    let pace = Pace::new(None);
+    let place = Place { vault, machine, keys: &keys, pace: &pace };
+    match kind {
+        crate::Kind::Map => map::check(&place, reference).await.map(drop),
+        kind => segment::check(&place, kind, reference, &mut Report::default()).await,
+    }
+}
