@@ -73,6 +73,20 @@ uuid_id!(
     DeltaId
 );
 
+impl SegmentId {
+    /// A new identity of a moment, in milliseconds since 1970. Of one moment it sorts after those with a smaller `sequence`, of which
+    /// twelve bits count.
+    #[must_use]
+    pub fn at_ms(ms: u64, sequence: u16) -> Self {
+        let mut bits = [0; 10];
+        bits.copy_from_slice(&Uuid::new_v4().as_bytes()[6..]);
+        // What is behind version and variant of the other kind is random.
+        bits[2] = Uuid::new_v4().as_bytes()[0];
+        bits[..2].copy_from_slice(&sequence.to_be_bytes());
+        Self(uuid::Builder::from_unix_timestamp_millis(ms, &bits).into_uuid())
+    }
+}
+
 /// The number of a commit of one machine, from 1. A recovery point is named by the commit that made it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

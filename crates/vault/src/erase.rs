@@ -5,14 +5,15 @@
 //! - First a tombstone is created (`control/erased/<machine>`, for ever): from then on no writer of the machine is opened and it cannot
 //!   be registered again. Then its key object is deleted: **from here on it is unreadable**, whoever holds copies of the rest. Then all
 //!   else of it.
-//! - Nothing is deleted unless [`may_erase`] lets it, which is asked first, each time.
+//! - Nothing is deleted unless [`may_erase`] lets it, which is asked first, each time, and again when the tombstone is there (and is taken away
+//!   if the answer is another then). A crash between leaves the tombstone, and all that is stored.
 //! - A crash or failure at any step leaves what was not done; doing it again does the rest, and with nothing left changes nothing.
 //! - Whoever has a copy of the *key object* and a key of the vault can read a copy of the rest: of a bucket with versions or backups,
 //!   old versions of `machines/<machine>/key` have to go too.
 //! - A session that was under way may store objects for as long as it lasts; nobody can read them, and doing it again deletes them.
 
 use crate::{
-    Hold, Result, Vault, VaultError,
+    Hold, Result, Vault, VaultError, maintain,
     policy::Rules,
     store::{self, delete_if_there},
 };
@@ -20,6 +21,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use highwater_delta::MachineId;
 use object_store::{ObjectStore, path::Path};
 use serde::Serialize;
+use std::time::Duration;
 
 /// How often it is looked for objects that somebody still writes.
 const ROUNDS_MAX: usize = 8;
@@ -82,17 +84,26 @@ pub async fn may_erase(vault: &Vault, machine: MachineId, now_ms: u64) -> Result
     }
 }
 
+/// A moment that is past by the clock here and by the store's, which must agree: by one that runs ahead, what is immutable would seem to be
+/// so no more.
+async fn checked_ms(vault: &Vault) -> Result<u64> {
+    let store_ms = vault.store_time().await?.now_ms();
+    let here_ms = vault.now_ms();
+    let skew = Duration::from_millis(here_ms.abs_diff(store_ms));
+    if skew > maintain::SKEW_MAX { Err(VaultError::Clock(skew.as_secs())) } else { Ok(here_ms.min(store_ms)) }
+}
+
 /// What [`erase`] would do.
 ///
 /// # Errors
-/// As [`may_erase`]; [`VaultError::UnknownMachine`]: nothing is stored of it.
+/// As [`may_erase`]; [`VaultError::UnknownMachine`]: nothing is stored of it; [`VaultError::Clock`]: the clock here is not the store's.
 pub async fn plan(vault: &Vault, machine: MachineId) -> Result<Plan> {
     let begun = vault.is_erased(machine).await?;
     let objects = objects(vault, machine).await?;
     if objects.is_empty() && !begun {
         return Err(VaultError::UnknownMachine(machine));
     }
-    may_erase(vault, machine, vault.now_ms()).await?;
+    may_erase(vault, machine, checked_ms(vault).await?).await?;
     let state = vault.machine(machine).await.ok();
     Ok(Plan {
         machine,
@@ -110,7 +121,7 @@ pub async fn plan(vault: &Vault, machine: MachineId) -> Result<Plan> {
 /// As [`plan`]; a failure of the store leaves what was not done.
 pub async fn erase(vault: &Vault, machine: MachineId) -> Result<Report> {
     plan(vault, machine).await?;
-    vault.bury(machine).await?;
+    begin(vault, machine).await?;
     let mut report = Report { machine, deleted: 0, deleted_bytes: 0, left: 0 };
     let mut all = objects(vault, machine).await?;
     let key = store::key_path(machine);
@@ -129,6 +140,20 @@ pub async fn erase(vault: &Vault, machine: MachineId) -> Result<Report> {
         }
     }
     Ok(report)
+}
+
+/// Creates the tombstone, unless the machine must be kept after all. No hold can be put on its points from there on; one that was put, or a
+/// policy that was set, since it was asked before, is seen.
+pub(crate) async fn begin(vault: &Vault, machine: MachineId) -> Result<()> {
+    let is_new = vault.bury(machine).await?;
+    let asked = match checked_ms(vault).await {
+        Ok(now_ms) => may_erase(vault, machine, now_ms).await,
+        Err(error) => Err(error),
+    };
+    if asked.is_err() && is_new {
+        vault.unbury(machine).await?;
+    }
+    asked
 }
 
 /// What a tombstone says, for people: no name, since that is to be gone.
@@ -157,11 +182,17 @@ impl Vault {
         if self.is_erased(machine).await? { Err(VaultError::Erased(machine)) } else { Ok(()) }
     }
 
-    async fn bury(&self, machine: MachineId) -> Result<()> {
-        let text = serde_json::to_vec(&Tombstone { erased_at_ms: self.now_ms() });
+    /// Whether it was not there.
+    async fn bury(&self, machine: MachineId) -> Result<bool> {
+        let text = serde_json::to_vec(&Tombstone { erased_at_ms: self.stamp_ms().await? });
         let text = text.map_err(|_| VaultError::Limit("bytes of a control document"))?;
         // One that is there says the same.
-        self.control_create(&tombstone(machine), &text).await.map(drop)
+        self.control_create(&tombstone(machine), &text).await
+    }
+
+    /// Takes a tombstone back of which nothing came.
+    async fn unbury(&self, machine: MachineId) -> Result<()> {
+        self.control_delete(&tombstone(machine)).await
     }
 }
 

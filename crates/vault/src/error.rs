@@ -166,7 +166,7 @@ pub enum VaultError {
     Policy(String),
     /// The clock here and the store's differ.
     #[error(
-        "the clock of this machine and that of the vault's storage are {0} s apart; nothing is expired by such a clock"
+        "the clock of this machine and that of the vault's storage are {0} s apart; nothing is expired or erased by such a clock"
     )]
     Clock(u64),
     /// The machine is no more.

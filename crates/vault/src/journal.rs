@@ -93,12 +93,13 @@ impl Journal {
             return Err(VaultError::Dead);
         }
         let number = self.state.last_record + 1;
+        let stored_at_ms = self.vault.stamp_ms().await?;
         let envelope = Envelope {
             number,
             previous: self.state.chain,
             writer: self.identity,
             epoch,
-            stored_at_ms: self.vault.now_ms(),
+            stored_at_ms,
             kind,
             body,
         };

@@ -32,8 +32,8 @@ use crate::{
     maps::Fill as Full,
     policy::{Rules, Verdict},
     record::{
-        ExpiredBody, Hold, HoldBody, KIND_EXPIRED, KIND_HOLD, KIND_MERGED, KIND_SWEPT, MergedBody, SweptBody,
-        check_name,
+        ExpiredBody, Hold, HoldBody, KIND_EXPIRED, KIND_HOLD, KIND_MAINTAINER, KIND_MERGED, KIND_SWEPT,
+        MergedBody, SweptBody, check_name,
     },
     vault::STATE_BYTES_MAX,
 };
@@ -43,7 +43,9 @@ use std::{sync::Arc, time::Duration};
 use turn::Turn;
 
 /// See [`Settings::skew_max`]: more than a server's clock drifts, less than the shortest time that a policy is made for.
-const SKEW_MAX: Duration = Duration::from_secs(600);
+pub(crate) const SKEW_MAX: Duration = Duration::from_secs(600);
+/// Times that points are held while they expire.
+const EXPIRE_TRIES: usize = 16;
 /// Merges of one run: what then is left is the next one's.
 const MERGES_MAX: usize = 10_000;
 
@@ -191,13 +193,9 @@ impl Maintainer {
             return Ok(());
         }
         self.begin().await?;
+        let now_ms = self.checked(now_ms).await?;
+        self.expire(rules, now_ms).await?;
         self.sweep(now_ms).await?;
-        let expire = self.plan(rules, now_ms).expire;
-        if !expire.is_empty() {
-            self.report.expired = expire.len() as u64;
-            let body = encode(&ExpiredBody { points: expire })?;
-            self.put(KIND_EXPIRED, body).await?;
-        }
         self.merges(now_ms, progress).await?;
         self.journal.checkpoint().await;
         Ok(())
@@ -227,10 +225,53 @@ impl Maintainer {
 
     /// Becomes the machine's maintainer, and deletes what an interrupted one left.
     async fn begin(&mut self) -> Result<()> {
+        // Looked for before: whoever is held up afterwards may be fenced, and see what his successor has named meanwhile.
+        let left = clean::unnamed(&self.journal).await?;
         if self.turn.begin(&mut self.journal).await? {
-            clean::leftovers(&self.journal).await?;
+            clean::leftovers(&self.journal, left).await?;
         }
         Ok(())
+    }
+
+    /// Compares the clock here with the store's, and answers a moment that is past by both: `now_ms` may have been told by a clock that
+    /// was set right since.
+    async fn checked(&self, now_ms: u64) -> Result<u64> {
+        let Some(skew_max) = self.settings.skew_max else { return Ok(now_ms) };
+        let vault = &self.journal.vault;
+        let store_ms = vault.store_time().await?.now_ms();
+        let skew = Duration::from_millis(vault.now_ms().abs_diff(store_ms));
+        if skew > skew_max { Err(VaultError::Clock(skew.as_secs())) } else { Ok(now_ms.min(store_ms)) }
+    }
+
+    /// Lets points expire that rules do not keep, nothing holds, and nothing protects that was said until this maintainer began.
+    async fn expire(&mut self, rules: &Rules, now_ms: u64) -> Result<()> {
+        // Whoever protects points fences maintainers after he has said so.
+        let newest = Rules::load(&self.journal.vault, self.journal.machine).await?;
+        for _ in 0..EXPIRE_TRIES {
+            let state = &self.journal.state;
+            let mut points = self.plan(rules, now_ms).expire;
+            points.retain(|id| {
+                let until = state.point(*id).map(|point| newest.immutable_until_ms(point.stored_at_ms));
+                until.is_ok_and(|until| until <= now_ms)
+            });
+            if points.is_empty() {
+                return Ok(());
+            }
+            let count = points.len() as u64;
+            let body = encode(&ExpiredBody { points: points.clone() })?;
+            // Held meanwhile?
+            let fits = |state: &crate::MachineState| {
+                points.iter().all(|id| state.point(*id).is_ok() && !state.holds.contains_key(id))
+            };
+            if self.journal.put_after_others(KIND_EXPIRED, &body, fits).await? {
+                self.report.expired = count;
+                return Ok(());
+            }
+            if self.journal.state.maintainer != self.journal.identity() {
+                break;
+            }
+        }
+        Err(VaultError::Maintained(self.journal.machine))
     }
 
     #[cfg(test)]
@@ -289,6 +330,14 @@ impl Maintainer {
     }
 }
 
+/// Fences whoever maintains a machine now: what he had read of policies and holds counts no more.
+pub(crate) async fn fence(vault: &Vault, machine: MachineId) -> Result<()> {
+    let mut journal = Journal::open(vault.clone(), machine, STATE_BYTES_MAX).await?;
+    // Only the chain is fought over, and each round somebody gets on.
+    while !journal.put_after_others(KIND_MAINTAINER, &[], |_| true).await? {}
+    Ok(())
+}
+
 /// Holds a point, so that it does not expire, or lets it go.
 ///
 /// # Errors
@@ -305,7 +354,8 @@ pub async fn set_hold(
     check_name(&reason)?;
     let body = encode(&HoldBody { point, hold, reason })?;
     // Only the chain is fought over, and each round somebody gets on.
-    while !journal.put_after_others(KIND_HOLD, &body, |_| true).await? {
+    let is_there = |state: &crate::MachineState| state.point(point).is_ok();
+    while !journal.put_after_others(KIND_HOLD, &body, is_there).await? {
         journal.state.point(point)?;
     }
     Ok(())

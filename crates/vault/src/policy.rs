@@ -12,7 +12,7 @@
 //!   policies that were in force since it was stored, the longest counts. This binds every program of Highwater; who
 //!   can delete objects of the bucket by other means is stopped by the store's own lock only.
 
-use crate::{MachineState, PointRecord, Result, Vault, VaultError};
+use crate::{MachineState, PointRecord, Result, Vault, VaultError, maintain};
 use highwater_delta::{CommitId, Consistency, MachineId};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -239,20 +239,24 @@ impl Rules {
 
 /// The policies of a machine, or `default`, in their order.
 pub async fn policies(vault: &Vault, whose: &str) -> Result<Vec<PolicyDocument>> {
-    let mut documents = Vec::new();
+    let mut documents: Vec<PolicyDocument> = Vec::new();
     for name in vault.control_list(&format!("policies/{whose}")).await? {
         let document: PolicyDocument = read(vault, &name).await?;
         // Said by a clock that was behind, it would take back what protected points until then.
         let since_ms = document.since_ms.max(vault.control_modified_ms(&name).await?);
+        // A copy of the vault may have been made in any order: none is superseded before it begins.
+        let since_ms = since_ms.max(documents.last().map_or(0, |last| last.since_ms + 1));
         documents.push(PolicyDocument { since_ms, ..document });
     }
     Ok(documents)
 }
 
-/// Sets the policy of a machine, or `default`; none: no own one any more.
+/// Sets the policy of a machine, or `default`; none: no own one any more. What it protects, nobody expires once this has returned: who
+/// maintains a machine by what was said before is fenced.
 ///
 /// # Errors
-/// [`VaultError::Policy`]: it contradicts itself, or somebody else has just set one.
+/// [`VaultError::Policy`]: it contradicts itself, or somebody else has just set one. After others it may have been set, and hold from the next
+/// round of maintenance on.
 pub async fn set_policy(
     vault: &Vault,
     whose: Option<MachineId>,
@@ -262,12 +266,22 @@ pub async fn set_policy(
     if let Some(policy) = &policy {
         policy.check()?;
     }
+    let protects = policy.as_ref().is_some_and(|policy| !policy.immutable_for.is_zero());
+    let machines = match whose {
+        _ if !protects => Vec::new(),
+        Some(machine) => vec![machine],
+        None => vault.machines().await?,
+    };
     let whose = whose.map_or_else(|| "default".to_owned(), |machine| machine.to_string());
     let before = policies(vault, &whose).await?;
     // Their order is that of time too.
     let since_ms = now_ms.max(before.last().map_or(0, |last| last.since_ms + 1));
     let name = format!("policies/{whose}/{:08}", before.len() + 1);
-    create(vault, &name, &PolicyDocument { policy, since_ms }).await
+    create(vault, &name, &PolicyDocument { policy, since_ms }).await?;
+    for machine in machines {
+        maintain::fence(vault, machine).await?;
+    }
+    Ok(())
 }
 
 async fn read<T: for<'de> Deserialize<'de>>(vault: &Vault, name: &str) -> Result<T> {

@@ -4,6 +4,7 @@ mod damage;
 mod erase;
 mod every_byte;
 mod faults;
+mod fight;
 mod golden;
 mod index;
 mod keys;

@@ -117,7 +117,10 @@ impl Vault {
     pub fn with_index(self, index: Index) -> Self {
         Self { index: Some(Arc::new(index)), ..self }
     }
-    /// Now, in milliseconds since 1970.
+    pub(crate) const fn clock(&self) -> &Clock {
+        &self.clock
+    }
+    /// Now, in milliseconds since 1970, by the local clock.
     #[must_use]
     pub fn now_ms(&self) -> u64 {
         self.clock.now_ms()
@@ -267,6 +270,11 @@ impl Vault {
         }
         let sealed = seal::seal(&self.inner.control, &path, plain)?;
         store::create_own(&**self.store(), &path, sealed).await
+    }
+
+    /// Takes back a control document that was created just now, and on which nothing was built.
+    pub(crate) async fn control_delete(&self, name: &str) -> Result<()> {
+        store::delete_if_there(&**self.store(), &control_path(name)?).await
     }
 
     /// Reads a control document.

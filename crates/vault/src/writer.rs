@@ -56,6 +56,8 @@ impl std::fmt::Debug for MachineWriter {
 
 impl MachineWriter {
     pub(crate) async fn open(vault: Vault, machine: MachineId, state_bytes_max: u64) -> Result<Self> {
+        // Now rather than when a commit waits for it.
+        vault.stamp_ms().await?;
         let journal = Journal::open(vault, machine, state_bytes_max).await?;
         let mut writer = Self { journal, disks: None, open: None, fenced: false };
         for _ in 0..TAKEOVER_TRIES {

@@ -7,6 +7,7 @@ use crate::{
     store,
 };
 use futures::{StreamExt, TryStreamExt, stream};
+use highwater_delta::SegmentId;
 use object_store::{ObjectStoreExt, path::Path};
 
 /// Deletions at once.
@@ -51,25 +52,30 @@ pub(crate) async fn delete_one(
     }
 }
 
-/// Deletes what an interrupted maintainer wrote and nobody named: objects behind the newest that was ever named.
-pub(super) async fn leftovers(journal: &Journal) -> Result<()> {
+/// Objects that nobody has named yet: of a maintainer that was interrupted, or goes on.
+pub(super) async fn unnamed(journal: &Journal) -> Result<Vec<(SegmentId, Path)>> {
     let newest = journal.state.newest_maintained;
     let store = journal.vault.store();
+    let mut found = Vec::new();
     for kind in [Kind::Rewritten, Kind::Map] {
         let dir = store::object_dir(journal.machine, kind);
         let listed = match newest {
             Some(id) => store.list_with_offset(Some(&dir), &store::object_path(journal.machine, kind, id)),
             None => store.list(Some(&dir)),
         };
-        let found: Vec<Path> = listed
-            .try_filter_map(move |meta| {
-                let is_left = store::segment_of(&meta.location).is_some_and(|id| Some(id) > newest);
-                std::future::ready(Ok(is_left.then_some(meta.location)))
-            })
-            .try_collect()
-            .await?;
-        for path in found {
-            delete_one(store, &path).await?;
+        let all: Vec<Path> = listed.map_ok(|meta| meta.location).try_collect().await?;
+        found.extend(all.into_iter().filter_map(|path| Some((store::segment_of(&path)?, path))));
+    }
+    Ok(found)
+}
+
+/// Deletes those that still nobody has named. To be called by who has become the maintainer since they were found: those who wrote them
+/// cannot name them any more then, and what a later maintainer writes is not among them.
+pub(super) async fn leftovers(journal: &Journal, unnamed: Vec<(SegmentId, Path)>) -> Result<()> {
+    let newest = journal.state.newest_maintained;
+    for (id, path) in unnamed {
+        if Some(id) > newest {
+            delete_one(journal.vault.store(), &path).await?;
         }
     }
     Ok(())

@@ -28,7 +28,7 @@ pub(crate) struct FrameWriter {
 
 impl FrameWriter {
     pub(crate) fn new(vault: &Vault, machine: MachineId, keys: &MachineKeys, kind: Kind) -> Result<Self> {
-        let segment = SegmentId::new();
+        let segment = vault.new_segment_id();
         let mut salt = [0; 16];
         random(&mut salt)?;
         let identity = Identity { kind, machine, segment, salt };

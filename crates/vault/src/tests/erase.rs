@@ -1,7 +1,7 @@
 //! Erasing a machine: unreadable from then on, for everybody, and nothing else is touched.
 
 use super::support::*;
-use crate::{Hold, Vault, VaultError, erase, maintain, policy, verify};
+use crate::{Clock, Hold, Vault, VaultError, erase, maintain, policy, verify};
 use futures::TryStreamExt;
 use highwater_delta::*;
 use object_store::{ObjectStore, ObjectStoreExt, path::Path};
@@ -91,6 +91,27 @@ fn a_machine_that_must_be_kept_is_not_erased() {
         erase::may_erase(&vault, machine(), later).await.unwrap();
         assert!(erase::erase(&vault, machine()).await.is_err());
         vault.machine(machine()).await.unwrap();
+    });
+}
+
+/// By a clock that runs ahead, nothing is immutable any more.
+#[test]
+fn a_machine_is_not_erased_by_a_wrong_clock_nor_after_a_hold_came_in_between() {
+    runtime().block_on(async {
+        let store = memory();
+        let (vault, _) = sample(&store).await;
+        let strict = policy::Policy { immutable_for: Duration::from_secs(3600), ..policy::Policy::default() };
+        policy::set_policy(&vault, Some(machine()), Some(strict), vault.now_ms()).await.unwrap();
+        let ahead = vault.clone().with_clock(Clock::new(|| Clock::default().now_ms() + 7_200_000));
+        for refused in
+            [erase::plan(&ahead, machine()).await.err(), erase::erase(&ahead, machine()).await.err()]
+        {
+            assert!(matches!(refused, Some(VaultError::Clock(7100..7300))), "{refused:?}");
+        }
+        // What was asked before allowed it.
+        assert_eq!(erase::begin(&vault, machine()).await.unwrap_err().code(), 1234);
+        assert!(!vault.is_erased(machine()).await.unwrap());
+        vault.writer(machine()).await.unwrap();
     });
 }
 
