@@ -89,7 +89,8 @@ pub struct Config {
     /// Bytes that this reads a second, averaged; zero: as fast as it goes.
     #[serde(default = "default_verify_rate", with = "units")]
     pub verify_rate: u64,
-    /// Percent of the segments and maps that it reads each time, chosen at random. None: all.
+    /// Percent of the segments and maps that it reads each time, chosen at random. None: all of a vault in a directory,
+    /// 2 of one elsewhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verify_sample: Option<f32>,
     /// A local directory where it is kept how far that is. None: what systemd has made, or nowhere.

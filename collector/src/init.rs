@@ -186,9 +186,9 @@ vault = {vault}
 #maintenance-every = "10m"
 #maintenance-rate = "64MiB"
 #trash-grace = "6h"
-# How often all of the vault is read back and checked, as `highwater verify` does ("0s": never by this collector; of several collectors of a
+# How often the vault is read back and checked, as `highwater verify` does ("0s": never by this collector; of several collectors of a
 # vault one is enough); how many bytes a second that may read; how many percent of the objects it reads each time, chosen at
-# random; and where it is kept how far it is. A bucket may charge for what is read.
+# random (100 in a directory, 2 elsewhere, since a bucket may charge for what is read); and where it is kept how far it is.
 #verify-every = "7days"
 #verify-rate = "16MiB"
 #verify-sample = 5

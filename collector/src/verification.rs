@@ -11,6 +11,7 @@ use crate::rounds::{self, Rounds};
 use crate::shared::{Shared, now_ms};
 use async_trait::async_trait;
 use highwater_delta::VaultId;
+use highwater_vault::Location;
 use highwater_vault::verify::{Pass, Report, Sample, Settings, Watch, resume};
 use highwater_vault::{Pace, VaultError};
 use serde::{Deserialize, Serialize};
@@ -29,6 +30,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(3600);
 const KEPT_EVERY: Duration = Duration::from_secs(10);
 /// Findings of a pass that are logged one by one.
 const LINES_MAX: usize = 20;
+
+/// Percent of a vault that is not in a local directory, unless the configuration says otherwise.
+const FAR_SAMPLE: f64 = 2.0;
 
 /// Runs until the collector ends.
 pub async fn run(shared: Arc<Shared>) {
@@ -194,8 +198,13 @@ fn loaded(read: Result<Option<Pass>, VaultError>) -> Option<Pass> {
     })
 }
 
+/// Percent of the objects that are read. Reading a whole bucket each week can cost more than keeping it.
 fn sample_of(shared: &Shared) -> Option<f64> {
-    shared.config.verify_sample.map(f64::from)
+    let default = match shared.config.vault {
+        Location::Directory(_) => None,
+        Location::Bucket(_) | Location::Relay(_) => Some(FAR_SAMPLE),
+    };
+    shared.config.verify_sample.map(f64::from).or(default).filter(|percent| *percent < 100.0)
 }
 
 fn sample(shared: &Shared) -> Result<Option<Sample>, VaultError> {
