@@ -25,6 +25,7 @@ pub mod s3;
 pub mod scrape;
 pub mod sector;
 pub mod site;
+pub mod twin;
 
 pub use arena::Arena;
 pub use azurite::Azurite;
@@ -44,3 +45,4 @@ pub use s3::S3Server;
 pub use scrape::{metric, scrape};
 pub use sector::{Sectors, Wrong};
 pub use site::{Site, SiteOptions, write_all_within};
+pub use twin::Twin;

@@ -39,6 +39,8 @@ struct Shared {
     ways: [WayState; 2],
     streams: Mutex<Vec<TcpStream>>,
     connections: AtomicU64,
+    /// Where new connections go from now on, if elsewhere.
+    redirected: Mutex<Option<SocketAddr>>,
 }
 
 #[derive(Default)]
@@ -72,6 +74,12 @@ impl Proxy {
 
     /// Ends all connections; new ones are accepted.
     pub fn cut(&self) {
+        self.shared.cut();
+    }
+
+    /// Ends all connections; new ones go to another target.
+    pub fn redirect(&self, target: SocketAddr) {
+        *self.shared.redirected.lock().unwrap_or_else(PoisonError::into_inner) = Some(target);
         self.shared.cut();
     }
 
@@ -159,7 +167,8 @@ fn accept(listener: &TcpListener, target: SocketAddr, shared: &Arc<Shared>) {
         match listener.accept() {
             Ok((client, _)) if !shared.refuse.load(Ordering::SeqCst) => {
                 // A target that is down closes the client, as a real one would refuse it.
-                connect(client, target, shared).ok();
+                let elsewhere = *shared.redirected.lock().unwrap_or_else(PoisonError::into_inner);
+                connect(client, elsewhere.unwrap_or(target), shared).ok();
             }
             Ok(_) => {}
             Err(_) => thread::sleep(POLL),

@@ -57,6 +57,8 @@ pub struct SiteOptions {
     pub bucket: Option<String>,
     /// Where the agent keeps its state, if not in the arena.
     pub state_dir: Option<PathBuf>,
+    /// Where all of it lies, if not in the arena itself: for a second site of one test.
+    pub dir: Option<PathBuf>,
 }
 
 impl Default for SiteOptions {
@@ -73,6 +75,7 @@ impl Default for SiteOptions {
             vault: None,
             bucket: None,
             state_dir: None,
+            dir: None,
         }
     }
 }
@@ -122,7 +125,7 @@ impl Drop for CopiesDir {
 impl Site {
     /// Initialises and starts the collector, enrols the machine; the agent does not run yet.
     pub fn new(arena: &Arena, options: &SiteOptions) -> Result<Self> {
-        let dir = arena.dir().to_path_buf();
+        let dir = options.dir.clone().unwrap_or_else(|| arena.dir().to_path_buf());
         let vault = options.vault.clone().unwrap_or_else(|| dir.join("vault"));
         let location = options.bucket.clone().unwrap_or_else(|| text(&vault));
         let [management, collector_metrics, agent_metrics] = [free_port()?, free_port()?, free_port()?];
