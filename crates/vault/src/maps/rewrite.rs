@@ -22,8 +22,11 @@ use highwater_delta::{
 use std::collections::{HashMap, HashSet};
 
 /// Segments whose content is at hand in pieces.
-const WINDOWS_MAX: usize = 16;
-const WINDOW_BYTES: u64 = 1 << 20;
+const WINDOWS_MAX: usize = 256;
+/// What they hold together, about: few large ones or many small ones. Too few, and each piece would be fetched again for every
+/// chunk of it, since what is near on the disk lies in many segments.
+const WINDOWS_BYTES: u64 = 16 << 20;
+const WINDOW_BYTES_MAX: u64 = 1 << 20;
 /// Entries that may wait for a chunk to be full.
 const WAITING_MAX: usize = 4096;
 /// Extents of a chunk that is encoded anew.
@@ -59,6 +62,7 @@ pub(crate) struct Written {
 }
 
 struct Rewriter {
+    window_bytes: u64,
     encoder: ChunkEncoder,
     segment: Option<(SegmentWriter, u32)>,
     disk: Option<DiskId>,
@@ -152,7 +156,7 @@ impl<'a> Output<'a> {
     /// Takes a piece's content into the chunk that is to be encoded.
     async fn rewrite(&mut self, piece: &Piece, row: &SegmentRow) -> Result<()> {
         if self.rewriter.is_none() {
-            self.rewriter = Some(Rewriter::new()?);
+            self.rewriter = Some(Rewriter::new(self.doomed.len())?);
         }
         let Some(rewriter) = &mut self.rewriter else { return Ok(()) };
         let store = self.vault.store();
@@ -259,8 +263,11 @@ impl<'a> Output<'a> {
 }
 
 impl Rewriter {
-    fn new() -> Result<Self> {
+    /// For content of so many segments.
+    fn new(segments: usize) -> Result<Self> {
+        let windows = segments.clamp(1, WINDOWS_MAX) as u64;
         Ok(Self {
+            window_bytes: (WINDOWS_BYTES / windows).min(WINDOW_BYTES_MAX),
             encoder: ChunkEncoder::new(COMPRESSION_LEVEL)?,
             segment: None,
             disk: None,
@@ -299,7 +306,7 @@ impl Rewriter {
                     if self.reading.len() == WINDOWS_MAX {
                         self.reading.remove(0);
                     }
-                    self.reading.push((row.id, reader()?, Window::new(WINDOW_BYTES)));
+                    self.reading.push((row.id, reader()?, Window::new(self.window_bytes)));
                     self.reading.len() - 1
                 }
             };
