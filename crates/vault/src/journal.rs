@@ -177,7 +177,13 @@ impl Journal {
                 other => other?,
             };
             let envelope = open_record(&self.keys, &path, &sealed)?;
-            self.state.apply(&envelope, *blake3::hash(&sealed).as_bytes(), path.as_ref())?;
+            let applied = self.state.apply(&envelope, *blake3::hash(&sealed).as_bytes(), path.as_ref());
+            if let Err(error) = applied {
+                // Of others who were held up for as long, and found numbers free again: these follow nothing.
+                let mark = store::pruned_path(self.machine, envelope.number);
+                let is_late = store::exists(&**store, &mark).await?;
+                return Err(if is_late { VaultError::Fenced(self.machine) } else { error });
+            }
             kinds.push(envelope.kind);
         }
         Ok(kinds)
