@@ -232,8 +232,12 @@ impl MachineWriter {
             }
             let encoded = postcard::to_stdvec(&body).map_err(|_| VaultError::Limit("bytes of a record"))?;
             let put = match self.journal.put(KIND_COMMIT, epoch, encoded).await {
-                // So long ago that the records since were deleted.
-                Err(VaultError::Fenced(_)) => return Err(self.fenced().await),
+                // So long ago that the records since were deleted. Its record may have been among them, and its segments be named: nothing is
+                // thrown away.
+                Err(VaultError::Fenced(_)) => {
+                    self.fenced = true;
+                    return Err(VaultError::Fenced(machine));
+                }
                 other => other?,
             };
             if put {
