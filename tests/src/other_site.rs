@@ -19,6 +19,7 @@ pub struct OtherSite {
     ingest: SocketAddr,
     relay: String,
     daemon: Option<Daemon>,
+    allowed: Vec<String>,
 }
 
 impl OtherSite {
@@ -40,7 +41,8 @@ impl OtherSite {
         );
         fs::write(&config, fs::read_to_string(&config)? + &ports)?;
         let ingest = SocketAddr::from(([127, 0, 0, 1], ingest));
-        let mut site = Self { dir: dir.to_path_buf(), ingest, relay: String::new(), daemon: None };
+        let mut site =
+            Self { dir: dir.to_path_buf(), ingest, relay: String::new(), daemon: None, allowed: vec![] };
         site.restart()?;
         let config = text(&config);
         let token = command::run(&collector, &["--json", "relay", "token", "--config", &config])?;
@@ -80,6 +82,14 @@ impl OtherSite {
         command::run(&text(&program("highwater-collector")?), &all)
     }
 
+    /// Announces that it may warn with this text, from now on.
+    pub fn allow(&mut self, text: &str) {
+        self.allowed.push(text.to_owned());
+        if let Some(daemon) = &mut self.daemon {
+            daemon.allow(text);
+        }
+    }
+
     /// Kills it with no chance to do anything.
     pub fn kill(&mut self) -> Result<()> {
         self.daemon.take().map_or(Ok(()), |mut daemon| daemon.kill_9())
@@ -93,6 +103,9 @@ impl OtherSite {
         // What a client that is cut off, or one whose upload was interrupted by a kill, looks like from here.
         for expected in ["code=1611", "code=1607"] {
             daemon.allow(expected);
+        }
+        for text in &self.allowed {
+            daemon.allow(text);
         }
         let until = Instant::now() + GUARD;
         while TcpStream::connect(self.ingest).is_err() {

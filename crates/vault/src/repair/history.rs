@@ -54,10 +54,17 @@ pub(super) async fn history(
 /// The state before the first record that is there: of those that a checkpoint makes needless, some may have been deleted.
 async fn oldest(vault: &Vault, keys: &MachineKeys, now: &MachineState) -> Result<MachineState> {
     let empty = MachineState::empty(now.machine, now.host_name.clone());
-    if store::exists(&**vault.store(), &store::manifest_path(now.machine, 1)).await? {
+    let is_deleted = async |number| {
+        let mark = store::pruned_path(now.machine, number);
+        store::exists(&**vault.store(), &mark).await
+    };
+    if !is_deleted(1).await? {
         return Ok(empty);
     }
     for number in vault.checkpoint_numbers(now.machine).await? {
+        if is_deleted(number + 1).await? {
+            continue;
+        }
         match vault.read_checkpoint(now.machine, keys, number).await {
             Ok(state) => return Ok(state),
             Err(error @ VaultError::Store(_)) => return Err(error),

@@ -24,6 +24,9 @@ const STATE_BYTES_LEAST: u64 = 16 * 1024;
 /// The local index is written anew after so many records.
 const REINDEXED_AFTER: usize = 16;
 
+/// Times that a history is begun to be read.
+const TRIES: usize = 4;
+
 /// Where a replay begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Begin {
@@ -70,18 +73,33 @@ impl Vault {
             }
             return Ok(state);
         }
-        let mut state = MachineState::empty(machine, host_name);
-        if begin != Begin::First
-            && let Some(found) = self.newest_checkpoint(machine, keys, bytes_max).await?
-        {
-            state = found;
-        }
-        let records = self.records_after(machine, state.last_record).await?;
-        let state = self.replay(state, keys, records, bytes_max).await?;
+        let mut tries = 0;
+        let state = loop {
+            let mut state = MachineState::empty(machine, host_name.clone());
+            if begin != Begin::First
+                && let Some(found) = self.newest_checkpoint(machine, keys, bytes_max).await?
+            {
+                state = found;
+            }
+            tries += 1;
+            let base = state.last_record;
+            let records = self.records_after(machine, base).await?;
+            match self.replay(state, keys, records, bytes_max).await {
+                // Whoever was held up between two requests until the records were deleted begins anew: there is a newer checkpoint.
+                Err(VaultError::Missing { .. } | VaultError::Corrupt { .. })
+                    if tries < TRIES && self.is_deleted(machine, base + 1).await? => {}
+                other => break other?,
+            }
+        };
         if let Some(index) = index {
             index.write(self.id(), keys, &state);
         }
         Ok(state)
+    }
+
+    /// Whether a record was deleted since a checkpoint makes it needless.
+    async fn is_deleted(&self, machine: MachineId, number: u64) -> Result<bool> {
+        store::exists(&**self.store(), &store::pruned_path(machine, number)).await
     }
 
     /// Whether the vault's record of that number is the one that a state says it has taken in last: a vault that was put back to

@@ -87,11 +87,13 @@ async fn oldest(
         let read = store::read_object(&**vault.store(), &path, MARK_BYTES_MAX).await;
         let opened = read.and_then(|sealed| seal::open(&keys.manifest, &path, &sealed));
         report.keep(Some(machine), opened)?;
-        if checkpoints.first().is_none_or(|oldest| mark > oldest) {
+        if checkpoints.last().is_none_or(|newest| mark > newest) {
             let cause = "it says that records were deleted which no checkpoint makes needless";
             report.problem(Some(machine), &VaultError::corrupt(path, cause));
         }
     }
+    // Older ones are left over, in a copy that was made while records were deleted: those that continue them may be gone.
+    *checkpoints = checkpoints.split_off(&marks.last().copied().unwrap_or(0));
     while !marks.is_empty()
         && let Some(number) = checkpoints.pop_first()
     {
