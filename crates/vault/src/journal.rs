@@ -179,9 +179,12 @@ impl Journal {
             let envelope = open_record(&self.keys, &path, &sealed)?;
             let applied = self.state.apply(&envelope, *blake3::hash(&sealed).as_bytes(), path.as_ref());
             if let Err(error) = applied {
-                // Of others who were held up for as long, and found numbers free again: these follow nothing.
-                let mark = store::pruned_path(self.machine, envelope.number);
-                let is_late = store::exists(&**store, &mark).await?;
+                // Of others who were held up for as long, and found numbers free again: the last that was taken in may be such a one, too.
+                let marks = [self.state.last_record, envelope.number];
+                let mut is_late = false;
+                for number in marks.into_iter().filter(|number| *number > 0) {
+                    is_late |= store::exists(&**store, &store::pruned_path(self.machine, number)).await?;
+                }
                 return Err(if is_late { VaultError::Fenced(self.machine) } else { error });
             }
             kinds.push(envelope.kind);

@@ -560,3 +560,35 @@ fn a_state_near_its_limit_gets_no_shortcuts() {
         assert!(report.shortcuts > 0 || after.runs.len() < 6, "{report:?}");
     });
 }
+
+/// A late record under a number that was deleted, before one that was not: who takes the one in cannot take in the other.
+#[test]
+fn a_late_record_is_not_taken_for_damage() {
+    runtime().block_on(async {
+        let mut model = Model::new().await;
+        while model.writer.state().last_record < 39 {
+            model.deliver(vec![(0, 1, vec![5])], (1, 0, 1), true).await;
+        }
+        let mut late = model.vault.writer(machine()).await.unwrap();
+        let mut maintainer = Maintainer::open(&model.vault, machine(), model.settings()).await.unwrap();
+        while model.writer.state().last_record < 56 {
+            model.deliver(vec![(0, 2, vec![6])], (1, 0, 1), true).await;
+        }
+        let rules = Rules { policy: policy(), immutable: vec![] };
+        let mut other = Maintainer::open(&model.vault, machine(), model.settings()).await.unwrap();
+        other.run(&rules, model.vault.now_ms(), &()).await.unwrap();
+        let there = async |number| {
+            let path = crate::store::manifest_path(machine(), number);
+            crate::store::exists(&**model.vault.store(), &path).await.unwrap()
+        };
+        assert!(!there(40).await && there(41).await, "40 is deleted, and 41 is not");
+        late.begin(DeltaId::new()).await.unwrap();
+        assert_eq!(late.commit(CommitKind::Partial).await.unwrap_err().code(), 1208);
+        assert!(there(40).await);
+        let fenced = maintainer.begin_for_test().await.unwrap_err();
+        assert!(matches!(fenced, VaultError::Fenced(_)), "{fenced}");
+        assert!(verify::verify_vault(&model.vault).await.unwrap().is_clean());
+        model.writer = model.vault.writer(machine()).await.unwrap();
+        model.finish().await;
+    });
+}

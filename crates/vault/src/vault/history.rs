@@ -86,8 +86,7 @@ impl Vault {
             let records = self.records_after(machine, base).await?;
             match self.replay(state, keys, records, bytes_max).await {
                 // Whoever was held up between two requests until the records were deleted begins anew: there is a newer checkpoint.
-                Err(VaultError::Missing { .. } | VaultError::Corrupt { .. })
-                    if tries < TRIES && self.is_deleted(machine, base + 1).await? => {}
+                Err(error) if tries < TRIES && self.were_deleted(&error, machine, base).await? => {}
                 other => break other?,
             }
         };
@@ -97,9 +96,20 @@ impl Vault {
         Ok(state)
     }
 
-    /// Whether a record was deleted since a checkpoint makes it needless.
-    async fn is_deleted(&self, machine: MachineId, number: u64) -> Result<bool> {
-        store::exists(&**self.store(), &store::pruned_path(machine, number)).await
+    /// Whether records behind that one could not be read because they were deleted meanwhile: others who were held up may have found
+    /// their numbers free.
+    pub(crate) async fn were_deleted(
+        &self,
+        error: &VaultError,
+        machine: MachineId,
+        after: u64,
+    ) -> Result<bool> {
+        match error {
+            VaultError::Missing { .. } | VaultError::Corrupt { .. } => {
+                store::exists(&**self.store(), &store::pruned_path(machine, after + 1)).await
+            }
+            _ => Ok(false),
+        }
     }
 
     /// Whether the vault's record of that number is the one that a state says it has taken in last: a vault that was put back to
