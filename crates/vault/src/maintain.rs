@@ -11,7 +11,7 @@
 //! - **Crash, failure, cancellation** at any point leave at most objects that nothing names; the next maintainer deletes
 //!   them. Nothing of it has to be finished: each run plans anew from what is there. One merge moves a bounded part of the
 //!   content that is to be moved, so that what an interruption costs is bounded too.
-//! - Records and checkpoints that later checkpoints make needless are deleted ([`prune`]).
+//! - Records and checkpoints that later checkpoints make needless are deleted (module `prune`).
 //! - A point is expired only if its machine's policy says so now, it is not held, and no policy that was in force since it was
 //!   stored protects it still ([`crate::policy`]).
 //! - Memory: [`crate::MachineState`], twice while a record is put; the names of the segments that a merge touches; and up to half a

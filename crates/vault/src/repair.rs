@@ -21,7 +21,7 @@
 //! | a record | nothing is lost while a checkpoint behind it is good; else all behind it, and nobody can write |
 //! | a machine's key | the machine |
 //!
-//! A shortcut needs no record of its own to go: a merge that says that content was moved drops all that lie over its run ([`crate::state`]), so
+//! A shortcut needs no record of its own to go: a merge that says that content was moved drops all that lie over its run ([`crate::MachineState`]), so
 //! one run beneath is merged with itself. It owns nothing, so nothing is lost with it.
 //!
 //! # Why what is deleted can be needed by nobody
