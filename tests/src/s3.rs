@@ -41,6 +41,8 @@ impl S3Server {
         runtime.spawn(async move {
             let http = Builder::new(TokioExecutor::new());
             while let Ok((stream, _)) = listener.accept().await {
+                // As real servers do: or each answer in two pieces waits 40 ms for an acknowledgement.
+                let _ = stream.set_nodelay(true);
                 let serving = http.serve_connection(TokioIo::new(stream), service.clone()).into_owned();
                 tokio::spawn(async move {
                     let _ = serving.await;
