@@ -1,4 +1,5 @@
-//! A local, disposable copy of what was read of machines, so that lists of thousands of them cost two requests each.
+//! A local, disposable copy of what was read of machines, so that lists of thousands of them cost three requests each: the
+//! machine's key, the record that the copy continues, and a list of those behind it.
 //!
 //! # Contract
 //!
