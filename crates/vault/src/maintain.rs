@@ -179,13 +179,18 @@ impl Maintainer {
     /// [`VaultError::Maintained`]: another maintainer has begun; what was done until then holds.
     pub async fn run(&mut self, rules: &Rules, now_ms: u64, progress: &dyn Progress) -> Result<Report> {
         self.report = Report::default();
-        let done = self.steps(rules, now_ms, progress).await;
+        let done = match self.steps(rules, now_ms, progress).await {
+            // Last: a damaged checkpoint, which is told of each time, keeps no point from expiring.
+            Ok(()) => {
+                prune::prune(&self.journal, self.settings.records_for).await.map(|n| self.report.pruned = n)
+            }
+            failed => failed,
+        };
         let report = std::mem::take(&mut self.report);
         done.map(|()| report)
     }
 
     async fn steps(&mut self, rules: &Rules, now_ms: u64, progress: &dyn Progress) -> Result<()> {
-        self.report.pruned = prune::prune(&self.journal, self.settings.records_for).await?;
         let first = self.plan(rules, now_ms);
         let only_deletes = first.expire.is_empty() && first.merges.is_empty();
         let refused = self.settings.refusals.has_kept(self.journal.machine);

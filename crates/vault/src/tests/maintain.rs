@@ -75,6 +75,8 @@ struct Model {
     points: BTreeMap<CommitId, (Disks, Vec<u8>)>,
     held: Vec<CommitId>,
     has_second: bool,
+    /// How long records stay; none at all fences a writer that has put nothing since.
+    records_for: Duration,
     /// The second disk has returned: what was held of it may be gone, so that it is copied anew, as agents do.
     is_back: bool,
 }
@@ -87,7 +89,19 @@ impl Model {
         let vault = timed(vault, &clock);
         let writer = vault.writer(machine()).await.unwrap();
         let (now, points, held) = Default::default();
-        Self { faulty, clock, vault, key, writer, now, points, held, has_second: true, is_back: false }
+        Self {
+            faulty,
+            clock,
+            vault,
+            key,
+            writer,
+            now,
+            points,
+            held,
+            has_second: true,
+            records_for: Duration::ZERO,
+            is_back: false,
+        }
     }
 
     fn disks(&self) -> Vec<crate::DiskRecord> {
@@ -135,7 +149,7 @@ impl Model {
 
     fn settings(&self) -> Settings {
         let grace = Duration::from_secs(60);
-        let (skew_max, records_for) = (None, Duration::ZERO);
+        let (skew_max, records_for) = (None, self.records_for);
         Settings { grace, pace: Arc::new(Pace::new(None)), skew_max, records_for, ..Settings::default() }
     }
 
@@ -334,6 +348,7 @@ fn a_maintainer_may_fail_at_any_call() {
 fn a_writer_goes_on_while_its_machine_is_maintained() {
     runtime().block_on(async {
         let mut model = Model::new().await;
+        model.records_for = Duration::from_secs(3600);
         for i in 0..20 {
             model.deliver(vec![(0, i, vec![i as u32 + 1])], (1, 0, 1), true).await;
             model.clock.fetch_add(30 * MINUTE_MS, SeqCst);
@@ -499,6 +514,7 @@ fn records_that_were_deleted_are_missed_without_their_checkpoint() {
 fn a_patient_maintainer_leaves_a_machine_to_another_owner() {
     runtime().block_on(async {
         let mut model = Model::new().await;
+        model.records_for = Duration::from_secs(3600);
         let rules = Rules { policy: policy(), immutable: vec![] };
         let patient = || Settings { patience: Some(Duration::from_secs(900)), ..model.settings() };
         let (one, other) = (patient(), patient());
@@ -575,7 +591,10 @@ fn a_late_record_is_not_taken_for_damage() {
             model.deliver(vec![(0, 2, vec![6])], (1, 0, 1), true).await;
         }
         let rules = Rules { policy: policy(), immutable: vec![] };
-        let mut other = Maintainer::open(&model.vault, machine(), model.settings()).await.unwrap();
+        // So large that there are no shortcuts to make: nothing else is done.
+        let state_bytes_max = model.writer.state().memory_bytes() * 5 / 4;
+        let settings = Settings { state_bytes_max, ..model.settings() };
+        let mut other = Maintainer::open(&model.vault, machine(), settings).await.unwrap();
         other.run(&rules, model.vault.now_ms(), &()).await.unwrap();
         let there = async |number| {
             let path = crate::store::manifest_path(machine(), number);
@@ -590,5 +609,26 @@ fn a_late_record_is_not_taken_for_damage() {
         assert!(verify::verify_vault(&model.vault).await.unwrap().is_clean());
         model.writer = model.vault.writer(machine()).await.unwrap();
         model.finish().await;
+    });
+}
+
+/// What it tells of is a matter for a repair; points expire all the same.
+#[test]
+fn a_damaged_checkpoint_keeps_no_point_from_expiring() {
+    runtime().block_on(async {
+        let mut model = Model::new().await;
+        for i in 0..60 {
+            model.deliver(vec![(0, i % 30, vec![i as u32 + 1])], (1, 0, 1), true).await;
+            model.clock.fetch_add(30 * MINUTE_MS, SeqCst);
+        }
+        let newest = *model.vault.checkpoint_numbers(machine()).await.unwrap().last().unwrap();
+        let path = crate::store::checkpoint_path(machine(), newest);
+        model.vault.store().put(&path, b"garbled".to_vec().into()).await.unwrap();
+        let rules = Rules { policy: policy(), immutable: vec![] };
+        let settings = model.settings();
+        let mut maintainer = Maintainer::open(&model.vault, machine(), settings).await.unwrap();
+        let done = maintainer.run(&rules, model.vault.now_ms(), &()).await;
+        let points = model.vault.machine(machine()).await.unwrap().points.len();
+        assert!(points < 30, "{points} points, {done:?}");
     });
 }
