@@ -190,8 +190,8 @@ pub enum CollectorError {
     /// A verification found damage.
     #[error("{0} problem(s) were found in the vault")]
     VaultDamaged(usize),
-    /// The state of a verification.
-    #[error("how far the verification of the vault is cannot be kept: {0}")]
+    /// What the next process would go on with.
+    #[error("what the next start goes on with cannot be kept in `state-dir`: {0}")]
     StateNotKept(String),
     /// A control document of the vault is unusable.
     #[error("the vault's document {0} is missing or unusable")]
@@ -327,7 +327,7 @@ impl CollectorError {
                 "`highwater vault repair --dry-run` says what is lost and what can be made anew; put damaged objects back from a copy of the vault, if there is one"
             }
             Self::StateNotKept(_) => {
-                "make `state-dir` a directory of a local disk that the collector can write to; until then each start begins the verification anew"
+                "make `state-dir` a directory of a local disk that the collector can write to; until then each start begins the verification of the vault anew, and leaves its maintenance for a quarter of an hour"
             }
             Self::Document(_) => "bring the vault back from a copy, or create it anew with `highwater-collector init`",
         }

@@ -188,7 +188,8 @@ vault = {vault}
 #trash-grace = "6h"
 # How often the vault is read back and checked, as `highwater verify` does ("0s": never by this collector; of several collectors of a
 # vault one is enough); how many bytes a second that may read; how many percent of the objects it reads each time, chosen at
-# random (100 in a directory, 2 elsewhere, since a bucket may charge for what is read); and where it is kept how far it is.
+# random (100 in a directory, 2 elsewhere, since a bucket may charge for what is read); and where it is kept how far it is, and
+# as whom this collector maintains the vault (each needs a directory of its own).
 #verify-every = "7days"
 #verify-rate = "16MiB"
 #verify-sample = 5

@@ -30,6 +30,7 @@ pub mod rounds;
 pub mod server;
 pub mod session;
 pub mod shared;
+pub mod state_dir;
 pub mod tokens;
 pub mod units;
 pub mod verification;

@@ -15,6 +15,7 @@ use std::time::Duration;
 const FIRST_AFTER: Duration = Duration::from_secs(600);
 
 /// How long a machine is left to another collector that was seen at its maintenance: several times what passes between two signs of it.
+/// A collector is known by its `state-dir`, over its starts.
 const PATIENCE: Duration = Duration::from_secs(900);
 
 /// Runs until the collector ends.
@@ -28,6 +29,7 @@ pub async fn run(shared: Arc<Shared>) {
         grace: shared.config.trash_grace,
         pace: Arc::new(Pace::new(rate)),
         state_bytes_max: shared.memory.machine_bytes_max(),
+        owner: shared.state.owner(),
         patience: Some(PATIENCE),
         ..Settings::default()
     };

@@ -5,6 +5,7 @@ use crate::cache::Cache;
 use crate::log_limit::LogLimit;
 use crate::memory::{Memory, Share};
 use crate::per_peer::{PerPeer, Source};
+use crate::state_dir::StateDir;
 use crate::visits::Visits;
 use crate::{CollectorError, Config, certificates, config::WINDOW_BYTES_MIN, metrics::Metrics};
 use highwater_delta::{DiskId, MachineId, RelayId};
@@ -41,6 +42,8 @@ pub struct Shared {
     pub authority: Authority,
     /// The metrics.
     pub metrics: Metrics,
+    /// What is kept for the next process.
+    pub state: StateDir,
     /// Certificates no longer accepted.
     pub revoked: RwLock<Revoked>,
     /// When they were read last.
@@ -129,11 +132,13 @@ impl Shared {
         let memory =
             Memory::new(config.memory, vault.delta_bytes_max(), config.idle_timeout, &metrics.memory);
         let sessions = Arc::new(Semaphore::new(config.sessions_max));
+        let state = StateDir::open(&config);
         Self {
             config,
             vault,
             authority,
             metrics,
+            state,
             revoked: RwLock::default(),
             revoked_read: Mutex::new(Instant::now()),
             shutdown: CancellationToken::new(),

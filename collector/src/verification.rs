@@ -9,13 +9,13 @@
 use crate::CollectorError;
 use crate::rounds::{self, Rounds};
 use crate::shared::{Shared, now_ms};
+use crate::state_dir::not_kept;
 use async_trait::async_trait;
 use highwater_delta::VaultId;
 use highwater_vault::Location;
 use highwater_vault::verify::{Pass, Report, Sample, Settings, Watch, resume};
 use highwater_vault::{Pace, VaultError};
 use serde::{Deserialize, Serialize};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -42,7 +42,7 @@ pub async fn run(shared: Arc<Shared>) {
     }
     let rate = Some(shared.config.verify_rate).filter(|rate| *rate > 0);
     let mut verifier = Verifier {
-        dir: state_dir(&shared),
+        dir: shared.state.path().map(Path::to_path_buf),
         settings: Settings { pace: Arc::new(Pace::new(rate)) },
         pass: None,
         last: None,
@@ -51,15 +51,6 @@ pub async fn run(shared: Arc<Shared>) {
     };
     rounds::run(&shared.shutdown, FIRST_AFTER.min(every), &mut verifier).await;
     verifier.keep();
-}
-
-/// Where the state is kept: as configured, or what systemd has made for it.
-fn state_dir(shared: &Shared) -> Option<PathBuf> {
-    let made = || {
-        let dirs = std::env::var("STATE_DIRECTORY").ok()?;
-        dirs.split(':').map(PathBuf::from).find(|dir| dir.ends_with("state"))
-    };
-    shared.config.state_dir.clone().or_else(made)
 }
 
 /// What is known of the last pass that came to its end.
@@ -163,18 +154,13 @@ impl Verifier {
         if let (Some(dir), Some(pass)) = (&self.dir, &self.pass)
             && let Err(error) = resume::save(&file(dir), pass)
         {
-            not_kept(&error.into());
+            not_kept(&error);
         }
     }
 
     /// What an earlier process left.
     fn load(&mut self) {
         let Some(dir) = &self.dir else { return };
-        if let Err(error) = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir) {
-            not_kept(&error.into());
-            self.dir = None;
-            return;
-        }
         let vault = &self.shared.vault;
         match sample_of(&self.shared) {
             // Whatever sample was drawn: it is gone on with, if there is to be one.
@@ -220,11 +206,6 @@ fn write_last(dir: &Path, last: &Last) -> anyhow::Result<()> {
     std::fs::write(&new, serde_json::to_vec(last)?)?;
     std::fs::File::open(&new)?.sync_all()?;
     Ok(std::fs::rename(&new, dir.join("verified"))?)
-}
-
-fn not_kept(error: &anyhow::Error) {
-    let told = CollectorError::StateNotKept(error.to_string());
-    tracing::warn!(code = told.code(), error = %told, action = told.action(), "verifying goes on without");
 }
 
 /// What was told of a pass so far.
@@ -283,7 +264,7 @@ impl Watch for Told<'_> {
         {
             let mut seen = crate::shared::locked(&self.seen);
             if !std::mem::replace(&mut seen.not_kept, true) {
-                not_kept(&error.into());
+                not_kept(&error);
             }
         }
         Ok(())

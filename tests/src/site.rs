@@ -148,6 +148,7 @@ impl Site {
         lines.push(format!("listen = \"127.0.0.1:{ingest}\""));
         lines.push(format!("management-listen = \"127.0.0.1:{management}\""));
         lines.push(format!("metrics-listen = \"127.0.0.1:{collector_metrics}\""));
+        lines.push(format!("state-dir = {:?}", etc.join("state")));
         lines.extend(options.collector.iter().cloned());
         fs::write(&config, lines.join("\n"))?;
 

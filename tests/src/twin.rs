@@ -31,8 +31,12 @@ impl Twin {
         fs::create_dir_all(dir)?;
         let [ingest, management, metrics] = [free_port()?, free_port()?, free_port()?];
         let text = fs::read_to_string(config)?;
-        let mut lines: Vec<String> =
-            text.lines().filter(|line| !line.contains("listen = ")).map(str::to_owned).collect();
+        let mut lines: Vec<String> = text
+            .lines()
+            .filter(|line| !line.contains("listen = ") && !line.starts_with("state-dir"))
+            .map(str::to_owned)
+            .collect();
+        lines.push(format!("state-dir = {:?}", dir.join("state")));
         for (name, port) in
             [("listen", ingest), ("management-listen", management), ("metrics-listen", metrics)]
         {

@@ -28,7 +28,7 @@ const REFUSED_FOR: Duration = Duration::from_secs(3600);
 /// A clock that differs by less from what it said plus the time since was not set.
 const UNSET: Duration = Duration::from_secs(60);
 
-/// For whom a maintainer works: a process, mostly.
+/// For whom a maintainer works: a collector over all its starts, or one run of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner([u8; 16]);
 
@@ -38,6 +38,16 @@ impl Owner {
     #[allow(clippy::new_without_default, reason = "each is another one")]
     pub fn new() -> Self {
         Self(*SegmentId::new().as_bytes())
+    }
+    /// One that was kept ([`Owner::to_bytes`]). Only one process may go by it at a time, or both fence each other again and again.
+    #[must_use]
+    pub const fn from_bytes(id: [u8; 16]) -> Self {
+        Self(id)
+    }
+    /// To be kept.
+    #[must_use]
+    pub const fn to_bytes(self) -> [u8; 16] {
+        self.0
     }
 }
 
