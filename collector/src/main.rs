@@ -377,6 +377,8 @@ fn log_to_stderr(config: &Config) -> anyhow::Result<()> {
         .context("`log-level` cannot be understood")?;
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        // A line that cannot be written is told on standard error, which is what could not be written: that ended the process.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     match config.log_format {

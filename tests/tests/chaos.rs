@@ -62,6 +62,14 @@ impl Drop for Small {
     }
 }
 
+/// Also when the harness panics, or the other thread would go on for ever.
+struct SetOnDrop<'a>(&'a AtomicBool);
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().and_then(|text| text.parse().ok())
 }
@@ -98,6 +106,7 @@ fn what_was_told_as_stored_outlives_everything() -> Result<()> {
     let (agent, config) = (daemon::program("highwater-agent")?, site.agent_config().to_owned());
     let done = AtomicBool::new(false);
     let (told, acts) = thread::scope(|scope| {
+        let until_here = SetOnDrop(&done);
         let telling = scope.spawn(|| {
             let mut told = BTreeSet::new();
             while !done.load(Ordering::SeqCst) {
@@ -114,7 +123,7 @@ fn what_was_told_as_stored_outlives_everything() -> Result<()> {
             told
         });
         let acted = act(&mut site, &mut other, &proxy, &small, data.path(), &mut random);
-        done.store(true, Ordering::SeqCst);
+        drop(until_here);
         let told = telling.join().map_err(|_| anyhow::anyhow!("panicked"));
         anyhow::Ok((told?, acted?))
     })?;

@@ -7,10 +7,10 @@ use highwater_vault::{KeySource, Vault, local_store};
 use highwater_wire::enroll::enroll;
 use highwater_wire::message::{AgentMessage, CollectorMessage};
 use serde_json::Value;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Lines};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::{Duration, Instant};
 
 fn command() -> Command {
@@ -59,6 +59,14 @@ impl std::ops::DerefMut for Daemon {
 
 /// Starts the daemon on free ports; answers it and where its ports are, as its log says.
 pub fn run(config: &str) -> (Daemon, Value) {
+    let (child, lines, ready) = run_piped(config);
+    // Whoever writes a log must not be stopped by nobody reading it.
+    std::thread::spawn(move || lines.for_each(drop));
+    (child, ready)
+}
+
+/// The same, and what else it logs.
+pub fn run_piped(config: &str) -> (Daemon, Lines<BufReader<ChildStderr>>, Value) {
     let mut child =
         Daemon(command().args(["run", "--config", config]).stderr(Stdio::piped()).spawn().unwrap());
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
@@ -67,9 +75,7 @@ pub fn run(config: &str) -> (Daemon, Value) {
         .map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap())
         .find(|line| line["fields"]["message"] == "ready")
         .unwrap();
-    // Whoever writes a log must not be stopped by nobody reading it.
-    std::thread::spawn(move || lines.for_each(drop));
-    (child, ready["fields"].clone())
+    (child, lines, ready["fields"].clone())
 }
 
 /// The same, with a file for its log.

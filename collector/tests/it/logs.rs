@@ -1,6 +1,6 @@
 //! What peers can make the collector write into its log.
 
-use crate::command::{any_ports, init, json, logged, run_logging};
+use crate::command::{any_ports, init, json, logged, run_logging, run_piped};
 use crate::support::{Agent, point};
 use highwater_delta::{CommitKind, DeltaId, DiskId, PointDisk};
 use highwater_wire::enroll::enroll;
@@ -107,6 +107,29 @@ fn a_history_near_its_limit_is_told_once() {
     child.wait().unwrap();
     let (_child, _) = run_logging(&config, &log);
     assert_eq!(warned(), 1);
+}
+
+#[test]
+fn a_log_that_cannot_be_written_ends_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = init(dir.path());
+    any_ports(&config);
+    let (mut child, lines, ready) = run_piped(&config);
+    // From now on each line fails, as on a disk that is full.
+    drop(lines);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        for port in ["ingest", "management"] {
+            nonsense(TcpStream::connect(ready[port].as_str().unwrap()).await.unwrap()).await;
+        }
+    });
+    let (_, token) = json(&["token", "create", "--config", &config]);
+    let token = token["token"].as_str().unwrap().parse().unwrap();
+    let url = format!("https://{}", ready["management"].as_str().unwrap());
+    let identity = runtime.block_on(enroll(&url, &token, "h")).unwrap().identity;
+    let ingest = ready["ingest"].as_str().unwrap();
+    runtime.block_on(Agent::connect(ingest, &identity, identity.machine)).unwrap();
+    assert!(child.try_wait().unwrap().is_none());
 }
 
 /// Says something that is no handshake, and waits until it is turned away.
