@@ -5,6 +5,7 @@
 //! at a time.
 
 mod content;
+mod indexes;
 mod loss;
 
 pub(crate) use loss::Broken;
@@ -12,11 +13,10 @@ pub(crate) use loss::Broken;
 use crate::{
     MachineState, Result, Vault, VaultError,
     key::MachineKeys,
-    maps::{Inner, MapFooter},
-    pages::{Cached, PageCache},
+    pages::PageCache,
     record::SegmentRef,
     runs::{Kind, cover, touches},
-    segment::{Entry, Footer, FrameAt, FrameKind, Page, PageKind, PageRef, SegmentReader},
+    segment::{Entry, FrameAt, Page, SegmentReader},
 };
 use futures::{StreamExt, TryStreamExt, stream};
 use highwater_delta::{
@@ -28,7 +28,7 @@ use std::sync::Arc;
 /// Most blocks of one call.
 pub(crate) const RANGE_BLOCKS_MAX: u64 = 65_536;
 /// Objects whose pages are fetched at once: all of a usual cover, or a far store is waited for several times.
-const LOOK_DEPTH: usize = 24;
+const LOOK_DEPTH: usize = 48;
 /// What an object costs a map: reference, path and key.
 const SOURCE_BYTES: u64 = 1024;
 
@@ -80,27 +80,9 @@ struct Place {
     at: FrameAt,
 }
 
-/// Where an object says that blocks of a range are, or why it cannot be read what it says of some.
-struct Found {
-    first: u64,
-    end: u64,
-    page: Result<Arc<Page>>,
-}
-
 impl std::fmt::Debug for BlockMap {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "BlockMap({}, {} objects)", self.inner.disk, self.inner.sources.len())
-    }
-}
-
-impl Found {
-    /// # Errors
-    /// The store failed: that says nothing of what is stored.
-    fn of(reference: &PageRef, page: Result<Arc<Page>>) -> Result<Self> {
-        match page {
-            Err(error @ VaultError::Store(_)) => Err(error),
-            page => Ok(Self { first: reference.first, end: reference.end, page }),
-        }
     }
 }
 
@@ -202,93 +184,6 @@ impl BlockMap {
             }
         }
         Ok((slots, why))
-    }
-
-    /// The pages of an object that touch a range.
-    async fn pages(&self, source: &Source, from: u64, to: u64) -> Result<Vec<Found>> {
-        let mut found = Vec::new();
-        let whole = |error| Found { first: source.first, end: source.end, page: Err(error) };
-        if source.kind != Kind::Map {
-            let footer = match self.footer(source).await {
-                Ok(footer) => footer,
-                Err(error @ VaultError::Store(_)) => return Err(error),
-                Err(error) => return Ok(vec![whole(error)]),
-            };
-            let own = footer.pages.partition_point(|page| page.disk < self.inner.disk);
-            let own = footer.pages[own..].iter().take_while(|page| page.disk == self.inner.disk);
-            for reference in own.skip_while(|page| page.end <= from).take_while(|page| page.first < to) {
-                let page = self.page(source, PageKind::Segment, reference).await;
-                found.push(Found::of(reference, page)?);
-            }
-            return Ok(found);
-        }
-        let footer = match self.map_footer(source).await {
-            Ok(footer) => footer,
-            Err(error @ VaultError::Store(_)) => return Err(error),
-            Err(error) => return Ok(vec![whole(error)]),
-        };
-        let own = footer.disks.iter().find(|disk| disk.root.disk == self.inner.disk);
-        let mut stack: Vec<(PageRef, u8)> =
-            own.map(|disk| (disk.root.clone(), disk.level)).into_iter().collect();
-        while let Some((reference, level)) = stack.pop() {
-            if level == 0 {
-                found.push(Found::of(&reference, self.page(source, PageKind::Leaf, &reference).await)?);
-                continue;
-            }
-            let inner = match self.inner_page(source, level, &reference).await {
-                Ok(inner) => inner,
-                Err(error) => {
-                    found.push(Found::of(&reference, Err(error))?);
-                    continue;
-                }
-            };
-            let begin = stack.len();
-            stack.extend(inner.touching(from, to).map(|page| (page.clone(), level - 1)));
-            stack[begin..].reverse();
-        }
-        Ok(found)
-    }
-
-    async fn page(&self, source: &Source, kind: PageKind, reference: &PageRef) -> Result<Arc<Page>> {
-        let key = (source.reader.reference.id, reference.frame);
-        if let Some(Cached::Page(page)) = self.inner.cache.get(key) {
-            return Ok(page);
-        }
-        let page = Arc::new(source.reader.page(reference, kind).await?);
-        self.inner.cache.put(key, Cached::Page(page.clone()));
-        Ok(page)
-    }
-
-    async fn inner_page(&self, source: &Source, level: u8, reference: &PageRef) -> Result<Arc<Inner>> {
-        let key = (source.reader.reference.id, reference.frame);
-        if let Some(Cached::Inner(inner)) = self.inner.cache.get(key) {
-            return Ok(inner);
-        }
-        let plain = source.reader.one(reference.at(), FrameKind::Inner).await?;
-        let inner = Arc::new(Inner::decode(&plain, level, reference, &source.reader.path)?);
-        self.inner.cache.put(key, Cached::Inner(inner.clone()));
-        Ok(inner)
-    }
-
-    async fn footer(&self, source: &Source) -> Result<Arc<Footer>> {
-        let key = (source.reader.reference.id, source.reader.reference.footer_frame);
-        if let Some(Cached::Footer(footer)) = self.inner.cache.get(key) {
-            return Ok(footer);
-        }
-        let footer = Arc::new(source.reader.footer().await?);
-        self.inner.cache.put(key, Cached::Footer(footer.clone()));
-        Ok(footer)
-    }
-
-    async fn map_footer(&self, source: &Source) -> Result<Arc<MapFooter>> {
-        let key = (source.reader.reference.id, source.reader.reference.footer_frame);
-        if let Some(Cached::MapFooter(footer)) = self.inner.cache.get(key) {
-            return Ok(footer);
-        }
-        let plain = source.reader.footer_frame().await?;
-        let footer = Arc::new(MapFooter::decode(&plain, &source.reader.path)?);
-        self.inner.cache.put(key, Cached::MapFooter(footer.clone()));
-        Ok(footer)
     }
 }
 

@@ -17,7 +17,7 @@ mod write;
 
 pub(crate) use cursor::{Cursor, rows};
 pub(crate) use merge::{Merge, Piece, Source};
-pub(crate) use pages::{Inner, MapDisk, MapFooter, SegmentRow, decode_table};
+pub(crate) use pages::{Inner, MapDisk, MapFooter, SegmentRow, TableRef, decode_table};
 pub(crate) use rewrite::{Output, Written};
 pub(crate) use write::MapWriter;
 

@@ -24,7 +24,7 @@ pub(crate) use frames::FrameWriter;
 pub(crate) use index::{
     Entry, IndexBuilder, PAGE_BYTES_TARGET, Page, PageKind, PageRef, array, encode_entry,
 };
-pub(crate) use read::{FrameAt, SegmentReader, Walked, Window};
+pub(crate) use read::{FrameAt, SegmentReader, Tail, Walked, Window};
 pub(crate) use upload::Upload;
 pub(crate) use write::SegmentWriter;
 

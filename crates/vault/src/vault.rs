@@ -20,7 +20,7 @@ use futures::TryStreamExt;
 use highwater_delta::{CommitId, DiskId, HashKey, MachineId, VaultId};
 use object_store::{ObjectStore, ObjectStoreExt, path::Path};
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use zeroize::Zeroizing;
 
 /// Most bytes of a machine's key object.
@@ -44,6 +44,8 @@ pub struct Vault {
     pub(crate) chunks: Arc<PageCache>,
     clock: Clock,
     index: Option<Arc<Index>>,
+    /// Of the machine that was read last: who reads its state wants its blocks next.
+    last_keys: Arc<Mutex<Option<(MachineId, MachineKeys)>>>,
 }
 struct Inner {
     store: Store,
@@ -80,7 +82,14 @@ impl Vault {
         let pages = Arc::new(PageCache::new(pages::BYTES_MAX));
         let chunks = Arc::new(PageCache::new(pages::CHUNK_BYTES_MAX));
         let inner = Inner { store, id, control, wrapping };
-        Ok(Self { inner: Arc::new(inner), pages, chunks, clock: Clock::default(), index: None })
+        Ok(Self {
+            inner: Arc::new(inner),
+            pages,
+            chunks,
+            clock: Clock::default(),
+            index: None,
+            last_keys: Arc::default(),
+        })
     }
 
     /// Sees that the store still refuses to create what exists, as all safety of commits wants it: it is asked to create
@@ -206,8 +215,7 @@ impl Vault {
 
     /// What the vault holds of a machine: the replay of its records.
     pub async fn machine(&self, machine: MachineId) -> Result<MachineState> {
-        let (keys, host_name) = self.machine_keys(machine).await?;
-        self.load_state(machine, &keys, host_name, Begin::Index).await
+        self.machine_within(machine, u64::MAX).await
     }
 
     /// The key of a machine's block hashes.
@@ -217,8 +225,7 @@ impl Vault {
 
     /// The same, if its state takes no more than so many bytes of memory ([`MachineState::memory_bytes`]).
     pub async fn machine_within(&self, machine: MachineId, state_bytes_max: u64) -> Result<MachineState> {
-        let (keys, host_name) = self.machine_keys(machine).await?;
-        self.load_state_within(machine, &keys, host_name, Begin::Index, state_bytes_max).await
+        Ok(self.load_machine(machine, state_bytes_max).await?.1)
     }
 
     /// A writer for a machine. The last one opened wins: see [`MachineWriter`].
@@ -233,17 +240,27 @@ impl Vault {
 
     /// Where each block of a disk lies, after the commit `at`.
     pub async fn block_map(&self, machine: MachineId, disk: DiskId, at: CommitId) -> Result<BlockMap> {
-        let (keys, host_name) = self.machine_keys(machine).await?;
-        let state = self.load_state(machine, &keys, host_name, Begin::Index).await?;
+        let (keys, state) = self.load_machine(machine, u64::MAX).await?;
         let size_bytes = map::size_at(&state, disk, at)?;
         BlockMap::load(self, &keys, &state, disk, size_bytes, at)
     }
 
     /// The same from a state that is at hand.
     pub async fn block_map_of(&self, state: &MachineState, disk: DiskId, at: CommitId) -> Result<BlockMap> {
-        let (keys, _) = self.machine_keys(state.machine).await?;
+        let keys = match self.kept_keys(state.machine) {
+            Some(keys) => keys,
+            None => self.machine_keys(state.machine).await?.0,
+        };
         let size_bytes = map::size_at(state, disk, at)?;
         BlockMap::load(self, &keys, state, disk, size_bytes, at)
+    }
+
+    fn keep_keys(&self, machine: MachineId, keys: &MachineKeys) {
+        *self.last_keys.lock().unwrap_or_else(PoisonError::into_inner) = Some((machine, keys.clone()));
+    }
+    fn kept_keys(&self, machine: MachineId) -> Option<MachineKeys> {
+        let last = self.last_keys.lock().unwrap_or_else(PoisonError::into_inner);
+        last.as_ref().filter(|(of, _)| *of == machine).map(|(_, keys)| keys.clone())
     }
 
     pub(crate) async fn machine_keys(&self, machine: MachineId) -> Result<(MachineKeys, String)> {

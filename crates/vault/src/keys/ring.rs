@@ -94,8 +94,10 @@ impl KeyRing {
     pub async fn open(store: impl Into<Store>, source: &KeySource) -> Result<Self> {
         let store = store.into();
         let objects = store.objects();
-        let file = file::read(&**objects).await?.ok_or(VaultError::NotAVault)?;
-        let (found, older) = newest(&**objects, file.vault).await?;
+        // Both at once: a far store is waited for once less.
+        let (file, listed) = futures::future::join(file::read(&**objects), numbers(&**objects)).await;
+        let file = file?.ok_or(VaultError::NotAVault)?;
+        let (found, older) = newest(&**objects, file.vault, listed?).await?;
         let (document, root, by) = match found {
             Some(unverified) => {
                 let opened = source.open(Some(&unverified.document)).await?;
@@ -255,7 +257,8 @@ impl KeyRing {
 
     /// Somebody else was faster: takes over what he made, which may be what was wanted here.
     async fn yielding(&mut self, done: impl Fn(&[Wrapping]) -> bool) -> Result<()> {
-        let (found, older) = newest(&**self.store.objects(), self.document.vault).await?;
+        let objects = &**self.store.objects();
+        let (found, older) = newest(objects, self.document.vault, numbers(objects).await?).await?;
         if let Some(unverified) = found {
             self.document = unverified.verify(&self.root)?;
             self.older = older;
@@ -303,18 +306,18 @@ async fn numbers(objects: &dyn ObjectStore) -> Result<Vec<u64>> {
     Ok(numbers)
 }
 
-/// The document with the highest number, and the numbers of those before it.
+/// The document with the highest number, of which there is a list, and the numbers of those before it.
 async fn newest(
     objects: &dyn ObjectStore,
     vault: VaultId,
+    mut older: Vec<u64>,
 ) -> Result<(Option<super::document::Unverified>, Vec<u64>)> {
     for _ in 0..LOOK_TRIES {
-        let mut older = numbers(objects).await?;
         let Some(number) = older.pop() else { return Ok((None, older)) };
         match store::read_object(objects, &store::keys_path(number), DOCUMENT_BYTES_MAX).await {
             Ok(bytes) => return Ok((Some(Document::decode(vault, number, &bytes)?), older)),
             // Replaced since they were listed.
-            Err(VaultError::Missing { .. }) => {}
+            Err(VaultError::Missing { .. }) => older = numbers(objects).await?,
             Err(error) => return Err(error),
         }
     }

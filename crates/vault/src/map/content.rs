@@ -2,14 +2,13 @@
 //!
 //! What small reads fetch is kept for others nearby, in the vault's cache of chunks; large ones, which go through a disk, pass it by.
 
-use super::{BlockMap, Blocks, Place, Slot, Source};
+use super::{BlockMap, Blocks, Place, Slot};
 use crate::{
     Result, VaultError,
-    maps::{SegmentRow, decode_table},
     pages::Cached,
     record::SegmentRef,
     runs::Kind,
-    segment::{FrameAt, FrameKind, SegmentReader},
+    segment::{FrameAt, SegmentReader},
 };
 use futures::{StreamExt, TryStreamExt, stream};
 use highwater_delta::{BLOCK_BYTES, Block, BlockHash, BlockRange, ChunkError, ChunkView};
@@ -100,27 +99,9 @@ impl BlockMap {
     async fn named(&self, source: usize, number: u32) -> Result<(Kind, SegmentRef)> {
         let source = &self.inner.sources[source];
         match source.kind {
-            Kind::Map => self.row(source, number).await,
+            Kind::Map => self.row(source, number).await.map(|row| (row.kind, row.reference())),
             kind => Ok((kind, source.reader.reference.clone())),
         }
-    }
-
-    async fn row(&self, source: &Source, number: u32) -> Result<(Kind, SegmentRef)> {
-        let footer = self.map_footer(source).await?;
-        let lacking = || VaultError::corrupt(&source.reader.path, "an entry names a segment that it lacks");
-        let (table, at) = footer.table_of(number).ok_or_else(lacking)?;
-        let key = (source.reader.reference.id, table.frame);
-        let rows: Arc<Vec<SegmentRow>> = match self.inner.cache.get(key) {
-            Some(Cached::Table(rows)) => rows,
-            _ => {
-                let plain = source.reader.one(table.at(), FrameKind::Table).await?;
-                let rows = Arc::new(decode_table(&plain, table, &source.reader.path)?);
-                self.inner.cache.put(key, Cached::Table(rows.clone()));
-                rows
-            }
-        };
-        let row = rows.get(at).ok_or_else(lacking)?;
-        Ok((row.kind, row.reference()))
     }
 
     fn copy(

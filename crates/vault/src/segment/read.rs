@@ -44,6 +44,23 @@ impl FrameAt {
     }
 }
 
+/// The end of an object, with its footer; empty: it has not been read.
+#[derive(Default)]
+pub(crate) struct Tail {
+    start: u64,
+    bytes: Bytes,
+}
+
+impl Tail {
+    pub(crate) fn has(&self, at: FrameAt) -> bool {
+        self.start <= at.offset && at.range().end <= self.start + self.bytes.len() as u64
+    }
+    fn frame(&self, at: FrameAt) -> Option<Bytes> {
+        let from = at.offset.checked_sub(self.start).filter(|_| self.has(at))? as usize;
+        Some(self.bytes.slice(from..from + at.len as usize))
+    }
+}
+
 /// A frame met on a walk through a whole segment.
 pub(crate) struct Walked {
     pub(crate) at: FrameAt,
@@ -75,8 +92,23 @@ impl SegmentReader {
 
     /// The footer's content, of a map too.
     pub(crate) async fn footer_frame(&self) -> Result<Vec<u8>> {
+        self.one(self.footer_at(), FrameKind::Footer).await
+    }
+
+    /// The same, and so many bytes before it, by one request: mostly, what is read next lies there.
+    pub(crate) async fn footer_frame_and_tail(&self, before_bytes: u64) -> Result<(Vec<u8>, Tail)> {
+        let at = self.footer_at();
+        self.check(at)?;
+        let start = at.offset.saturating_sub(before_bytes);
+        let bytes = self.fetched(start..at.range().end).await?;
+        let tail = Tail { start, bytes };
+        let footer = tail.frame(at).ok_or_else(|| VaultError::corrupt(&self.path, "cut off"))?;
+        Ok((self.open(at, FrameKind::Footer, &footer)?, tail))
+    }
+
+    const fn footer_at(&self) -> FrameAt {
         let SegmentRef { footer_offset: offset, footer_len: len, footer_frame: frame, .. } = self.reference;
-        self.one(FrameAt { offset, len, frame }, FrameKind::Footer).await
+        FrameAt { offset, len, frame }
     }
 
     pub(crate) fn parse_footer(&self, plain: &[u8]) -> Result<Footer> {
@@ -93,16 +125,28 @@ impl SegmentReader {
     }
 
     /// A page.
-    pub(crate) async fn page(&self, page: &PageRef, kind: PageKind) -> Result<Page> {
+    pub(crate) async fn page(&self, page: &PageRef, kind: PageKind, tail: &Tail) -> Result<Page> {
         let frame = if kind == PageKind::Leaf { FrameKind::Leaf } else { FrameKind::Page };
-        let plain = self.one(page.at(), frame).await?;
+        let plain = self.one_of(tail, page.at(), frame).await?;
         Page::decode(&plain, kind, page, &self.path)
     }
 
     pub(crate) async fn one(&self, at: FrameAt, kind: FrameKind) -> Result<Vec<u8>> {
+        self.one_of(&Tail::default(), at, kind).await
+    }
+
+    /// A frame that may have been read already.
+    pub(crate) async fn one_of(&self, tail: &Tail, at: FrameAt, kind: FrameKind) -> Result<Vec<u8>> {
         self.check(at)?;
-        let bytes = self.store.get_range(&self.path, at.range()).await.map_err(|e| self.range_error(e))?;
+        let bytes = match tail.frame(at) {
+            Some(bytes) => bytes,
+            None => self.fetched(at.range()).await?,
+        };
         self.open(at, kind, &bytes)
+    }
+
+    async fn fetched(&self, range: Range<u64>) -> Result<Bytes> {
+        self.store.get_range(&self.path, range).await.map_err(|e| self.range_error(e))
     }
 
     /// Chunks, each as sent, in the order of `frames`. The caller bounds their number.

@@ -12,8 +12,9 @@ use futures::{StreamExt, TryStreamExt, stream};
 use highwater_delta::MachineId;
 use object_store::path::Path;
 
-/// Records fetched at once while a history is replayed.
-const REPLAY_DEPTH: usize = 16;
+/// Records fetched at once while a history is replayed, and their bytes, unless one alone has more.
+const REPLAY_DEPTH: u64 = 64;
+const REPLAY_BYTES: u64 = 4 << 20;
 /// Records replayed between two looks at how much memory the state takes.
 const RECORDS_A_LOOK: u64 = 1024;
 /// How much more memory a state takes than its documents have bytes, at most: a point without disks and its run take some 230
@@ -26,6 +27,11 @@ const REINDEXED_AFTER: usize = 16;
 
 /// Times that a history is begun to be read.
 const TRIES: usize = 4;
+
+/// Numbers and bytes, sorted.
+type Checkpoints = Vec<(u64, u64)>;
+/// The same.
+pub(crate) type Records = Vec<(u64, u64)>;
 
 /// Where a replay begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +46,28 @@ pub(crate) enum Begin {
 }
 
 impl Vault {
+    /// What a machine's keys are, and what its records say. Nobody's keys are kept for longer than this vault's value lives, and only
+    /// those of the machine that was read last.
+    pub(crate) async fn load_machine(
+        &self,
+        machine: MachineId,
+        bytes_max: u64,
+    ) -> Result<(MachineKeys, MachineState)> {
+        let is_indexed = self.index.as_deref().is_some_and(|index| index.has(self.id(), machine));
+        // A far store is waited for once less.
+        let list = async {
+            match is_indexed {
+                true => Ok(None),
+                false => self.checkpoints(machine).await.map(Some),
+            }
+        };
+        let (found, listed) = futures::future::join(self.machine_keys(machine), list).await;
+        let ((keys, host_name), listed) = (found?, listed?);
+        let state = self.load_listed(machine, &keys, host_name, Begin::Index, bytes_max, listed).await?;
+        self.keep_keys(machine, &keys);
+        Ok((keys, state))
+    }
+
     /// Replays a machine's records.
     pub(crate) async fn load_state(
         &self,
@@ -60,6 +88,19 @@ impl Vault {
         begin: Begin,
         bytes_max: u64,
     ) -> Result<MachineState> {
+        self.load_listed(machine, keys, host_name, begin, bytes_max, None).await
+    }
+
+    /// The same, with a list of the checkpoints, if it is at hand.
+    async fn load_listed(
+        &self,
+        machine: MachineId,
+        keys: &MachineKeys,
+        host_name: String,
+        begin: Begin,
+        bytes_max: u64,
+        mut listed: Option<Checkpoints>,
+    ) -> Result<MachineState> {
         let index = self.index.as_deref().filter(|_| begin == Begin::Index);
         if let Some(index) = index
             && let Some(state) = index.read(self.id(), machine, keys, bytes_max)
@@ -75,15 +116,21 @@ impl Vault {
         }
         let mut tries = 0;
         let state = loop {
-            let mut state = MachineState::empty(machine, host_name.clone());
-            if begin != Begin::First
-                && let Some(found) = self.newest_checkpoint(machine, keys, bytes_max).await?
+            let checkpoints = match (begin, listed.take()) {
+                (Begin::First, _) => Vec::new(),
+                (_, Some(listed)) => listed,
+                (_, None) => self.checkpoints(machine).await?,
+            };
+            let (state, records) = match self.newest_checkpoint(machine, keys, bytes_max, checkpoints).await?
             {
-                state = found;
-            }
+                Some(found) => found,
+                None => {
+                    let state = MachineState::empty(machine, host_name.clone());
+                    (state, self.records_after(machine, 0).await?)
+                }
+            };
             tries += 1;
             let base = state.last_record;
-            let records = self.records_after(machine, base).await?;
             match self.replay(state, keys, records, bytes_max).await {
                 // Whoever was held up between two requests until the records were deleted begins anew: there is a newer checkpoint.
                 Err(error) if tries < TRIES && self.were_deleted(&error, machine, base).await? => {}
@@ -128,7 +175,7 @@ impl Vault {
         &self,
         mut state: MachineState,
         keys: &MachineKeys,
-        records: Vec<(u64, u64)>,
+        records: Records,
         bytes_max: u64,
     ) -> Result<MachineState> {
         let machine = state.machine;
@@ -136,6 +183,7 @@ impl Vault {
             bytes if bytes > bytes_max => Err(VaultError::StateFull { machine, bytes, bytes_max }),
             _ => Ok(()),
         };
+        let depth = replay_depth(&records);
         let numbers: Vec<u64> = records.into_iter().map(|(number, _)| number).collect();
         for (expected, number) in (state.last_record + 1..).zip(&numbers) {
             // A hole would cut off everything after it, silently.
@@ -152,7 +200,7 @@ impl Vault {
                     Ok::<_, VaultError>((path, sealed))
                 }
             })
-            .buffered(REPLAY_DEPTH);
+            .buffered(depth as usize);
         while let Some((path, sealed)) = fetched.try_next().await? {
             let envelope = open_record(keys, &path, &sealed)?;
             state.apply(&envelope, *blake3::hash(&sealed).as_bytes(), path.as_ref())?;
@@ -172,10 +220,10 @@ impl Vault {
         let (number, checkpoint) = newest.copied().unwrap_or((0, 0));
         self.check_checkpoint(machine, checkpoint, state_bytes_max)?;
         let records = self.records_after(machine, number).await?;
-        let largest = records.iter().map(|(_, bytes)| *bytes).max().unwrap_or(0);
+        let largest = largest(&records);
         let all: u64 = checkpoint + records.iter().map(|(_, bytes)| *bytes).sum::<u64>();
         // Each document is there sealed and open while it is read.
-        let passing = 2 * checkpoint.max(largest.saturating_mul(REPLAY_DEPTH as u64));
+        let passing = 2 * checkpoint.max(largest.saturating_mul(replay_depth(&records)));
         Ok((all.saturating_mul(STATE_TO_DOCUMENT) + STATE_BYTES_LEAST).min(state_bytes_max) + passing)
     }
 
@@ -188,10 +236,10 @@ impl Vault {
     }
 
     /// Numbers and sizes of the records after one, sorted.
-    async fn records_after(&self, machine: MachineId, after: u64) -> Result<Vec<(u64, u64)>> {
+    async fn records_after(&self, machine: MachineId, after: u64) -> Result<Records> {
         let dir = store::manifest_dir(machine);
         let offset = store::manifest_path(machine, after);
-        let mut records: Vec<(u64, u64)> = self
+        let mut records: Records = self
             .store()
             .list_with_offset(Some(&dir), &offset)
             .try_filter_map(async |meta| {
@@ -204,20 +252,23 @@ impl Vault {
         Ok(records)
     }
 
+    /// The newest good one of these, and what follows it.
     async fn newest_checkpoint(
         &self,
         machine: MachineId,
         keys: &MachineKeys,
         bytes_max: u64,
-    ) -> Result<Option<MachineState>> {
-        let mut checkpoints = self.checkpoints(machine).await?;
+        mut checkpoints: Checkpoints,
+    ) -> Result<Option<(MachineState, Records)>> {
         // Earlier releases wrote checkpoints that were too large to be read.
         checkpoints.retain(|(_, bytes)| *bytes <= DOCUMENT_BYTES_MAX);
         while let Some((number, bytes)) = checkpoints.pop() {
             self.check_checkpoint(machine, bytes, bytes_max)?;
             // A checkpoint only shortens the replay: one that is damaged is passed over here, and named by verify.
-            match self.read_checkpoint(machine, keys, number).await {
-                Ok(state) => return Ok(Some(state)),
+            let read = self.read_checkpoint(machine, keys, number);
+            let (state, records) = futures::future::join(read, self.records_after(machine, number)).await;
+            match state {
+                Ok(state) => return Ok(Some((state, records?))),
                 Err(VaultError::Store(e)) => return Err(VaultError::Store(e)),
                 Err(_) => {}
             }
@@ -230,8 +281,8 @@ impl Vault {
     }
 
     /// Numbers and sizes of the checkpoints, sorted.
-    async fn checkpoints(&self, machine: MachineId) -> Result<Vec<(u64, u64)>> {
-        let mut found: Vec<(u64, u64)> = self
+    async fn checkpoints(&self, machine: MachineId) -> Result<Checkpoints> {
+        let mut found: Checkpoints = self
             .store()
             .list(Some(&store::checkpoint_dir(machine)))
             .try_filter_map(async |meta| {
@@ -258,6 +309,15 @@ impl Vault {
         }
         Ok(state)
     }
+}
+
+fn largest(records: &[(u64, u64)]) -> u64 {
+    records.iter().map(|(_, bytes)| *bytes).max().unwrap_or(0)
+}
+
+/// How many records are fetched at once.
+fn replay_depth(records: &[(u64, u64)]) -> u64 {
+    (REPLAY_BYTES / largest(records).max(1)).clamp(1, REPLAY_DEPTH)
 }
 
 /// Opens one manifest record.

@@ -37,6 +37,11 @@ impl Index {
         Self { dir: dir.to_owned() }
     }
 
+    /// Whether there is something of a machine, of use or not.
+    pub(super) fn has(&self, vault: VaultId, machine: MachineId) -> bool {
+        self.file(vault, machine).is_file()
+    }
+
     pub(super) fn read(
         &self,
         vault: VaultId,

@@ -9,7 +9,7 @@ use crate::{
     maps::{Merge, Piece, SegmentRow, Source},
     pages::{Cached, PageCache},
     runs::{Kind, ObjectName},
-    segment::{Footer, Page, PageKind, SegmentReader},
+    segment::{Footer, Page, PageKind, SegmentReader, Tail},
     store,
 };
 use highwater_delta::{DiskId, Fill, SegmentId};
@@ -131,7 +131,7 @@ impl Indexes {
         if let Some(Cached::Page(page)) = self.pages.get(key) {
             return Ok(Some(page));
         }
-        let page = Arc::new(index.reader.page(reference, PageKind::Segment).await?);
+        let page = Arc::new(index.reader.page(reference, PageKind::Segment, &Tail::default()).await?);
         self.pages.put(key, Cached::Page(page.clone()));
         Ok(Some(page))
     }
