@@ -1,19 +1,9 @@
 //! Amounts as people write them: `64MiB`, `5m`, `unlimited`.
 
+use highwater_delta::size;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::{fmt, str::FromStr, time::Duration};
 
-const SIZES: [(&str, u64); 9] = [
-    ("TiB", 1 << 40),
-    ("GiB", 1 << 30),
-    ("MiB", 1 << 20),
-    ("KiB", 1 << 10),
-    ("TB", 1_000_000_000_000),
-    ("GB", 1_000_000_000),
-    ("MB", 1_000_000),
-    ("kB", 1000),
-    ("B", 1),
-];
 const TIMES_MS: [(&str, u64); 5] =
     [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
 
@@ -33,13 +23,7 @@ impl ByteSize {
     /// For people: three digits of the largest unit, `1.5 KiB`.
     #[must_use]
     pub fn rounded(self) -> String {
-        let (unit, bytes) = SIZES[..4].iter().find(|(_, bytes)| self.0 >= *bytes).unwrap_or(&SIZES[8]);
-        let tenths = (u128::from(self.0) * 10 + u128::from(*bytes) / 2) / u128::from(*bytes);
-        if tenths >= 1000 || tenths.is_multiple_of(10) {
-            format!("{} {unit}", (tenths + 5) / 10)
-        } else {
-            format!("{}.{} {unit}", tenths / 10, tenths % 10)
-        }
+        size::rounded(self.0)
     }
     /// As a size in memory, cut to what the machine can address.
     #[must_use]
@@ -51,20 +35,16 @@ impl ByteSize {
 impl FromStr for ByteSize {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
+        // A rate without a unit is too easily one of bytes that was meant otherwise.
+        let has_unit = !text.ends_with(|last: char| last.is_ascii_digit());
         let wrong = || format!("\"{text}\" is no size: write a whole number and KiB, MiB, GiB, TiB or B");
-        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-        let number: u64 = text[..digits].parse().map_err(|_| wrong())?;
-        let unit = text[digits..].trim_start();
-        let (_, bytes) = SIZES.iter().find(|(name, _)| *name == unit).ok_or_else(wrong)?;
-        number.checked_mul(*bytes).map(Self).ok_or_else(|| format!("\"{text}\" is too large"))
+        size::parse(text).filter(|_| has_unit).map(Self).ok_or_else(wrong)
     }
 }
 
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let exact = SIZES.iter().find(|(_, bytes)| self.0 >= *bytes && self.0.is_multiple_of(*bytes));
-        let (unit, bytes) = exact.unwrap_or(&SIZES[8]);
-        write!(f, "{}{unit}", self.0 / bytes)
+        f.write_str(&size::exact(self.0))
     }
 }
 

@@ -228,17 +228,7 @@ impl Progress for Bars {
 
 /// A rate or size, like `64MiB`.
 pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let factor = match text[digits..].trim() {
-        "" => Some(1_u64),
-        "KiB" => Some(1 << 10),
-        "MiB" => Some(1 << 20),
-        "GiB" => Some(1 << 30),
-        _ => None,
-    };
-    let number = text[..digits].parse::<u64>().ok();
-    let bytes = factor.zip(number).and_then(|(factor, number)| number.checked_mul(factor));
-    bytes.ok_or_else(|| format!("{text:?} is no size; write it like 64MiB"))
+    highwater_delta::size::parse(text).ok_or_else(|| format!("{text:?} is no size; write it like 64MiB"))
 }
 
 /// A time, like `6h`.

@@ -11,6 +11,7 @@ pub mod chunk;
 pub mod hash;
 pub mod ids;
 pub mod point;
+pub mod size;
 pub mod units;
 
 pub use blockset::BlockSet;

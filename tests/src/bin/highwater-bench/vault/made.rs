@@ -11,6 +11,7 @@ use highwater_vault::policy::{Policy, Rules};
 use highwater_vault::{Clock, DiskRecord, MachineWriter, Store, Vault, VaultKey};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::Duration;
 
 use super::BLOCK;
 
@@ -125,8 +126,8 @@ impl Made {
 
 /// A round of maintenance at this moment.
 pub async fn maintain_on(vault: &Vault, machine: MachineId, policy: &Policy, now_ms: u64) -> Result<Report> {
-    // The clock here is not the store's on purpose.
-    let settings = Settings { skew_max: None, ..Settings::default() };
+    // The clock here is not the store's on purpose; by the store's, records would never be old.
+    let settings = Settings { skew_max: None, records_for: Duration::ZERO, ..Settings::default() };
     let rules = Rules { policy: policy.clone(), immutable: Vec::new() };
     let mut maintainer = Maintainer::open(vault, machine, settings).await?;
     Ok(maintainer.run(&rules, now_ms, &()).await?)
