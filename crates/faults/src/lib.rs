@@ -43,11 +43,23 @@ struct Shared {
     fail: Mutex<Option<(u64, When)>>,
     slow_puts: AtomicBool,
     create_overwrites: AtomicBool,
+    keeps: Mutex<Option<Keeps>>,
     stalled: watch::Sender<bool>,
     chance: Mutex<Option<Chance>>,
     /// Of completed calls, for answers that are held back.
     completed: Notify,
     changes: Mutex<Changes>,
+}
+
+/// How a store answers who would delete what it protects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeps {
+    /// It is not allowed.
+    Denied,
+    /// As a store that is asked in batches: in words only.
+    InWords,
+    /// As if it failed.
+    Failing,
 }
 
 /// When a call fails.
@@ -68,6 +80,7 @@ impl Faulty {
             fail: Mutex::new(None),
             slow_puts: AtomicBool::new(false),
             create_overwrites: AtomicBool::new(false),
+            keeps: Mutex::new(None),
             stalled: watch::Sender::new(false),
             chance: Mutex::new(None),
             completed: Notify::new(),
@@ -93,6 +106,10 @@ impl Faulty {
     /// A put that is to create overwrites instead.
     pub fn create_overwrites(&self, overwrites: bool) {
         self.shared.create_overwrites.store(overwrites, Ordering::SeqCst);
+    }
+    /// Nothing can be deleted, until this is taken back.
+    pub fn keeps(&self, keeps: Option<Keeps>) {
+        *locked(&self.shared.keeps) = keeps;
     }
     /// Calls wait, without effect, until this is taken back.
     pub fn stall(&self, stalled: bool) {
@@ -139,6 +156,15 @@ impl Shared {
 
 fn failure() -> Error {
     Error::Generic { store: "faulty", source: "injected".into() }
+}
+
+fn kept(keeps: Keeps, path: &Path) -> Error {
+    let denied = || format!("Bulk delete request failed for key {path}: protected (code: 409)").into();
+    match keeps {
+        Keeps::Denied => Error::PermissionDenied { path: path.to_string(), source: denied() },
+        Keeps::InWords => Error::Generic { store: "faulty", source: denied() },
+        Keeps::Failing => failure(),
+    }
 }
 
 /// All that is kept under these locks is whole between statements.
@@ -217,6 +243,9 @@ impl ObjectStore for Faulty {
         let luck = self.shared.draw();
         if luck.fails == Some(When::Before) {
             return Box::pin(futures::stream::iter([Err(failure())]));
+        }
+        if let Some(keeps) = *locked(&self.shared.keeps) {
+            return Box::pin(paths.map(move |path| Err(kept(keeps, &path?))));
         }
         let (inner, shared) = (self.inner.clone(), self.shared.clone());
         // What goes is remembered, or no list could show it any more.

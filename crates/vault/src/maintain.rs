@@ -17,6 +17,7 @@
 //! - Memory: [`crate::MachineState`], twice while a record is put; the names of the segments that a merge touches; and up to half a
 //!   MiB for each object that the merge has open at once, of which there are 256 at most unless one commit alone brought more.
 
+mod around;
 pub(crate) mod clean;
 pub(crate) mod merge;
 mod plan;
@@ -37,6 +38,7 @@ use crate::{
     },
     vault::STATE_BYTES_MAX,
 };
+use around::{Around, is_damage};
 use highwater_delta::{CommitId, MachineId};
 use serde::Serialize;
 use std::{sync::Arc, time::Duration};
@@ -135,6 +137,7 @@ pub struct Maintainer {
     settings: Settings,
     turn: Turn,
     full: Full,
+    around: Around,
     report: Report,
 }
 
@@ -149,7 +152,8 @@ impl Maintainer {
     pub async fn open(vault: &Vault, machine: MachineId, settings: Settings) -> Result<Self> {
         let journal = Journal::open(vault.clone(), machine, settings.state_bytes_max).await?;
         let turn = Turn::new(&settings);
-        Ok(Self { journal, settings, turn, full: Full::DEFAULT, report: Report::default() })
+        let (around, full) = (settings.refusals.around(machine), Full::DEFAULT);
+        Ok(Self { journal, settings, turn, full, around, report: Report::default() })
     }
 
     /// What is stored of the machine, as far as it is known here.
@@ -165,7 +169,8 @@ impl Maintainer {
     }
 
     fn planned(&self, verdict: Verdict, now_ms: u64) -> Plan {
-        let mut plan = plan(&self.journal.state, verdict, self.settings.grace, now_ms);
+        let (state, grace) = (&self.journal.state, self.settings.grace);
+        let mut plan = plan::plan_around(state, verdict, grace, now_ms, &self.around);
         // Shortcuts make reading faster and the state larger: it must not become larger than what can be read again.
         if self.journal.state.memory_bytes() > self.settings.state_bytes_max / 4 * 3 {
             plan.merges.retain(|merge| merge.purpose != Purpose::Shortcut);
@@ -176,16 +181,16 @@ impl Maintainer {
     /// Does all there is to do at this moment, in milliseconds since 1970. With nothing to do, nothing is written.
     ///
     /// # Errors
-    /// [`VaultError::Maintained`]: another maintainer has begun; what was done until then holds.
+    /// [`VaultError::Maintained`]: another maintainer has begun; what was done until then holds. Damage, and failures to delete, are told
+    /// after all else that can be done was.
     pub async fn run(&mut self, rules: &Rules, now_ms: u64, progress: &dyn Progress) -> Result<Report> {
         self.report = Report::default();
-        let done = match self.steps(rules, now_ms, progress).await {
+        let mut done = self.steps(rules, now_ms, progress).await;
+        if done.as_ref().err().is_none_or(|error| is_damage(error) || matches!(error, VaultError::Store(_))) {
             // Last: a damaged checkpoint, which is told of each time, keeps no point from expiring.
-            Ok(()) => {
-                prune::prune(&self.journal, self.settings.records_for).await.map(|n| self.report.pruned = n)
-            }
-            failed => failed,
-        };
+            let pruned = prune::prune(&self.journal, self.settings.records_for).await;
+            done = done.and(pruned.map(|count| self.report.pruned = count));
+        }
         let report = std::mem::take(&mut self.report);
         done.map(|()| report)
     }
@@ -200,14 +205,21 @@ impl Maintainer {
         self.begin().await?;
         let now_ms = self.checked(now_ms).await?;
         self.expire(rules, now_ms).await?;
-        self.sweep(now_ms).await?;
-        self.merges(now_ms, progress).await?;
+        // What cannot be deleted keeps nothing from being merged.
+        let swept = match self.sweep(now_ms).await {
+            Err(error) if !matches!(error, VaultError::Store(_)) => return Err(error),
+            swept => swept,
+        };
+        let merged = match self.merges(now_ms, progress).await {
+            Err(error) if !is_damage(&error) => return Err(error),
+            merged => merged,
+        };
         self.journal.checkpoint().await;
-        Ok(())
+        swept.and(merged)
     }
 
     async fn merges(&mut self, now_ms: u64, progress: &dyn Progress) -> Result<()> {
-        let mut n = 0;
+        let (mut n, mut damage) = (0, Ok(()));
         while n < MERGES_MAX {
             // Points that are superseded by now expire the next time: they are recorded still.
             let merges = self.planned(Verdict::default(), now_ms).merges;
@@ -222,10 +234,22 @@ impl Maintainer {
                 }
                 n += 1;
                 progress.merge(n, of, next.bytes);
-                self.merge(next).await?;
+                match self.merge(next).await {
+                    Err(error) if is_damage(&error) => {
+                        self.around.failed(&self.journal.state, next, &error);
+                        self.settings.refusals.damaged(self.journal.machine, &self.around);
+                        damage = damage.and(Err(error));
+                        // What it wrote until then, before a later merge is named that is newer.
+                        let left = clean::unnamed(&self.journal).await?;
+                        self.turn.say(&mut self.journal).await?;
+                        clean::leftovers(&self.journal, left).await?;
+                        break;
+                    }
+                    merged => merged?,
+                }
             }
         }
-        Ok(())
+        damage
     }
 
     /// Becomes the machine's maintainer, and deletes what an interrupted one left.
@@ -291,16 +315,18 @@ impl Maintainer {
     /// Deletes what has been in the trash for long enough.
     async fn sweep(&mut self, now_ms: u64) -> Result<()> {
         let due = plan::due(&self.journal.state, self.settings.grace, now_ms);
-        let deleted = clean::delete(&self.journal, &due).await?;
-        self.report.kept_by_store = (due.len() - deleted.len()) as u64;
-        self.settings.refusals.kept(self.journal.machine, deleted.is_empty() && !due.is_empty());
+        let (deleted, failed) = clean::delete(&self.journal, &due).await;
+        if failed.is_ok() {
+            self.report.kept_by_store = (due.len() - deleted.len()) as u64;
+            self.settings.refusals.kept(self.journal.machine, deleted.is_empty() && !due.is_empty());
+        }
         if !deleted.is_empty() {
             self.report.deleted = deleted.len() as u64;
             self.report.deleted_bytes = deleted.iter().map(|trashed| trashed.bytes).sum();
             let objects = deleted.iter().map(|trashed| trashed.object).collect();
             self.put(KIND_SWEPT, encode(&SweptBody { objects })?).await?;
         }
-        Ok(())
+        failed
     }
 
     async fn merge(&mut self, planned: &Merge) -> Result<()> {
@@ -363,7 +389,8 @@ pub async fn set_hold(
     while !journal.put_after_others(KIND_HOLD, &body, is_there).await? {
         journal.state.point(point)?;
     }
-    Ok(())
+    // Erased meanwhile? Whoever erases creates the tombstone first, and looks for holds then: one of both sees the other.
+    vault.refuse_erased(machine).await
 }
 
 /// Does all there is to do for a machine now, by the vault's documents and clock.

@@ -266,7 +266,11 @@ pub async fn set_policy(
     if let Some(policy) = &policy {
         policy.check()?;
     }
-    let protects = policy.as_ref().is_some_and(|policy| !policy.immutable_for.is_zero());
+    // The default may protect what a machine's own did not.
+    let protects = match &policy {
+        Some(policy) => !policy.immutable_for.is_zero(),
+        None => whose.is_some(),
+    };
     let machines = match whose {
         _ if !protects => Vec::new(),
         Some(machine) => vec![machine],

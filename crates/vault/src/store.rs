@@ -253,6 +253,30 @@ pub(crate) async fn exists(store: &dyn ObjectStore, path: &Path) -> Result<bool>
     }
 }
 
+/// Deletes an object, which need not be there; answers whether it is gone now. It is not if the store refuses, because something there
+/// protects it: that may hold for years, and says nothing of the store's state.
+pub(crate) async fn delete(store: &dyn ObjectStore, path: &Path) -> Result<bool> {
+    match store.delete(path).await {
+        Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(true),
+        Err(error) if is_refusal(&error) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn is_refusal(error: &object_store::Error) -> bool {
+    use object_store::Error::{AlreadyExists, Generic, PermissionDenied, Precondition};
+    match error {
+        // A conflict is with whatever holds it.
+        PermissionDenied { .. } | Precondition { .. } | AlreadyExists { .. } => true,
+        // Azure is asked in batches, of which the library tells the answers in words.
+        Generic { source, .. } => {
+            let told = source.to_string();
+            ["(code: 403)", "(code: 409)", "(code: 412)"].iter().any(|code| told.contains(code))
+        }
+        _ => false,
+    }
+}
+
 /// Deletes an object, which need not be there.
 pub(crate) async fn delete_if_there(store: &dyn ObjectStore, path: &Path) -> Result<()> {
     match store.delete(path).await {

@@ -19,7 +19,7 @@ use crate::{
 use bytes::Bytes;
 use futures::TryStreamExt;
 use highwater_delta::{Block, ChunkView, CommitId, CommitKind, DeltaId, DiskId, HashKey, MachineId};
-use object_store::{ObjectStoreExt, path::Path};
+use object_store::path::Path;
 use std::collections::HashSet;
 
 /// Takeovers tried before another writer is taken to be alive and winning.
@@ -67,8 +67,11 @@ impl MachineWriter {
             }
             let epoch = writer.journal.state.epoch + 1;
             if writer.journal.put(KIND_TAKEOVER, epoch, Vec::new()).await? {
+                // Nobody can name them any more: what cannot be deleted now is in nobody's way.
                 for path in orphans {
-                    delete_if_there(&writer.journal.vault, &path).await?;
+                    if store::delete(&**writer.journal.vault.store(), &path).await.is_err() {
+                        break;
+                    }
                 }
                 return Ok(writer);
             }
@@ -277,7 +280,7 @@ impl MachineWriter {
         // Or one could appear after it was deleted.
         open.finishing.settle().await;
         while let Some(path) = open.paths.last() {
-            delete_if_there(&self.journal.vault, path).await?;
+            store::delete(&**self.journal.vault.store(), path).await?;
             open.paths.pop();
         }
         self.open = None;
@@ -298,12 +301,5 @@ impl MachineWriter {
             return Err(VaultError::Fenced(self.journal.machine));
         }
         if self.journal.is_dead() { Err(VaultError::Dead) } else { Ok(()) }
-    }
-}
-
-pub(crate) async fn delete_if_there(vault: &Vault, path: &Path) -> Result<()> {
-    match vault.store().delete(path).await {
-        Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-        Err(error) => Err(error.into()),
     }
 }

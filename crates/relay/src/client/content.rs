@@ -5,6 +5,7 @@ use crate::{
     Name, RelayError, Request,
     headers::{MODIFIED, SIZE, START},
     page::Entry,
+    server::BODY_BYTES_A_SECOND,
 };
 use bytes::Bytes;
 use futures::{Stream, stream};
@@ -12,6 +13,7 @@ use http_body_util::BodyExt;
 use hyper::{Response, body::Body};
 use object_store::{GetRange, ObjectMeta};
 use std::ops::Range;
+use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
 /// What an answer says of its object, and which part of it it brings.
@@ -32,6 +34,9 @@ pub(super) fn described<B: Body>(
     Ok((Entry { name: name.to_string(), bytes, modified_ms }.meta()?, start))
 }
 
+/// So long may it take beside what a slow line takes for its bytes: more than all tries of one piece.
+const TRICKLE_MAX: Duration = Duration::from_secs(300);
+
 /// What is left of a content.
 struct Rest {
     client: Client,
@@ -39,6 +44,9 @@ struct Rest {
     range: Range<u64>,
     open: Option<Open>,
     tries: Tries,
+    /// How long the other side was waited for, and what it has brought.
+    waited: Duration,
+    brought_bytes: u64,
 }
 
 /// The bytes of `range`, of which `open` brings the first, and perhaps all.
@@ -48,7 +56,8 @@ pub(super) fn stream(
     range: Range<u64>,
     open: Open,
 ) -> impl Stream<Item = object_store::Result<Bytes>> {
-    let rest = Rest { client, name, range, open: Some(open), tries: Tries::new() };
+    let (waited, brought_bytes) = (Duration::ZERO, 0);
+    let rest = Rest { client, name, range, open: Some(open), tries: Tries::new(), waited, brought_bytes };
     stream::try_unfold(rest, |mut rest| async move {
         let next = rest.next().await.map_err(|error| error.of_store(&rest.name))?;
         Ok(next.map(|data| (data, rest)))
@@ -65,9 +74,14 @@ impl Rest {
                 }
                 return Ok(None);
             }
-            match self.piece().await {
+            let began = Instant::now();
+            let piece = self.piece().await;
+            self.waited += began.elapsed();
+            match piece {
                 Ok(data) => {
                     self.range.start += data.len() as u64;
+                    self.brought_bytes += data.len() as u64;
+                    self.check_rate()?;
                     self.tries = Tries::new();
                     return Ok(Some(data));
                 }
@@ -77,6 +91,12 @@ impl Rest {
                 }
             }
         }
+    }
+
+    /// Whoever sends a byte now and then would hold its reader for ever.
+    fn check_rate(&self) -> Result<(), RelayError> {
+        let allowed = TRICKLE_MAX + Duration::from_secs(self.brought_bytes / BODY_BYTES_A_SECOND);
+        if self.waited > allowed { Err(RelayError::Slow(self.waited)) } else { Ok(()) }
     }
 
     async fn piece(&mut self) -> Result<Bytes, RelayError> {

@@ -77,8 +77,14 @@ impl Uploads {
                 known.clone()
             } else {
                 let open = table.values().filter(|upload| !upload.seen().1).count();
-                if open >= UPLOADS_MAX || table.len() >= 4 * UPLOADS_MAX {
+                if open >= UPLOADS_MAX {
                     return Err(RelayError::Busy("too many uploads of one relay"));
+                }
+                // Complete ones are remembered for who asks twice; the oldest of too many is least likely to be asked for.
+                if table.len() >= 4 * UPLOADS_MAX {
+                    let complete = table.iter().filter(|(_, upload)| upload.seen().1);
+                    let oldest = complete.min_by_key(|(_, upload)| upload.seen().0).map(|(id, _)| *id);
+                    oldest.and_then(|id| table.remove(&id));
                 }
                 let upload = Arc::new(Upload {
                     name: name.clone(),

@@ -1,55 +1,49 @@
 //! Deleting objects that nothing refers to.
 
 use crate::{
-    Result, VaultError,
+    Result,
     journal::Journal,
     runs::{Kind, ObjectName, Trashed},
     store,
 };
 use futures::{StreamExt, TryStreamExt, stream};
 use highwater_delta::SegmentId;
-use object_store::{ObjectStoreExt, path::Path};
+use object_store::path::Path;
 
 /// Deletions at once.
 const DEPTH: usize = 8;
 
-/// Deletes objects; answers those that are gone now. One that the store refuses to delete, because something there protects
-/// it, is left for a later run.
-pub(super) async fn delete(journal: &Journal, objects: &[Trashed]) -> Result<Vec<Trashed>> {
+/// Deletes objects; answers those that are gone now, and the first failure. One that the store refuses to delete, because something
+/// there protects it, is left for a later run.
+pub(super) async fn delete(journal: &Journal, objects: &[Trashed]) -> (Vec<Trashed>, Result<()>) {
     let (store, machine) = (journal.vault.store().clone(), journal.machine);
     let deleted = stream::iter(objects.to_vec())
         .map(move |trashed| {
             let store = store.clone();
             async move {
                 let path = store::object_path(machine, trashed.object.kind, trashed.object.id);
-                Ok::<_, VaultError>(delete_one(&store, &path).await?.then_some(trashed))
+                store::delete(&*store, &path).await.map(|gone| gone.then_some(trashed))
             }
         })
         .buffered(DEPTH);
-    deleted.try_filter_map(|deleted| std::future::ready(Ok(deleted))).try_collect().await
+    let (mut gone, mut failed) = (Vec::new(), Ok(()));
+    let all: Vec<Result<Option<Trashed>>> = deleted.collect().await;
+    for deleted in all {
+        match deleted {
+            Ok(trashed) => gone.extend(trashed),
+            Err(error) => failed = failed.and(Err(error)),
+        }
+    }
+    (gone, failed)
 }
 
 /// Deletes objects that were written and never named.
 pub(crate) async fn delete_all(journal: &Journal, objects: &[ObjectName]) -> Result<()> {
     for object in objects {
         let path = store::object_path(journal.machine, object.kind, object.id);
-        delete_one(journal.vault.store(), &path).await?;
+        store::delete(&**journal.vault.store(), &path).await?;
     }
     Ok(())
-}
-
-/// Whether it is gone now.
-pub(crate) async fn delete_one(
-    store: &std::sync::Arc<dyn object_store::ObjectStore>,
-    path: &Path,
-) -> Result<bool> {
-    match store.delete(path).await {
-        Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(true),
-        Err(object_store::Error::PermissionDenied { .. } | object_store::Error::Precondition { .. }) => {
-            Ok(false)
-        }
-        Err(error) => Err(error.into()),
-    }
 }
 
 /// Objects that nobody has named yet: of a maintainer that was interrupted, or goes on.
@@ -75,7 +69,7 @@ pub(super) async fn leftovers(journal: &Journal, unnamed: Vec<(SegmentId, Path)>
     let newest = journal.state.newest_maintained;
     for (id, path) in unnamed {
         if Some(id) > newest {
-            delete_one(journal.vault.store(), &path).await?;
+            store::delete(&**journal.vault.store(), &path).await?;
         }
     }
     Ok(())

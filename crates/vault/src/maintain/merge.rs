@@ -66,8 +66,10 @@ pub(super) async fn merge(
         })
         .collect();
     let moved = !doomed.is_empty();
-    let (written, _) = write(journal, turn, list, doomed, keep.as_ref(), pace, full).await?;
-    let now_ms = journal.vault.now_ms();
+    let (written, _, skipped) = write(journal, turn, list, doomed, keep.as_ref(), pace, full).await?;
+    // Shortcuts over it name what was left out, too.
+    let moved = moved || skipped;
+    let now_ms = journal.vault.stamp_ms().await?;
     Ok(Merged { keep, ..record(planned, &before, replaces.then_some(moved), written, now_ms) })
 }
 
@@ -84,19 +86,20 @@ pub(crate) async fn remake(
     full: Full,
 ) -> Result<Merged> {
     let keep = wanted_disks(&journal.state);
-    let (written, rows) = write(journal, turn, sources, doomed, Some(&keep), pace, full).await?;
+    let (written, rows, _) = write(journal, turn, sources, doomed, Some(&keep), pace, full).await?;
     let trashed: HashSet<SegmentId> = journal.state.trash.iter().map(|known| known.object.id).collect();
     let before = rows.into_iter().map(|row| (row.id, row)).collect();
     let (from, to, purpose) = (run.from, run.to, Purpose::Clean);
     let planned = Planned { from, to, runs: 1, bytes: 0, purpose };
-    let mut merged = record(&planned, &before, Some(true), written, journal.vault.now_ms());
+    let now_ms = journal.vault.stamp_ms().await?;
+    let mut merged = record(&planned, &before, Some(true), written, now_ms);
     if let Some(replaces) = &mut merged.body.replaces {
         replaces.dead.retain(|dead| !trashed.contains(&dead.object.id));
     }
     Ok(Merged { keep: Some(keep), ..merged })
 }
 
-/// Writes maps over sources; answers also all segments that these name.
+/// Writes maps over sources; answers also all segments that these name, and whether something of a disk that is not kept was left out.
 async fn write(
     journal: &mut Journal,
     turn: &mut Turn,
@@ -105,10 +108,11 @@ async fn write(
     keep: Option<&HashSet<DiskId>>,
     pace: &Pace,
     full: Full,
-) -> Result<(Written, Vec<SegmentRow>)> {
+) -> Result<(Written, Vec<SegmentRow>, bool)> {
     let (vault, machine, keys) = (journal.vault.clone(), journal.machine, journal.keys.clone());
     let mut stream = Merge::new(vault.store(), machine, &keys, pace, sources);
     let mut output = Output::new(&vault, machine, &keys, pace, doomed, full);
+    let mut skipped = false;
     loop {
         let next = match turn.renew(journal).await {
             Ok(()) => stream.next().await,
@@ -124,6 +128,7 @@ async fn write(
         let Some(piece) = piece else { break };
         // A shortcut holds what its runs hold, or it would hide what they do.
         if keep.is_some_and(|keep| !keep.contains(&piece.disk)) {
+            skipped = true;
             continue;
         }
         if let Err(error) = output.push(&piece, stream.rows()).await {
@@ -132,7 +137,7 @@ async fn write(
         }
     }
     let written = output.finish().await?;
-    Ok((written, stream.rows().to_vec()))
+    Ok((written, stream.rows().to_vec(), skipped))
 }
 
 fn record(

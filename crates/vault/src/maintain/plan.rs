@@ -1,5 +1,6 @@
 //! What is to be done for a machine. Pure: no store, no clock.
 
+use super::around::Around;
 use crate::{
     MachineState,
     policy::Verdict,
@@ -67,10 +68,21 @@ impl Plan {
 /// See [`Plan`]. `verdict`: what becomes of the points.
 #[must_use]
 pub fn plan(state: &MachineState, verdict: Verdict, grace: Duration, now_ms: u64) -> Plan {
+    plan_around(state, verdict, grace, now_ms, &Around::default())
+}
+
+/// The same without what cannot be read.
+pub(super) fn plan_around(
+    state: &MachineState,
+    verdict: Verdict,
+    grace: Duration,
+    now_ms: u64,
+    around: &Around,
+) -> Plan {
     let gone: HashSet<CommitId> = verdict.expire.iter().copied().collect();
     let kept: HashSet<CommitId> =
         state.points.iter().map(|point| point.id).filter(|id| !gone.contains(id)).collect();
-    let is_boundary = |commit: CommitId| kept.contains(&commit);
+    let is_boundary = |commit: CommitId| kept.contains(&commit) || around.is_boundary(commit);
     let mut merges_planned = Vec::new();
     // As the runs will be afterwards.
     let mut runs: Vec<Run> = state.runs.clone();
@@ -105,6 +117,7 @@ pub fn plan(state: &MachineState, verdict: Verdict, grace: Duration, now_ms: u64
         let (count, bytes) = within.fold((0, 0), |(n, bytes), run| (n + 1, bytes + run.data_bytes()));
         merges_planned.push(Merge { from, to, runs: count, bytes, purpose: Purpose::Shortcut });
     }
+    merges_planned.retain(|merge| !around.leaves(merge));
     let due = due(state, grace, now_ms);
     Plan {
         expire: verdict.expire,

@@ -83,12 +83,14 @@ async fn checkpoints(vault: &Vault, machine: MachineId) -> Result<Vec<Checkpoint
 async fn check(journal: &Journal, kept: &[Checkpoint]) -> Result<()> {
     let Journal { vault, machine, keys, .. } = journal;
     let mut state: Option<MachineState> = None;
+    let records = vault.records_after(*machine, kept[0].number).await?;
     for Checkpoint { number, .. } in kept {
         let own = vault.read_checkpoint(*machine, keys, *number).await?;
         let replayed = match state.take() {
             Some(before) => {
-                let numbers = (before.last_record + 1..=*number).map(|number| (number, 0)).collect();
-                vault.replay(before, keys, numbers, u64::MAX).await?
+                let between = records.iter().filter(|(n, _)| (before.last_record + 1..=*number).contains(n));
+                let between = between.copied().collect();
+                vault.replay(before, keys, between, u64::MAX).await?
             }
             None => own.clone(),
         };
@@ -116,7 +118,7 @@ async fn delete(vault: &Vault, paths: Vec<Path>) -> Result<u64> {
     let deleted = stream::iter(paths)
         .map(move |path| {
             let store = store.clone();
-            async move { super::clean::delete_one(&store, &path).await.map(u64::from) }
+            async move { store::delete(&*store, &path).await.map(u64::from) }
         })
         .buffered(DEPTH);
     deleted.try_fold(0, async |sum, deleted| Ok(sum + deleted)).await

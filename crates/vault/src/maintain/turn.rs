@@ -5,7 +5,7 @@
 //! merge; who is patient leaves the machine alone for a while after that. Nothing depends on clocks: by a wrong one, a machine is
 //! maintained too late, or by somebody who is then fenced.
 
-use super::Settings;
+use super::{Settings, around::Around};
 use crate::{
     Result, VaultError,
     journal::Journal,
@@ -59,6 +59,8 @@ pub struct Refusals(Mutex<Refused>);
 struct Refused {
     /// Machines of whose trash nothing could be deleted.
     kept: HashMap<MachineId, Instant>,
+    /// Damage that merges go around; it may be mended meanwhile.
+    damaged: HashMap<MachineId, (Instant, Around)>,
     /// When the clock was wrong, what it said then, and by how many seconds it was.
     clock: Option<(Instant, u64, u64)>,
 }
@@ -73,6 +75,18 @@ impl Refusals {
     }
     pub(super) fn has_kept(&self, machine: MachineId) -> bool {
         self.lock().kept.get(&machine).is_some_and(|since| since.elapsed() < REFUSED_FOR)
+    }
+    /// What of a machine was damaged lately.
+    pub(super) fn around(&self, machine: MachineId) -> Around {
+        let refused = self.lock();
+        let known = refused.damaged.get(&machine).filter(|(since, _)| since.elapsed() < REFUSED_FOR);
+        known.map(|(_, around)| around.clone()).unwrap_or_default()
+    }
+    pub(super) fn damaged(&self, machine: MachineId, around: &Around) {
+        let damaged = &mut self.lock().damaged;
+        let since = damaged.get(&machine).map_or_else(Instant::now, |(since, _)| *since);
+        let since = if since.elapsed() < REFUSED_FOR { since } else { Instant::now() };
+        damaged.insert(machine, (since, around.clone()));
     }
     /// By how many seconds the clock is wrong, if it was and has not been set since.
     fn wrong_clock(&self, now_ms: u64) -> Option<u64> {
@@ -143,9 +157,14 @@ impl Turn {
         // Tests have no time.
         let is_time =
             if cfg!(test) { self.asked.is_multiple_of(16) } else { self.said.elapsed() >= RENEW_EVERY };
-        if !is_time {
-            return Ok(());
-        }
+        if is_time { self.say(journal).await } else { Ok(()) }
+    }
+
+    /// Says that it is at work still: whatever there is then, nobody has begun after it.
+    ///
+    /// # Errors
+    /// [`VaultError::Maintained`]: somebody has.
+    pub(crate) async fn say(&mut self, journal: &mut Journal) -> Result<()> {
         let (body, own) = (self.body()?, journal.identity());
         if !journal.put_after_others(KIND_MAINTAINER, &body, |state| state.maintainer == own).await? {
             return Err(VaultError::Maintained(journal.machine));

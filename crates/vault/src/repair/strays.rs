@@ -5,7 +5,7 @@ use crate::{
     MachineState, Result, Vault, VaultError,
     journal::Journal,
     key::MachineKeys,
-    maintain::{clean, turn::Turn},
+    maintain::turn::Turn,
     maps::rows,
     record::KIND_TAKEOVER,
     runs::{Item, Kind, ObjectName},
@@ -112,7 +112,7 @@ pub(super) async fn remove(
     let mut deleted = Vec::new();
     for stray in found.older_than(settings.grace, now_ms).0 {
         let path = store::object_path(journal.machine, stray.object.kind, stray.object.id);
-        if clean::delete_one(vault.store(), &path).await? {
+        if store::delete(&**vault.store(), &path).await? {
             deleted.push(stray);
         }
     }

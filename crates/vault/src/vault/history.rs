@@ -108,11 +108,17 @@ impl Vault {
         {
             let records = self.records_after(machine, state.last_record).await?;
             let is_worth_it = records.len() >= REINDEXED_AFTER;
-            let state = self.replay(state, keys, records, bytes_max).await?;
-            if is_worth_it {
-                index.write(self.id(), keys, &state);
+            match self.replay(state, keys, records, bytes_max).await {
+                Ok(state) => {
+                    if is_worth_it {
+                        index.write(self.id(), keys, &state);
+                    }
+                    return Ok(state);
+                }
+                // Records were deleted, or are damaged: a checkpoint behind them may be of use.
+                Err(VaultError::Missing { .. } | VaultError::Corrupt { .. }) => {}
+                Err(error) => return Err(error),
             }
-            return Ok(state);
         }
         let mut tries = 0;
         let state = loop {
@@ -184,19 +190,20 @@ impl Vault {
             _ => Ok(()),
         };
         let depth = replay_depth(&records);
-        let numbers: Vec<u64> = records.into_iter().map(|(number, _)| number).collect();
-        for (expected, number) in (state.last_record + 1..).zip(&numbers) {
+        for (expected, (number, _)) in (state.last_record + 1..).zip(&records) {
             // A hole would cut off everything after it, silently.
             if expected != *number {
                 let object = store::manifest_path(machine, expected).to_string();
                 return Err(VaultError::Missing { object });
             }
         }
-        let mut fetched = stream::iter(numbers)
-            .map(|number| {
+        let mut fetched = stream::iter(records)
+            .map(|(number, bytes)| {
                 let path = store::manifest_path(machine, number);
                 async move {
-                    let sealed = store::read_object(&**self.store(), &path, DOCUMENT_BYTES_MAX).await?;
+                    // No more than it was listed with, by which the memory was reckoned.
+                    let bytes_max = bytes.min(DOCUMENT_BYTES_MAX);
+                    let sealed = store::read_object(&**self.store(), &path, bytes_max).await?;
                     Ok::<_, VaultError>((path, sealed))
                 }
             })
@@ -236,7 +243,7 @@ impl Vault {
     }
 
     /// Numbers and sizes of the records after one, sorted.
-    async fn records_after(&self, machine: MachineId, after: u64) -> Result<Records> {
+    pub(crate) async fn records_after(&self, machine: MachineId, after: u64) -> Result<Records> {
         let dir = store::manifest_dir(machine);
         let offset = store::manifest_path(machine, after);
         let mut records: Records = self
@@ -265,7 +272,7 @@ impl Vault {
         while let Some((number, bytes)) = checkpoints.pop() {
             self.check_checkpoint(machine, bytes, bytes_max)?;
             // A checkpoint only shortens the replay: one that is damaged is passed over here, and named by verify.
-            let read = self.read_checkpoint(machine, keys, number);
+            let read = self.read_checkpoint_within(machine, keys, number, bytes);
             let (state, records) = futures::future::join(read, self.records_after(machine, number)).await;
             match state {
                 Ok(state) => return Ok(Some((state, records?))),
@@ -300,8 +307,19 @@ impl Vault {
         keys: &MachineKeys,
         number: u64,
     ) -> Result<MachineState> {
+        self.read_checkpoint_within(machine, keys, number, DOCUMENT_BYTES_MAX).await
+    }
+
+    /// The same, of no more than so many bytes.
+    async fn read_checkpoint_within(
+        &self,
+        machine: MachineId,
+        keys: &MachineKeys,
+        number: u64,
+        bytes_max: u64,
+    ) -> Result<MachineState> {
         let path = store::checkpoint_path(machine, number);
-        let sealed = store::read_object(&**self.store(), &path, DOCUMENT_BYTES_MAX).await?;
+        let sealed = store::read_object(&**self.store(), &path, bytes_max).await?;
         let plain = seal::open(&keys.manifest, &path, &sealed)?;
         let state = state::decode(&plain).map_err(|e| VaultError::corrupt(&path, e.to_string()))?;
         if state.machine != machine || state.last_record != number {
