@@ -290,7 +290,7 @@ impl CollectorError {
             Self::Full(_) => "raise the limits in collector.toml, or spread the machines over more collectors",
             Self::Config { .. } => "correct the file; `highwater-collector config check` tells all that is wrong with it",
             Self::Listen { .. } => "see what else uses the port, or choose another one in collector.toml",
-            Self::Exists(_) => "nothing was changed; remove it yourself if it is really to be replaced",
+            Self::Exists(_) => "nothing was changed; choose another place, or go on with what lies there",
             Self::TokenInvalid | Self::TokenUsed | Self::TokenExpired => {
                 "create a new token with `highwater-collector token create`"
             }

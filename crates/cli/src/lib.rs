@@ -137,8 +137,8 @@ async fn keep(
             let legal = Some(highwater_vault::Hold::Legal);
             policy::hold(global, &what.machine, what.point, legal, &what.reason, console).await
         }
-        KeepVerb::Release { machine, point } => {
-            policy::hold(global, machine, *point, None, "", console).await
+        KeepVerb::Release { machine, point, yes } => {
+            policy::release(global, machine, *point, *yes, console).await
         }
     }
 }

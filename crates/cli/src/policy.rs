@@ -71,6 +71,34 @@ async fn agree(
     if expire > 0 && !yes { confirm(console, global.json, expire) } else { Ok(()) }
 }
 
+/// Lets a point go; asks first, if it is under legal hold.
+pub(crate) async fn release(
+    global: &Global,
+    machine: &str,
+    point: CommitId,
+    yes: bool,
+    console: &mut Console<'_>,
+) -> Result<Exit, CliError> {
+    let vault = context::open(global, console).await?;
+    let id = context::machine(&vault, machine).await?;
+    let state = vault.machine(id).await?;
+    let held = state.holds.get(&point);
+    if held.is_some_and(|held| held.hold == Hold::Legal) && !yes {
+        let what = format!("point {point} is under legal hold");
+        if global.json || !console.can_ask {
+            return Err(CliError::NotConfirmed(format!("{what}; say --yes to end that")));
+        }
+        write!(console.err, "Point {point} is under legal hold. Type yes to end that: ")?;
+        console.err.flush()?;
+        let mut typed = String::new();
+        console.input.read_line(&mut typed)?;
+        if typed.trim() != "yes" {
+            return Err(CliError::NotConfirmed(format!("{what} still; nothing was done")));
+        }
+    }
+    hold(global, machine, point, None, "", console).await
+}
+
 /// Holds a point or lets it go.
 pub(crate) async fn hold(
     global: &Global,

@@ -69,24 +69,34 @@ pub(crate) async fn repair(
         }
     }
     let empty = plans.iter().all(Plan::is_empty);
-    let lost_before = plans.iter().any(|plan| !plan.losses.points.is_empty()) || !unreadable.is_empty();
+    let lost_before = plans.iter().any(|plan| !plan.losses.points.is_empty());
+    // Of the vault itself, of a machine that cannot be read, or marks: nothing can be made anew of them.
+    let beyond = !unreadable.is_empty() || found.problems.iter().any(|problem| problem.machine.is_none());
+    let is_damaged = !found.problems.is_empty();
     if what.dry_run || empty {
         if global.json {
             let documents: Vec<Value> = plans.iter().map(|plan| document!({ "plan": plan })).collect();
             write_json(console, &vault, documents, &unreadable)?;
+        } else if empty && is_damaged {
+            writeln!(
+                console.out,
+                "Nothing of this can be made anew: put the damaged objects back from a copy of the vault, where they were."
+            )?;
+            advise(console, lost_before)?;
         } else if empty {
             writeln!(console.out, "There is nothing to repair.")?;
-            advise(console, lost_before)?;
         }
-        return Ok(if lost_before { Exit::Damaged } else { Exit::Success });
+        let is_left = lost_before || beyond || (empty && is_damaged);
+        return Ok(if is_left { Exit::Damaged } else { Exit::Success });
     }
     if !what.yes {
         confirm(console, global.json)?;
     }
-    let (mut documents, mut lost) = (Vec::new(), !unreadable.is_empty());
+    let (mut documents, mut lost, mut left) = (Vec::new(), false, beyond);
     for plan in plans {
         let report = repair::machine(&vault, plan.machine, &found.damaged, &settings).await?;
         lost |= !report.losses.points.is_empty();
+        left |= !report.left.is_empty();
         if global.json {
             documents.push(document!({ "plan": plan, "report": report }));
         } else {
@@ -107,7 +117,10 @@ pub(crate) async fn repair(
         true => write_json(console, &vault, documents, &unreadable)?,
         false => advise(console, lost)?,
     }
-    Ok(if lost { Exit::Damaged } else { Exit::Success })
+    if beyond && !global.json {
+        writeln!(console.out, "The rest of what is damaged can only be put back from a copy of the vault.")?;
+    }
+    Ok(if lost || left { Exit::Damaged } else { Exit::Success })
 }
 
 fn write_json(
@@ -170,6 +183,12 @@ fn done(console: &mut Console<'_>, plan: &Plan, report: &Report) -> Result<(), C
         report.runs,
         report.shortcuts
     )?;
+    for (from, to) in &report.left {
+        writeln!(
+            out,
+            "  the stretch from {from} to {to} could not be made anew, or would have cost what only a shortcut over it still holds"
+        )?;
+    }
     if report.losses.points.is_empty() {
         writeln!(out, "  all {} recovery points are whole", report.losses.whole)?;
         return Ok(());

@@ -7,7 +7,7 @@ use crate::{
     output::{bytes_text, json},
 };
 use highwater_vault::{
-    Pace, Vault,
+    Pace, Vault, VaultError,
     verify::{Pass, Report, Sample, Settings, Watch, resume},
 };
 use std::{
@@ -35,6 +35,13 @@ pub(crate) async fn verify(
         Some(path) => resume::load(path, &vault, machine, wanted(what)?)?,
         None => None,
     };
+    if let (Some(path), Some(pass)) = (&what.resume, &known)
+        && what.sample.is_some()
+        && pass.sample().is_none()
+    {
+        let cause = "it reads everything, not a sample";
+        return Err(VaultError::ResumeOther { path: path.clone(), cause }.into());
+    }
     let goes_on = known.is_some();
     let mut pass = match known {
         Some(pass) => pass,

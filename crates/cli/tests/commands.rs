@@ -502,7 +502,11 @@ fn points_expire_as_policies_say_and_held_ones_do_not() {
     let plan = place.run(&["vault", "plan", "web-1", "--json"]).json();
     assert_eq!(plan["machines"][0]["plan"]["protected"], serde_json::json!([1]));
     assert_eq!(place.run(&["vault", "pin", "web-1", "2"]).exit, Exit::Failure, "a commit that is no point");
-    assert_eq!(place.run(&["vault", "release", "web-1", "1"]).exit, Exit::Success);
+    let pinned = place.run(&["vault", "pin", "web-1", "1", "--json"]);
+    assert_eq!(pinned.json()["error"]["code"].as_str().unwrap(), "HW-1243");
+    let asked = place.run(&["vault", "release", "web-1", "1"]);
+    assert!(asked.exit == Exit::NotConfirmed && asked.err.contains("legal hold"), "{}", asked.err);
+    assert_eq!(place.run(&["vault", "release", "web-1", "1", "--yes"]).exit, Exit::Success);
 
     let plan = place.run(&["vault", "plan", "web-1"]);
     assert!(plan.out.contains("1 of 2 recovery points expire: 1"), "{}", plan.out);

@@ -67,8 +67,14 @@ pub struct Report {
 pub async fn may_erase(vault: &Vault, machine: MachineId, now_ms: u64) -> Result<()> {
     let state = match vault.machine(machine).await {
         Ok(state) => state,
-        // Its key is gone, or was never there: nothing can be lost.
-        Err(VaultError::Erased(_) | VaultError::UnknownMachine(_)) => return Ok(()),
+        // Its key is gone for ever.
+        Err(VaultError::Erased(_)) => return Ok(()),
+        // There may be a copy of its key, and holds that nobody can read here.
+        Err(VaultError::UnknownMachine(_)) if !manifest_is_empty(vault, machine).await? => {
+            let cause = "its key is missing, so that nobody can tell what is held of it; bring it back from a copy, or delete its folder with the store's own tools";
+            return Err(VaultError::EraseRefused { machine, cause: cause.to_owned() });
+        }
+        Err(VaultError::UnknownMachine(_)) => return Ok(()),
         Err(error) => return Err(error),
     };
     let refuse = |cause: String| Err(VaultError::EraseRefused { machine, cause });
@@ -82,6 +88,11 @@ pub async fn may_erase(vault: &Vault, machine: MachineId, now_ms: u64) -> Result
         Some(point) => refuse(format!("its point {} is immutable still", point.id)),
         None => Ok(()),
     }
+}
+
+async fn manifest_is_empty(vault: &Vault, machine: MachineId) -> Result<bool> {
+    let mut listed = vault.store().list(Some(&store::manifest_dir(machine)));
+    Ok(listed.try_next().await?.is_none())
 }
 
 /// A moment that is past by the clock here and by the store's, which must agree: by one that runs ahead, what is immutable would seem to be

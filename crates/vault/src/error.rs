@@ -180,6 +180,9 @@ pub enum VaultError {
         /// What forbids it.
         cause: String,
     },
+    /// A legal hold is taken away by nothing but its release.
+    #[error("point {0} is under legal hold: pinning it would end that")]
+    UnderHold(CommitId),
     /// A file that should say how far a verification came.
     #[error("{path} does not say how far a verification came: {cause}")]
     ResumeFile {
@@ -246,6 +249,7 @@ impl VaultError {
             Self::Maintained(_) => 1240,
             Self::Policy(_) => 1241,
             Self::Clock(_) => 1242,
+            Self::UnderHold(_) => 1243,
             Self::ResumeFile { .. } => 1250,
             Self::ResumeOther { .. } => 1251,
         }
@@ -265,7 +269,7 @@ impl VaultError {
             Self::WrongKey => "Give the key file made together with this vault, or another key of it.",
             Self::Format { .. } => "Upgrade this program to at least the release that wrote the vault.",
             Self::Corrupt { .. } | Self::Missing { .. } => {
-                "Run `highwater verify` to see what is affected, and bring the object back from a copy of the vault."
+                "Bring the object back from a copy of the vault; `highwater vault repair --dry-run` says what is affected, and what can be made anew."
             }
             Self::Fenced(_) => {
                 "Nothing, if the machine was moved to another collector; otherwise stop one of both."
@@ -325,6 +329,9 @@ impl VaultError {
             }
             Self::Erased(_) => {
                 "Enrol it anew, as another machine; what was stored of it cannot be brought back."
+            }
+            Self::UnderHold(_) => {
+                "Nothing: the point is kept already. If the hold is to end, release it first."
             }
             Self::EraseRefused { .. } => "Wait until it may be erased, or have the hold released.",
             Self::Crypto(_) => "Check the system's random number generator, then report this as a defect.",

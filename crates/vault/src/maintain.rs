@@ -372,7 +372,7 @@ pub(crate) async fn fence(vault: &Vault, machine: MachineId) -> Result<()> {
 /// Holds a point, so that it does not expire, or lets it go.
 ///
 /// # Errors
-/// There is no such point, or not any more; the reason is too long.
+/// There is no such point, or not any more; the reason is too long; [`VaultError::UnderHold`]: it would be no more than pinned.
 pub async fn set_hold(
     vault: &Vault,
     machine: MachineId,
@@ -381,13 +381,19 @@ pub async fn set_hold(
     reason: String,
 ) -> Result<()> {
     let mut journal = Journal::open(vault.clone(), machine, STATE_BYTES_MAX).await?;
-    journal.state.point(point)?;
     check_name(&reason)?;
     let body = encode(&HoldBody { point, hold, reason })?;
+    let may_be = |state: &crate::MachineState| {
+        state.point(point)?;
+        match state.holds.get(&point).map(|held| held.hold) {
+            Some(Hold::Legal) if hold == Some(Hold::Pin) => Err(VaultError::UnderHold(point)),
+            _ => Ok(()),
+        }
+    };
+    may_be(&journal.state)?;
     // Only the chain is fought over, and each round somebody gets on.
-    let is_there = |state: &crate::MachineState| state.point(point).is_ok();
-    while !journal.put_after_others(KIND_HOLD, &body, is_there).await? {
-        journal.state.point(point)?;
+    while !journal.put_after_others(KIND_HOLD, &body, |state| may_be(state).is_ok()).await? {
+        may_be(&journal.state)?;
     }
     // Erased meanwhile? Whoever erases creates the tombstone first, and looks for holds then: one of both sees the other.
     vault.refuse_erased(machine).await

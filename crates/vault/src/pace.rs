@@ -19,11 +19,11 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// So many bytes a second on average; `None`: as fast as it goes.
+    /// So many bytes a second on average; `None` or 0: as fast as it goes.
     #[must_use]
     pub fn new(bytes_per_second: Option<u64>) -> Self {
         Self {
-            bytes_per_second: bytes_per_second.map(|bytes| bytes.max(1)),
+            bytes_per_second: bytes_per_second.filter(|bytes| *bytes > 0),
             spent_until: Mutex::default(),
             bytes: Default::default(),
         }

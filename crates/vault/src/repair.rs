@@ -17,7 +17,7 @@
 //! | header, index, footer or trailer of a segment, or chunks of it that its run needs no more | what is needed is moved into a new segment |
 //! | the map of a merged run | made again from what was merged, as long as all of that is there: within the trash's grace, as a rule |
 //! | a chunk that is needed, or a whole segment | lost: its blocks, at the points until they were written again |
-//! | the map of a merged run whose parts are gone | lost: what it spans, at the points until that was written again |
+//! | the map of a merged run whose parts are gone | lost: what it spans, at the points until that was written again; behind a shortcut over it, which says it too, nothing, and the shortcut stays |
 //! | a record | nothing is lost while a checkpoint behind it is good; else all behind it, and nobody can write |
 //! | a machine's key | the machine |
 //!
@@ -130,7 +130,8 @@ pub struct Report {
     pub runs: u64,
     /// Shortcuts that were dropped.
     pub shortcuts: u64,
-    /// Runs that could not be made anew.
+    /// Runs that could not be made anew, or are left since a shortcut over them, which that would drop, is the last to say where content of
+    /// its runs lies.
     pub left: Vec<(CommitId, CommitId)>,
     /// What cannot be read.
     pub losses: Losses,
@@ -200,13 +201,18 @@ pub async fn machine(
     if !runs.is_empty() || !damaged_shortcuts(&journal.state, &damaged).is_empty() {
         turn.begin(&mut journal).await?;
         let before = journal.state.shortcuts.len();
+        let last = heal::last_shortcuts(&journal, &runs, &damaged, settings).await?;
         for run in runs {
+            if heal::is_under(&last, &run) {
+                report.left.push((run.from, run.to));
+                continue;
+            }
             match heal::heal(&mut journal, &mut turn, &run, &damaged, settings).await? {
                 true => report.runs += 1,
                 false => report.left.push((run.from, run.to)),
             }
         }
-        heal::drop_shortcuts(&mut journal, &mut turn, &damaged, settings).await?;
+        heal::drop_shortcuts(&mut journal, &mut turn, &damaged, &last, settings).await?;
         report.shortcuts = before.saturating_sub(journal.state.shortcuts.len()) as u64;
     }
     let deleted = strays::remove(&mut journal, &mut turn, settings).await?;

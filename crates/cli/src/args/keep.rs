@@ -48,6 +48,9 @@ pub(crate) enum KeepVerb {
         machine: String,
         /// The recovery point's number
         point: CommitId,
+        /// Do not ask, if it is under legal hold
+        #[arg(long)]
+        yes: bool,
     },
 }
 

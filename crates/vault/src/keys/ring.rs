@@ -96,8 +96,10 @@ impl KeyRing {
         let objects = store.objects();
         // Both at once: a far store is waited for once less.
         let (file, listed) = futures::future::join(file::read(&**objects), numbers(&**objects)).await;
-        let file = file?.ok_or(VaultError::NotAVault)?;
-        let (found, older) = newest(&**objects, file.vault, listed?).await?;
+        let (file, listed) = (file?, listed?);
+        let lacking = if listed.is_empty() { VaultError::NotAVault } else { VaultError::Unfinished };
+        let file = file.ok_or(lacking)?;
+        let (found, older) = newest(&**objects, file.vault, listed).await?;
         let (document, root, by) = match found {
             Some(unverified) => {
                 let opened = source.open(Some(&unverified.document)).await?;

@@ -11,7 +11,7 @@ use crate::{
     runs::{Content, Item, Kind, ObjectName, Run},
     segment::{FrameKind, IndexBuilder, Page, PageKind, PageRef, SegmentReader},
 };
-use highwater_delta::{ChunkView, SegmentId};
+use highwater_delta::{ChunkView, CommitId, SegmentId};
 use object_store::ObjectStoreExt;
 use std::{
     collections::{HashMap, HashSet},
@@ -69,6 +69,41 @@ async fn damaged_within(
     Ok(found)
 }
 
+/// The stretches of shortcuts that are the last to say where content of a run lies that cannot be made anew. Whatever is done to a run
+/// beneath one of them that moves content would drop it.
+pub(super) async fn last_shortcuts(
+    journal: &Journal,
+    runs: &[Run],
+    damaged: &HashSet<ObjectName>,
+    settings: &Settings,
+) -> Result<Vec<(CommitId, CommitId)>> {
+    let keys = &journal.keys;
+    let bad = damaged_shortcuts(&journal.state, damaged);
+    let good = journal.state.shortcuts.iter().map(|s| (s.from, s.to)).filter(|place| !bad.contains(place));
+    let good: Vec<_> = good.collect();
+    let mut last = HashSet::new();
+    for run in runs {
+        let over: Vec<_> = good.iter().filter(|(from, to)| *from <= run.from && run.to <= *to).collect();
+        if over.is_empty() {
+            continue;
+        }
+        let history = match run.is_merged() {
+            true => history(&journal.vault, keys, &journal.state, (run.from, run.to), &settings.pace).await?,
+            false => History::new(),
+        };
+        let sources = Sources { journal, keys, damaged, history: &history, pace: &settings.pace };
+        let is_there = match sources.of(run).await? {
+            None => false,
+            Some((_, false)) => true,
+            Some((list, true)) => sources.all_there(&sources.rows(&list).await?).await?,
+        };
+        if !is_there {
+            last.extend(over);
+        }
+    }
+    Ok(last.into_iter().collect())
+}
+
 /// Makes a run anew; false if that cannot be done.
 pub(super) async fn heal(
     journal: &mut Journal,
@@ -122,6 +157,11 @@ pub(super) async fn heal(
         && damaged_within(&vault, &keys, &journal.state, run_now(journal, run), damaged).await?.is_empty())
 }
 
+/// Whether one of these lies over a run.
+pub(super) fn is_under(shortcuts: &[(CommitId, CommitId)], run: &Run) -> bool {
+    shortcuts.iter().any(|(from, to)| *from < run.to && run.from < *to)
+}
+
 fn run_now<'a>(journal: &'a Journal, run: &'a Run) -> &'a Run {
     run_at(&journal.state, run.from, run.to).unwrap_or(run)
 }
@@ -157,6 +197,7 @@ pub(super) async fn drop_shortcuts(
     journal: &mut Journal,
     turn: &mut Turn,
     damaged: &HashSet<ObjectName>,
+    last: &[(CommitId, CommitId)],
     settings: &Settings,
 ) -> Result<()> {
     for (from, to) in damaged_shortcuts(&journal.state, damaged) {
@@ -165,6 +206,7 @@ pub(super) async fn drop_shortcuts(
         }
         let within = journal.state.runs_within(from, to)?;
         let mut runs: Vec<Run> = journal.state.runs[within].to_vec();
+        runs.retain(|run| !is_under(last, run));
         runs.sort_by_key(Run::data_bytes);
         let keys = journal.keys.clone();
         for run in runs {

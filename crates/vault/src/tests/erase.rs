@@ -82,6 +82,7 @@ fn a_machine_that_must_be_kept_is_not_erased() {
         let refused = erase::erase(&vault, machine()).await.unwrap_err();
         assert!(refused.code() == 1234 && refused.to_string().contains("legal hold"), "{refused}");
         assert!(all(&store, &place()).await.len() > before && !vault.is_erased(machine()).await.unwrap());
+        hold(None).await;
         hold(Some(Hold::Pin)).await;
         let strict = policy::Policy { immutable_for: Duration::from_secs(3600), ..policy::Policy::default() };
         policy::set_policy(&vault, Some(machine()), Some(strict), vault.now_ms()).await.unwrap();

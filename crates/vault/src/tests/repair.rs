@@ -177,6 +177,46 @@ fn whatever_is_damaged_is_healed_or_told() {
     });
 }
 
+/// What a shortcut still says of a lost map is not given away for something that can be made anew.
+#[test]
+fn a_repair_of_two_things_costs_nothing() {
+    runtime().block_on(async {
+        let (store, _, key) = merged_with_key().await;
+        let all = objects(&*store).await;
+        let of = |wanted: fn(Kind) -> bool| -> Vec<Path> {
+            let is =
+                |path: &&Path| matches!(what_is(machine(), path), What::Object(name) if wanted(name.kind));
+            all.keys().filter(is).cloned().collect()
+        };
+        let (maps, others) = (of(|kind| kind == Kind::Map), of(|kind| kind != Kind::Map));
+        let mut left = 0;
+        for (n, map) in maps.iter().enumerate() {
+            for other in others.iter().skip(n % 5).step_by(5) {
+                let broken = store_of(&all).await;
+                broken.delete(map).await.unwrap();
+                let mut bad = all[other].to_vec();
+                // Its trailer: all its content is there, and moved.
+                let at = bad.len() - 30;
+                bad[at] ^= 1;
+                broken.put(other, bad.into()).await.unwrap();
+                let vault = open(broken.clone(), &key).await;
+                let found = verify::verify_vault(&vault).await.unwrap();
+                let planned = repair::plan(&vault, machine(), &found.damaged, &settings()).await.unwrap();
+                let report = repair::machine(&vault, machine(), &found.damaged, &settings()).await.unwrap();
+                let blocks = |losses: &Losses| losses.points.iter().map(|point| point.blocks).sum::<u64>();
+                assert!(
+                    blocks(&report.losses) <= blocks(&planned.losses),
+                    "{map}, {other}: {:?}, and {:?} before",
+                    report.losses,
+                    planned.losses
+                );
+                left += report.left.len();
+            }
+        }
+        assert!(left > 0);
+    });
+}
+
 #[test]
 fn what_was_written_again_is_whole_again() {
     runtime().block_on(async {

@@ -1,7 +1,7 @@
 //! One verification from begin to end, over any number of processes.
 
 use super::{Place, Report, Sample, entries::Indexes, machine};
-use crate::{Pace, Result, Vault, VaultError, runs::Kind};
+use crate::{Pace, Result, Vault, VaultError, runs::Kind, store};
 use async_trait::async_trait;
 use futures::TryStreamExt;
 use highwater_delta::{MachineId, SegmentId, VaultId};
@@ -170,6 +170,11 @@ impl Pass {
         let keys = match vault.machine_keys(machine).await {
             // Meanwhile: there is nothing to be read, and nothing is lost that should be there.
             Err(VaultError::Erased(_)) => return Ok(()),
+            // There is a folder of it.
+            Err(VaultError::UnknownMachine(_)) => {
+                let object = store::key_path(machine).to_string();
+                own.keep(Some(machine), Err(VaultError::Missing { object }))?
+            }
             other => own.keep(Some(machine), other)?,
         };
         let Some((keys, host_name)) = keys else {

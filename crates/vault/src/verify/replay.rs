@@ -107,6 +107,20 @@ async fn oldest(
     Ok(None)
 }
 
+/// Whether a record that is not replayed is there and authentic.
+async fn authentic(place: &Place<'_>, number: u64, report: &mut Report) -> Result<()> {
+    let Place { vault, machine, keys, pace } = *place;
+    let path = store::manifest_path(machine, number);
+    report.records += 1;
+    let read = store::read_object(&**vault.store(), &path, DOCUMENT_BYTES_MAX).await;
+    pace.spend(read.as_ref().map_or(0, |sealed| sealed.len() as u64)).await;
+    let opened = read.and_then(|sealed| match open_record(keys, &path, &sealed)? {
+        envelope if envelope.number == number => Ok(()),
+        _ => Err(VaultError::corrupt(&path, "it does not fit its name")),
+    });
+    report.keep(Some(machine), opened).map(drop)
+}
+
 async fn replay_once(
     place: &Place<'_>,
     host_name: String,
@@ -126,7 +140,12 @@ async fn replay_once(
     let begun = oldest(place, marks, &mut checkpoints, &mut bad, report).await?;
     let mut state = begun.unwrap_or_else(|| MachineState::empty(machine, host_name));
     let mut whole = true;
-    for number in state.last_record + 1..=numbers.last().copied().unwrap_or(0) {
+    // Needless since that checkpoint, but not deleted: they are to be there, and good, all the same.
+    for number in marks.last().map_or(u64::MAX, |mark| mark + 1)..=state.last_record {
+        authentic(place, number, report).await?;
+    }
+    let last = numbers.last().copied().unwrap_or(0);
+    for number in state.last_record + 1..=last {
         let path = store::manifest_path(machine, number);
         report.records += 1;
         let read = store::read_object(&**vault.store(), &path, DOCUMENT_BYTES_MAX).await;
@@ -137,8 +156,11 @@ async fn replay_once(
         });
         pace.spend(bytes).await;
         if report.keep(Some(machine), applied)?.is_none() {
-            // Every later record continues the damaged one.
+            // Every later record continues the damaged one: of these it can be told only whether they are whole themselves.
             whole = false;
+            for behind in number + 1..=last {
+                authentic(place, behind, report).await?;
+            }
             break;
         }
         if checkpoints.remove(&number) {

@@ -208,8 +208,9 @@ fn sound(done: Result<()>) {
             | VaultError::Fenced(_)
             | VaultError::Maintained(_)
             | VaultError::Clock(_)
-            // What is held may have expired meanwhile.
+            // What is held may have expired meanwhile, or be under hold.
             | VaultError::UnknownPoint(_)
+            | VaultError::UnderHold(_)
             // By one who was cut off for longer than the grace.
             | VaultError::Missing { .. },
         ) => {}
