@@ -227,7 +227,11 @@ async fn execute(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Relay { command } => relay::execute(command, cli.json).await,
         Command::Config { command: ConfigCommand::Check(file) } => {
-            Config::check(&file.config)?;
+            let config = Config::check(&file.config)?;
+            // As a start would; but a bucket may be out of reach from here, and a command is not asked for nothing.
+            if matches!(config.vault, Location::Directory(_)) && config.key_command.is_none() {
+                highwater_collector::authority::load(&config.open_vault().await?).await?;
+            }
             if cli.json {
                 println!("{}", json!({ "valid": true, "file": file.config }));
             } else {
@@ -259,6 +263,10 @@ async fn make(
     if names.is_empty() {
         names.push(host_name()?);
     }
+    let passphrase = match &key {
+        Key::PassphraseFile(file) => Some(file.clone()),
+        _ => None,
+    };
     let made = init(dir, vault, names, key).await?;
     let config = made.config.display();
     if json {
@@ -269,14 +277,14 @@ async fn make(
         return Ok(());
     }
     println!("created vault {} in {vault}", made.vault);
-    let mut own = String::new();
-    if let Some(key) = &made.key_file {
+    let mut own = if let Some(key) = &made.key_file {
         let key = key.display();
         println!("created its key {key}: keep a copy elsewhere, without it nothing can be recovered");
-        own = format!(" {key}");
+        format!(" {key}")
     } else {
         println!("nothing but what was given opens it; add a second way with `highwater vault key add`");
-    }
+        passphrase.map(|file| format!(" {}", file.display())).unwrap_or_default()
+    };
     println!("created {config}\n\nnow, if the collector is to run as a user of its own:");
     if let Location::Directory(dir) = vault {
         own += &format!(" {}", dir.display());

@@ -62,7 +62,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>, console: &mut Console<'_>) 
             let _ = write!(console.err, "{error}");
             return Exit::Usage;
         }
-        Err(error) => Err(CliError::Usage(first_line(&error.to_string()))),
+        Err(error) => Err(CliError::Usage(first_paragraph(&error.to_string()))),
     };
     match outcome {
         Ok(exit) => console.out.flush().map_or_else(|e| fail(&e.into(), json, console), |()| exit),
@@ -160,6 +160,8 @@ fn fail(error: &CliError, json: bool, console: &mut Console<'_>) -> Exit {
     error.exit()
 }
 
-fn first_line(text: &str) -> String {
-    text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
+/// Until the first empty line: what lacks may stand beneath.
+fn first_paragraph(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
+    lines.join(" ").trim_start_matches("error: ").to_owned()
 }

@@ -150,8 +150,23 @@ async fn show(
     };
     let is_own = own.last().is_some_and(|document| document.policy.is_some());
     let rules = Rules::of(&default, &own);
+    // What earlier policies protect still.
+    let now_ms = vault.now_ms();
+    let earlier = rules.immutable.iter().filter_map(|immutable| {
+        let (until_ms, keep_for) = (immutable.until_ms?, immutable.keep_for);
+        let protects_ms = until_ms.saturating_add(u64::try_from(keep_for.as_millis()).unwrap_or(u64::MAX));
+        (protects_ms > now_ms).then_some((until_ms, keep_for))
+    });
     if global.json {
-        json(console, &document!({ "machine": machine, "own": is_own, "policy": rules.policy }))?;
+        let earlier: Vec<_> = earlier
+            .map(|(until_ms, keep_for)| {
+                document!({ "stored-until": rfc3339(until_ms), "immutable-for": time_text(keep_for) })
+            })
+            .collect();
+        json(
+            console,
+            &document!({ "machine": machine, "own": is_own, "policy": rules.policy, "earlier-immutable": earlier }),
+        )?;
         return Ok(Exit::Success);
     }
     let out = &mut console.out;
@@ -169,6 +184,10 @@ async fn show(
     let immutable = rules.policy.immutable_for;
     if !immutable.is_zero() {
         writeln!(out, "  none goes before {}, whatever policy comes later", time_text(immutable))?;
+    }
+    for (until_ms, keep_for) in earlier {
+        let (until, time) = (rfc3339(until_ms), time_text(keep_for));
+        writeln!(out, "  of those stored before {until} none goes before {time}, as an earlier policy said")?;
     }
     if let Some(machine) = machine {
         for (point, held) in &vault.machine(machine).await?.holds {

@@ -67,10 +67,13 @@ pub(crate) async fn verify(
             .sample()
             .map(|sample| serde_json::json!({ "percent": sample.percent(), "seed": sample.seed() }));
         let clean = report.is_clean();
-        json(
-            console,
-            &serde_json::json!({ "vault": vault.id(), "clean": clean, "sample": sample, "report": report }),
-        )?;
+        let mut told =
+            serde_json::json!({ "vault": vault.id(), "clean": clean, "sample": sample, "report": report });
+        // As all other documents have them.
+        for problem in told["report"]["problems"].as_array_mut().into_iter().flatten() {
+            problem["code"] = format!("HW-{}", problem["code"]).into();
+        }
+        json(console, &told)?;
     } else {
         text(console, &report, pass.sample().is_some())?;
     }

@@ -202,7 +202,7 @@ fn verify_finds_damage_and_recover_leaves_no_half_file() {
     std::fs::write(&all[0], bytes).unwrap();
     let outcome = place.run(&["verify", "--json"]);
     assert_eq!(outcome.exit, Exit::Damaged);
-    assert_eq!(outcome.json()["report"]["problems"][0]["code"], 1206);
+    assert_eq!(outcome.json()["report"]["problems"][0]["code"], "HW-1206");
     let text = place.run(&["verify"]);
     assert!(text.out.contains("DAMAGED HW-1206"), "{}", text.out);
 

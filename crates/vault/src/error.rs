@@ -180,6 +180,9 @@ pub enum VaultError {
         /// What forbids it.
         cause: String,
     },
+    /// What is to open the vault does already.
+    #[error("what was given opens the vault already, as key {0}")]
+    SameSecret(WrappingId),
     /// A legal hold is taken away by nothing but its release.
     #[error("point {0} is under legal hold: pinning it would end that")]
     UnderHold(CommitId),
@@ -249,6 +252,7 @@ impl VaultError {
             Self::Maintained(_) => 1240,
             Self::Policy(_) => 1241,
             Self::Clock(_) => 1242,
+            Self::SameSecret(_) => 1235,
             Self::UnderHold(_) => 1243,
             Self::ResumeFile { .. } => 1250,
             Self::ResumeOther { .. } => 1251,
@@ -286,7 +290,9 @@ impl VaultError {
             Self::UnknownPoint(_) => "List the recovery points with `highwater points MACHINE`.",
             Self::Target { .. } => "Choose another target, or unmount and release this one.",
             Self::Io { .. } => "Check the path, its permissions and the free space.",
-            Self::Name(_) => "Use at most 255 bytes of letters, digits, `.`, `-`, `_` and `/`.",
+            Self::Name(_) => {
+                "Use at most 255 bytes, of a key's label 64, without control characters; in names of documents only letters, digits, `.`, `-`, `_` and `/`."
+            }
             Self::NoCreateIfAbsent(_) => "Use an object store with conditional puts (create if absent).",
             Self::Limit(_) => "Reduce the number or size; limits are listed in docs/FORMAT.md.",
             Self::StateFull { .. } => {
@@ -330,6 +336,7 @@ impl VaultError {
             Self::Erased(_) => {
                 "Enrol it anew, as another machine; what was stored of it cannot be brought back."
             }
+            Self::SameSecret(_) => "Give another secret: a new file is made if it is not there.",
             Self::UnderHold(_) => {
                 "Nothing: the point is kept already. If the hold is to end, release it first."
             }

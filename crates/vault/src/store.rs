@@ -211,11 +211,19 @@ pub(crate) fn number_of(path: &Path) -> Option<u64> {
 
 /// Reads a whole object of at most `max` bytes.
 pub(crate) async fn read_object(store: &dyn ObjectStore, path: &Path, max: u64) -> Result<Bytes> {
-    let got = store.get(path).await?;
+    let got = store.get(path).await.map_err(|error| of_object(path, error))?;
     if got.meta.size > max {
         return Err(VaultError::corrupt(path, "larger than any such object"));
     }
     Ok(got.bytes().await?)
+}
+
+/// An object that is not there is called by its name in the vault: a directory would tell its own path.
+pub(crate) fn of_object(path: &Path, error: object_store::Error) -> VaultError {
+    match error {
+        object_store::Error::NotFound { .. } => VaultError::Missing { object: path.to_string() },
+        other => other.into(),
+    }
 }
 
 /// Creates an object; false if one is there already.

@@ -4,7 +4,7 @@ use super::{
     KeySource,
     document::{DOCUMENT_BYTES_MAX, Document},
     passphrase::Cost,
-    source::COSTLY_MAX,
+    source::{COSTLY_MAX, Opened},
     wrapping::{Wrapping, WrappingId, WrappingKind},
 };
 use crate::{
@@ -220,6 +220,12 @@ impl KeyRing {
     }
 
     async fn wrapping(&self, source: &KeySource, label: &str) -> Result<Wrapping> {
+        // It would be listed twice, and taking one of both away would take nothing. A command is not asked for the sake of that.
+        if !matches!(source, KeySource::Command(_))
+            && let Ok(Opened { by: Some(by), .. }) = source.open(Some(&self.document)).await
+        {
+            return Err(VaultError::SameSecret(by));
+        }
         new_wrapping(self.document.vault, &self.root, source, label, self.cost).await
     }
 

@@ -9,15 +9,18 @@ use crate::{
 use futures::{StreamExt, TryStreamExt, stream};
 use highwater_delta::SegmentId;
 use object_store::path::Path;
+use std::time::{Duration, Instant};
 
 /// Deletions at once.
 const DEPTH: usize = 8;
+/// Deletions are gone on with for so long after the first that failed.
+const FAILING_MAX: Duration = Duration::from_secs(60);
 
 /// Deletes objects; answers those that are gone now, and the first failure. One that the store refuses to delete, because something
 /// there protects it, is left for a later run.
 pub(super) async fn delete(journal: &Journal, objects: &[Trashed]) -> (Vec<Trashed>, Result<()>) {
     let (store, machine) = (journal.vault.store().clone(), journal.machine);
-    let deleted = stream::iter(objects.to_vec())
+    let mut deleted = stream::iter(objects.to_vec())
         .map(move |trashed| {
             let store = store.clone();
             async move {
@@ -26,12 +29,17 @@ pub(super) async fn delete(journal: &Journal, objects: &[Trashed]) -> (Vec<Trash
             }
         })
         .buffered(DEPTH);
-    let (mut gone, mut failed) = (Vec::new(), Ok(()));
-    let all: Vec<Result<Option<Trashed>>> = deleted.collect().await;
-    for deleted in all {
+    let (mut gone, mut failed, mut since) = (Vec::new(), Ok(()), None);
+    while let Some(deleted) = deleted.next().await {
         match deleted {
             Ok(trashed) => gone.extend(trashed),
-            Err(error) => failed = failed.and(Err(error)),
+            Err(error) => {
+                failed = failed.and(Err(error));
+                // A few objects may fail. A store that is out of reach is not waited for again and again.
+                if since.get_or_insert_with(Instant::now).elapsed() > FAILING_MAX {
+                    break;
+                }
+            }
         }
     }
     (gone, failed)

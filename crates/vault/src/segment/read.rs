@@ -10,7 +10,7 @@ use crate::{
     record::SegmentRef,
     runs::Kind,
     seal::{TAG_BYTES, cipher, nonce},
-    store::object_path,
+    store::{object_path, of_object},
 };
 use aws_lc_rs::aead::LessSafeKey;
 use bytes::Bytes;
@@ -185,7 +185,7 @@ impl SegmentReader {
             error @ object_store::Error::Generic { .. } if error.to_string().contains("range") => {
                 VaultError::corrupt(&self.path, format!("shorter than it should be ({error})"))
             }
-            other => other.into(),
+            other => of_object(&self.path, other),
         }
     }
 
@@ -224,7 +224,8 @@ impl SegmentReader {
     /// Reads the whole object from the front, as fast as it may, and gives every frame to `each`, which may refuse it.
     pub(crate) async fn walk(&self, pace: &Pace, mut each: impl FnMut(Walked) -> Result<()>) -> Result<()> {
         let corrupt = |cause: &str| VaultError::corrupt(&self.path, cause);
-        let bytes_all = self.store.head(&self.path).await?.size;
+        let head = self.store.head(&self.path).await;
+        let bytes_all = head.map_err(|error| of_object(&self.path, error))?.size;
         if bytes_all != self.reference.bytes || bytes_all < (HEADER_BYTES + TRAILER_BYTES) as u64 {
             return Err(corrupt("its length is not what the manifest says"));
         }

@@ -79,6 +79,7 @@ proptest! {
                 match outcome {
                     Ok(()) => number += 1,
                     Err(VaultError::KeysChanged) => assert!(stale, "{step:?}"),
+                    Err(VaultError::SameSecret(by)) => assert!(seen.contains(&by), "{step:?}"),
                     Err(VaultError::LastWrapping) => assert_eq!(seen.len(), 1),
                     Err(VaultError::Limit(_)) => assert_eq!(seen.len(), 8),
                     Err(error) => panic!("{step:?}: {error}"),

@@ -374,7 +374,10 @@ async fn is_as_long(
     let size = match sizes.get(&task.name) {
         Some(size) => *size,
         // Made since it was looked.
-        None => place.vault.store().head(&path).await?.size,
+        None => {
+            let head = place.vault.store().head(&path).await;
+            head.map_err(|error| store::of_object(&path, error))?.size
+        }
     };
     match wanted {
         Some(wanted) if wanted != size => {
