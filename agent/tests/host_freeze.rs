@@ -232,7 +232,7 @@ impl Drop for Victim {
 }
 
 #[test]
-fn killed_at_random_moments_all_is_thawed() {
+fn killed_at_random_moments_all_is_thawed_within_a_second() {
     let Some(_machine) = machine() else { return };
     let three = Three::new();
     let mut slowest = Duration::ZERO;
@@ -251,7 +251,9 @@ fn killed_at_random_moments_all_is_thawed() {
         found_frozen += usize::from(three.dir.path().join("run/armed.json").exists());
         let start = Instant::now();
         let _ = victim.child.kill();
-        // Mostly some 50 ms, which is printed below; the limit only tells a thaw from none.
+        // What is promised is the thaw; how long eight dirty MiB take then is the filesystem's affair, mostly some 50 ms.
+        let thawed = eventually(Duration::from_secs(1), || three.frozen() == [false; 3]);
+        assert!(thawed, "frozen a second after the kill: {:?}", three.frozen());
         three.assert_writable(Duration::from_secs(20), "after the kill");
         slowest = slowest.max(start.elapsed());
         victim.kill();

@@ -36,7 +36,7 @@ impl FromStr for ByteSize {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         // A rate without a unit is too easily one of bytes that was meant otherwise.
-        let has_unit = !text.ends_with(|last: char| last.is_ascii_digit());
+        let has_unit = !text.trim_end().ends_with(|last: char| last.is_ascii_digit());
         let wrong = || format!("\"{text}\" is no size: write a whole number and KiB, MiB, GiB, TiB or B");
         size::parse(text).filter(|_| has_unit).map(Self).ok_or_else(wrong)
     }
@@ -152,7 +152,7 @@ mod tests {
         assert_eq!("1h30m".parse(), Ok(Interval(Duration::from_secs(5400))));
         assert_eq!("unlimited".parse(), Ok(Bandwidth(None)));
         assert_eq!(ByteSize(1536).rounded(), "1.5 KiB");
-        for wrong in ["", "MiB", "5", "5 M", "-1MiB", "99999999999TiB"] {
+        for wrong in ["", "MiB", "5", "5 ", "5 M", "-1MiB", "99999999999TiB"] {
             assert!(wrong.parse::<ByteSize>().is_err(), "{wrong}");
             assert!(wrong.parse::<Interval>().is_err(), "{wrong}");
         }
