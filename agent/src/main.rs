@@ -131,7 +131,7 @@ enum Exit {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args: Args = highwater_manual::usage::parse();
     match run(&args) {
         Ok(()) => ExitCode::from(Exit::Done as u8),
         Err(error) => {

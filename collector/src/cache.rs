@@ -19,7 +19,7 @@ pub mod spool;
 use crate::shared::locked;
 use crate::{CollectorError, metrics::CacheMetrics};
 use budget::Budget;
-use highwater_delta::MachineId;
+use highwater_delta::{Code, MachineId};
 use medium::{Directory, Medium};
 use spool::Spool;
 use std::path::Path;
@@ -71,7 +71,7 @@ impl Cache {
         if complained.is_none_or(|last| last.elapsed() >= COMPLAIN_EVERY) {
             *complained = Some(Instant::now());
             tracing::warn!(
-                %machine, code = error.code(), action = error.action(), %error,
+                %machine, code = %Code(error.code()), action = error.action(), %error,
                 "going on without the cache for a while"
             );
         }

@@ -198,6 +198,28 @@ fn default_log_level() -> String {
 }
 
 impl Config {
+    /// Settings without a value, and what holds then.
+    #[must_use]
+    pub fn unset(&self) -> Vec<(&'static str, &'static str)> {
+        let elsewhere = match self.vault {
+            Location::Directory(_) => "all of it is read",
+            _ => "2 percent are read, as the vault is not in a directory",
+        };
+        [
+            (
+                self.endpoint.is_none(),
+                "endpoint",
+                "machines are told the first name, with the port of `listen`",
+            ),
+            (self.cache.is_none(), "cache", "machines wait while the vault lags"),
+            (self.verify_sample.is_none(), "verify-sample", elsewhere),
+            (self.state_dir.is_none(), "state-dir", "what systemd has made, or nowhere"),
+        ]
+        .into_iter()
+        .filter_map(|(unset, name, meaning)| unset.then_some((name, meaning)))
+        .collect()
+    }
+
     /// With defaults for everything that has one.
     #[must_use]
     pub fn new(names: Vec<String>, vault: Location, key_file: PathBuf) -> Self {

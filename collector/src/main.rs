@@ -161,7 +161,7 @@ fn parse_ttl(text: &str) -> Result<Duration, String> {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli: Cli = highwater_manual::usage::parse();
     let json = cli.json;
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -245,6 +245,9 @@ async fn execute(cli: Cli) -> anyhow::Result<()> {
                 println!("{}", serde_json::to_string_pretty(&config)?);
             } else if effective {
                 print!("{}", toml::to_string(&config)?);
+                for (name, meaning) in config.unset() {
+                    println!("# {name} is not set: {meaning}");
+                }
             } else {
                 print!("{}", std::fs::read_to_string(&file.config)?);
             }
@@ -260,9 +263,11 @@ async fn make(
     key: Key,
     json: bool,
 ) -> anyhow::Result<()> {
-    if names.is_empty() {
+    let by_default = names.is_empty();
+    if by_default {
         names.push(host_name()?);
     }
+    let name = names[0].clone();
     let passphrase = match &key {
         Key::PassphraseFile(file) => Some(file.clone()),
         _ => None,
@@ -285,6 +290,11 @@ async fn make(
         println!("nothing but what was given opens it; add a second way with `highwater vault key add`");
         passphrase.map(|file| format!(" {}", file.display())).unwrap_or_default()
     };
+    if by_default {
+        println!(
+            "machines are to reach it as {name:?}: if that is not its full name there, correct `names` in {config}"
+        );
+    }
     println!("created {config}\n\nnow, if the collector is to run as a user of its own:");
     if let Location::Directory(dir) = vault {
         own += &format!(" {}", dir.display());

@@ -5,7 +5,7 @@
 
 use crate::rounds::{self, Rounds};
 use crate::shared::Shared;
-use highwater_delta::MachineId;
+use highwater_delta::{Code, MachineId};
 use highwater_vault::maintain::{self, Report, Settings};
 use highwater_vault::{Pace, VaultError};
 use std::sync::Arc;
@@ -86,5 +86,5 @@ fn failed(shared: &Shared, machine: Option<MachineId>, error: &VaultError) {
     shared.metrics.maintenance.failed();
     let machine = machine.map(|machine| machine.to_string()).unwrap_or_default();
     let action = error.action();
-    tracing::warn!(machine, code = error.code(), %error, action, "maintenance failed; it is tried again");
+    tracing::warn!(machine, code = %Code(error.code()), %error, action, "maintenance failed; it is tried again");
 }

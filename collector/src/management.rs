@@ -15,7 +15,7 @@ use crate::per_peer::{PerPeer, Source};
 use crate::shared::{Shared, locked, now_ms};
 use crate::tokens::{Checked, Returning};
 use crate::{CollectorError, relays, tokens};
-use highwater_delta::{MachineId, RelayId};
+use highwater_delta::{Code, MachineId, RelayId};
 use highwater_serve::{Limits, Place, Reply, http, reply};
 use highwater_vault::NAME_BYTES_MAX;
 use highwater_wire::WireError;
@@ -88,7 +88,7 @@ impl Api {
                     Err(error) => {
                         let said = locked(&self.log).say(source, Instant::now());
                         if let Some(left_out) = self.shared.metrics.line(said) {
-                            tracing::warn!(%source, code = error.code(), %error, left_out, "an enrolment was refused");
+                            tracing::warn!(%source, code = %Code(error.code()), %error, left_out, "an enrolment was refused");
                         }
                         refusal(&error)
                     }

@@ -8,7 +8,7 @@ use crate::certificates::{self, Origin, Standing, State};
 use crate::metrics::RelayMetrics;
 use crate::shared::{Shared, now_ms};
 use async_trait::async_trait;
-use highwater_delta::RelayId;
+use highwater_delta::{Code, RelayId};
 use highwater_relay::RelayError;
 use highwater_relay::server::{Gate, Meter, Relays};
 use highwater_vault::Vault;
@@ -108,7 +108,7 @@ pub async fn connection<S>(
     let Err(error) = ended else { return };
     shared.metrics.refused(error.code());
     if let Some(left_out) = shared.say_of_relay(relay, Level::WARN) {
-        tracing::warn!(%relay, %peer, code = error.code(), action = error.action(), %error, left_out, "a relay's connection was closed");
+        tracing::warn!(%relay, %peer, code = %Code(error.code()), action = error.action(), %error, left_out, "a relay's connection was closed");
     }
 }
 
@@ -182,7 +182,7 @@ impl Meter for Told {
     fn refused(&self, relay: RelayId, error: &RelayError) {
         self.0.metrics.refused(error.code());
         if let Some(left_out) = self.0.say_of_relay(relay, Level::WARN) {
-            tracing::warn!(%relay, code = error.code(), action = error.action(), %error, left_out, "a relay's request was refused");
+            tracing::warn!(%relay, code = %Code(error.code()), action = error.action(), %error, left_out, "a relay's request was refused");
         }
     }
 }

@@ -16,6 +16,7 @@ use crate::{
     CollectorError, Config, authority, authority::OwnCert, maintenance, management, memory, metrics::Metrics,
     session, verification,
 };
+use highwater_delta::Code;
 use highwater_relay::server::Relays;
 use highwater_serve::{Limits, Place, accept, serve_metrics};
 use highwater_vault::{Location, Vault, remove_left_over};
@@ -87,7 +88,7 @@ impl Collector {
                 }
                 // One at a time, and none larger than a session's. One damaged machine must not keep the others from being protected.
                 Err(error) => {
-                    tracing::error!(%machine, code = error.code(), %error, "cannot read a machine's state")
+                    tracing::error!(%machine, code = %Code(error.code()), %error, "cannot read a machine's state")
                 }
             }
         }
@@ -224,7 +225,7 @@ async fn connection(
             Ok((Ok(peer), stream)) => return Some((peer, stream)),
             Ok((Err(error @ WireError::Revoked(_)), stream)) => {
                 if let Some(left_out) = shared.say_of_stranger(peer) {
-                    tracing::info!(%peer, code = error.code(), %error, left_out, "a revoked machine was turned away");
+                    tracing::info!(%peer, code = %Code(error.code()), %error, left_out, "a revoked machine was turned away");
                 }
                 // It is the machine that it says, and is told why; its place is still that of a stranger.
                 session::refuse(&shared, stream, &error.into()).await;
@@ -234,7 +235,7 @@ async fn connection(
         };
         shared.metrics.refused(error.code());
         if let Some(left_out) = shared.say_of_stranger(peer) {
-            tracing::info!(%peer, code = error.code(), %error, left_out, "a client was turned away");
+            tracing::info!(%peer, code = %Code(error.code()), %error, left_out, "a client was turned away");
         }
         None
     };
@@ -264,7 +265,7 @@ async fn connection(
         let error = CollectorError::Full("too many connections of one machine");
         shared.metrics.refused(error.code());
         if let Some(left_out) = shared.say_of_machine(machine, Level::WARN) {
-            tracing::warn!(%machine, %peer, code = error.code(), %error, left_out, "a connection was closed");
+            tracing::warn!(%machine, %peer, code = %Code(error.code()), %error, left_out, "a connection was closed");
         }
         return;
     };
@@ -279,13 +280,13 @@ async fn connection(
     match ended {
         Ok(()) => tracing::info!(%machine, %peer, left_out, "session ended"),
         Err(error) if broken_off => {
-            tracing::info!(%machine, %peer, code = error.code(), %error, left_out, "session broken off");
+            tracing::info!(%machine, %peer, code = %Code(error.code()), %error, left_out, "session broken off");
         }
         Err(error) if expired => {
-            tracing::info!(%machine, %peer, code = error.code(), %error, left_out, "session ended");
+            tracing::info!(%machine, %peer, code = %Code(error.code()), %error, left_out, "session ended");
         }
         Err(error) => {
-            tracing::warn!(%machine, %peer, code = error.code(), action = error.action(), %error, left_out, "session ended");
+            tracing::warn!(%machine, %peer, code = %Code(error.code()), action = error.action(), %error, left_out, "session ended");
         }
     }
 }
@@ -313,7 +314,7 @@ async fn upkeep(shared: Arc<Shared>, cert: Arc<OwnCert>, relays: Arc<Relays>) {
                 shared.metrics.revocations_unread();
                 if failures % FAILURES_A_LINE == 0 {
                     tracing::error!(
-                        code = error.code(), %error, action = error.action(),
+                        code = %Code(error.code()), %error, action = error.action(),
                         "cannot read revocations; without them, all sessions are refused after {} s",
                         REVOCATIONS_UNKNOWN_MAX.as_secs()
                     );
@@ -325,7 +326,7 @@ async fn upkeep(shared: Arc<Shared>, cert: Arc<OwnCert>, relays: Arc<Relays>) {
             match cert.renew(&shared.authority, &shared.config.names) {
                 Ok(()) => issued_ms = now_ms(),
                 Err(error) => {
-                    tracing::error!(code = error.code(), %error, "cannot renew the own certificate")
+                    tracing::error!(code = %Code(error.code()), %error, "cannot renew the own certificate")
                 }
             }
         }
@@ -349,7 +350,7 @@ fn warn_of_authority(shared: &Shared) {
     if left < AUTHORITY_WARNING {
         let error = CollectorError::AuthorityExpires;
         tracing::warn!(
-            code = error.code(),
+            code = %Code(error.code()),
             days_left = left.as_secs() / 86_400,
             action = error.action(),
             "the vault's certificate authority expires"

@@ -23,7 +23,7 @@ use crate::memory::{Kept, OpenDelta, Share, WAIT_MAX, WELCOME_WAIT_MAX};
 use crate::shared::{Ended, Shared};
 use crate::visits::Visit;
 use crate::{CollectorError, certificates, metrics::Kind};
-use highwater_delta::{BlockRange, CommitId, CommitKind, DeltaId, DiskId, MachineId, StoredBlock};
+use highwater_delta::{BlockRange, Code, CommitId, CommitKind, DeltaId, DiskId, MachineId, StoredBlock};
 use highwater_vault::{BlockMap, DiskRecord, MachineWriter, Vault};
 use highwater_wire::message::{AgentMessage, CollectorMessage, DiskInfo, Hello, Refusal, Welcome};
 use highwater_wire::{Credential, Frame, FrameReader, Timeouts, Version, WireError, codec};
@@ -481,7 +481,7 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
                 return Err(error);
             }
             Err(error) => {
-                tracing::warn!(machine = %self.machine, code = error.code(), %error, "a certificate is not renewed");
+                tracing::warn!(machine = %self.machine, code = %Code(error.code()), %error, "a certificate is not renewed");
                 self.shared.metrics.refused(error.code());
                 CollectorMessage::NotRenewed(Refusal { fatal: false, ..error.refusal() })
             }

@@ -8,7 +8,7 @@ use crate::per_peer::{PerPeer, Source};
 use crate::state_dir::StateDir;
 use crate::visits::Visits;
 use crate::{CollectorError, Config, certificates, config::WINDOW_BYTES_MIN, metrics::Metrics};
-use highwater_delta::{DiskId, MachineId, RelayId};
+use highwater_delta::{Code, DiskId, MachineId, RelayId};
 use highwater_vault::Vault;
 use highwater_wire::identity::Authority;
 use highwater_wire::tls::Revoked;
@@ -165,7 +165,7 @@ impl Shared {
             locked(&self.nearly_full).remove(&machine);
         } else if locked(&self.nearly_full).insert(machine) {
             let error = CollectorError::NearlyFull { machine, bytes, bytes_max };
-            tracing::warn!(%machine, code = error.code(), action = error.action(), %error, "a machine's history is large");
+            tracing::warn!(%machine, code = %Code(error.code()), action = error.action(), %error, "a machine's history is large");
         }
     }
 

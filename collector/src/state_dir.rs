@@ -5,6 +5,7 @@
 //! at once with machines that are left to it, where a stranger would wait.
 
 use crate::{CollectorError, Config};
+use highwater_delta::Code;
 use highwater_vault::maintain::Owner;
 use std::fmt::Display;
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -61,7 +62,7 @@ impl StateDir {
 /// Says that something in the directory could not be written.
 pub fn not_kept(error: &dyn Display) {
     let told = CollectorError::StateNotKept(error.to_string());
-    tracing::warn!(code = told.code(), error = %told, action = told.action(), "the collector goes on without");
+    tracing::warn!(code = %Code(told.code()), error = %told, action = told.action(), "the collector goes on without");
 }
 
 /// Whoever was kept, or somebody new from now on.

@@ -11,7 +11,7 @@ use crate::rounds::{self, Rounds};
 use crate::shared::{Shared, now_ms};
 use crate::state_dir::not_kept;
 use async_trait::async_trait;
-use highwater_delta::VaultId;
+use highwater_delta::{Code, VaultId};
 use highwater_vault::Location;
 use highwater_vault::verify::{Pass, Report, Sample, Settings, Watch, resume};
 use highwater_vault::{Pace, VaultError};
@@ -90,8 +90,8 @@ impl Rounds for Verifier {
             Ok(()) => self.not_due(every).unwrap_or(every).min(LOOK_EVERY),
             Err(error) => {
                 self.shared.metrics.verification.failed();
-                let (code, action) = (error.code(), error.action());
-                tracing::warn!(code, %error, action, "verifying the vault was broken off; it goes on later");
+                let (code, action) = (Code(error.code()), error.action());
+                tracing::warn!(%code, %error, action, "verifying the vault was broken off; it goes on later");
                 AGAIN_AFTER.min(every)
             }
         }
@@ -138,8 +138,8 @@ impl Verifier {
             tracing::info!(segments, maps, bytes, not_read = report.not_read, "the vault was verified");
         } else {
             let error = CollectorError::VaultDamaged(report.problems.len());
-            let (code, action) = (error.code(), error.action());
-            tracing::error!(code, %error, action, "verifying the vault has found damage");
+            let (code, action) = (Code(error.code()), error.action());
+            tracing::error!(%code, %error, action, "verifying the vault has found damage");
         }
         let Some(dir) = &self.dir else { return };
         // Short, and once in a pass.
@@ -179,7 +179,7 @@ impl Verifier {
 /// One that is of no use is begun anew.
 fn loaded(read: Result<Option<Pass>, VaultError>) -> Option<Pass> {
     read.unwrap_or_else(|error| {
-        tracing::warn!(code = error.code(), %error, "verifying the vault begins anew");
+        tracing::warn!(code = %Code(error.code()), %error, "verifying the vault begins anew");
         None
     })
 }
@@ -248,7 +248,7 @@ impl Watch for Told<'_> {
                 if n < LINES_MAX {
                     let (code, cause, action) = (problem.code, &problem.cause, &problem.action);
                     let machine = problem.machine.map(|machine| machine.to_string()).unwrap_or_default();
-                    tracing::error!(machine, code, cause, %action, "the vault is damaged");
+                    tracing::error!(machine, %code, cause, %action, "the vault is damaged");
                 }
             }
             self.shared.metrics.verification.found(report.problems.len().max(self.before as usize));

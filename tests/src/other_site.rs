@@ -101,7 +101,7 @@ impl OtherSite {
         command.arg("run").arg("--config").arg(self.dir.join("etc/collector.toml"));
         let mut daemon = Daemon::spawn("other-site", &self.dir, command)?;
         // What a client that is cut off, or one whose upload was interrupted by a kill, looks like from here.
-        for expected in ["code=1611", "code=1607"] {
+        for expected in ["code=HW-1611", "code=HW-1607"] {
             daemon.allow(expected);
         }
         for text in &self.allowed {

@@ -31,7 +31,7 @@ fn the_vault_lies_in_a_bucket() -> Result<()> {
     let mut site = Site::new(&arena, &options)?;
     for expected in [
         "HW-1201",
-        "code=1201",
+        "code=HW-1201",
         "session ended",
         "session broken off",
         "no recovery point this time",

@@ -44,7 +44,7 @@ fn the_cache_takes_what_comes_while_the_store_is_away() -> Result<()> {
     for expected in [
         "HW-1201",
         "HW-1330",
-        "code=1201",
+        "code=HW-1201",
         "session ended",
         "session broken off",
         "no recovery point this time",

@@ -25,9 +25,9 @@ const SECONDS: u64 = 30;
 const EXPECTED: [&str; 11] = [
     "HW-1201",
     "HW-1330",
-    "code=1201",
-    "code=1207",
-    "code=1214",
+    "code=HW-1201",
+    "code=HW-1207",
+    "code=HW-1214",
     "session ended",
     "session broken off",
     "no recovery point this time",
@@ -86,7 +86,7 @@ fn what_was_told_as_stored_outlives_everything() -> Result<()> {
     // Its log lies elsewhere: lines that are cut off say nothing.
     let small = Small::new(&arena.dir().join("other/vault"))?;
     let mut other = OtherSite::start(&arena.dir().join("other"))?;
-    for full in ["No space left", "code=1605", "code=1608", "code=1612"] {
+    for full in ["No space left", "code=HW-1605", "code=HW-1608", "code=HW-1612"] {
         other.allow(full);
     }
     let proxy = Proxy::to(other.ingest())?;

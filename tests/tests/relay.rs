@@ -16,8 +16,8 @@ const KILLS: u64 = 10;
 /// What either side may say while the other is away.
 const EXPECTED: [&str; 7] = [
     "HW-1201",
-    "code=1201",
-    "code=1214",
+    "code=HW-1201",
+    "code=HW-1214",
     "session ended",
     "session broken off",
     "no recovery point this time",

@@ -23,11 +23,11 @@ const GRACE: Duration = Duration::from_secs(5);
 /// What either collector, or the agent, may say of it.
 const EXPECTED: [&str; 12] = [
     "HW-1201",
-    "code=1201",
+    "code=HW-1201",
     "HW-1207",
-    "code=1207",
+    "code=HW-1207",
     "HW-1208",
-    "code=1208",
+    "code=HW-1208",
     "session ended",
     "session broken off",
     "no recovery point this time",

@@ -78,7 +78,7 @@ fn a_history_near_its_limit_is_told_once() {
     let token = token["token"].as_str().unwrap().parse().unwrap();
     let url = format!("https://{}", ready["management"].as_str().unwrap());
     let identity = runtime.block_on(enroll(&url, &token, "h")).unwrap().identity;
-    let warned = || logged(&log).iter().filter(|line| line["code"] == 1337).count();
+    let warned = || logged(&log).iter().filter(|line| line["code"] == "HW-1337").count();
     let disks: Vec<_> = (0..256).map(|_| DiskId::new()).collect();
     let history = async |points: usize| {
         let ingest = ready["ingest"].as_str().unwrap();

@@ -224,6 +224,10 @@ pub(crate) struct Recover {
     /// On a device, write all blocks instead of those that differ
     #[arg(long)]
     pub(crate) all_blocks: bool,
+    /// Recover what can be read, though something of it is damaged or missing in the vault: that becomes zeros and is listed, and a file is
+    /// named ….img.damaged
+    #[arg(long)]
+    pub(crate) skip_damaged: bool,
     /// Don't ask before a device is overwritten
     #[arg(long, short)]
     pub(crate) yes: bool,

@@ -3,6 +3,7 @@
 use crate::{
     CliError, Console, Exit,
     args::{EraseMachine, Global},
+    confirm::{Question, confirm},
     context,
     output::{bytes_text, json, plain},
 };
@@ -37,7 +38,13 @@ pub(crate) async fn machine(
         }
     }
     if !what.yes {
-        confirm(global, console, &name)?;
+        let question = Question {
+            word: &name,
+            prompt: format!("Type {name} to erase it"),
+            unasked: format!("{name} would be erased"),
+            refused: format!("{name} was not confirmed and is untouched"),
+        };
+        confirm(console, global.json, question)?;
     }
     let report = erase::erase(&vault, machine).await?;
     if global.json {
@@ -61,19 +68,5 @@ async fn find(vault: &Vault, text: &str) -> Result<MachineId, CliError> {
     match text.parse::<MachineId>() {
         Ok(machine) if vault.is_erased(machine).await? => Ok(machine),
         _ => context::machine(vault, text).await,
-    }
-}
-
-fn confirm(global: &Global, console: &mut Console<'_>, name: &str) -> Result<(), CliError> {
-    if global.json || !console.can_ask {
-        return Err(CliError::NotConfirmed(format!("{name} would be erased")));
-    }
-    write!(console.err, "Type {name} to erase it: ")?;
-    console.err.flush()?;
-    let mut typed = String::new();
-    console.input.read_line(&mut typed)?;
-    match typed.trim() == name {
-        true => Ok(()),
-        false => Err(CliError::NotConfirmed(format!("{name} was not confirmed and is untouched"))),
     }
 }

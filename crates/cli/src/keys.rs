@@ -3,6 +3,7 @@
 use crate::{
     CliError, Console, Exit,
     args::{Global, KeyVerb, NewKey},
+    confirm::{self, Question},
     context,
     output::{json, plain, rfc3339, table},
     secret,
@@ -93,17 +94,13 @@ fn confirm(
     if yes {
         return Ok(());
     }
-    if global.json || !console.can_ask {
-        return Err(CliError::NotConfirmed(format!("key {id} would be removed")));
-    }
-    write!(console.err, "Type {id} to go on: ")?;
-    console.err.flush()?;
-    let mut typed = String::new();
-    console.input.read_line(&mut typed)?;
-    match typed.trim() == id.to_string() {
-        true => Ok(()),
-        false => Err(CliError::NotConfirmed(format!("key {id} was not confirmed, and stays"))),
-    }
+    let question = Question {
+        word: &id.to_string(),
+        prompt: format!("Type {id} to go on"),
+        unasked: format!("key {id} would be removed"),
+        refused: format!("key {id} was not confirmed, and stays"),
+    };
+    confirm::confirm(console, global.json, question)
 }
 
 fn list(global: &Global, ring: &KeyRing, console: &mut Console<'_>) -> Result<(), CliError> {

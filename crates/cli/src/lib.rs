@@ -9,6 +9,7 @@
 //! - A reader that closes the pipe early is no failure.
 
 mod args;
+mod confirm;
 mod context;
 mod erase;
 mod error;
@@ -27,6 +28,7 @@ pub use output::{bytes_text, rfc3339};
 pub use secret::ask_on_terminal;
 
 use clap::{CommandFactory, Parser};
+use highwater_manual::usage;
 use std::{
     ffi::OsString,
     io::{BufRead, Write},
@@ -52,7 +54,7 @@ pub struct Console<'a> {
 /// Runs one command.
 pub fn run(args: impl IntoIterator<Item = OsString>, console: &mut Console<'_>) -> Exit {
     let args: Vec<OsString> = args.into_iter().collect();
-    let json = args.iter().take_while(|arg| *arg != "--").any(|arg| arg == "--json");
+    let json = usage::wants_json(&args);
     let outcome = match args::Cli::try_parse_from(&args) {
         Ok(cli) => dispatch(cli, console),
         Err(error) if !error.use_stderr() => {
@@ -62,7 +64,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>, console: &mut Console<'_>) 
             let _ = write!(console.err, "{error}");
             return Exit::Usage;
         }
-        Err(error) => Err(CliError::Usage(first_paragraph(&error.to_string()))),
+        Err(error) => Err(CliError::Usage(usage::cause(&error))),
     };
     match outcome {
         Ok(exit) => console.out.flush().map_or_else(|e| fail(&e.into(), json, console), |()| exit),
@@ -158,10 +160,4 @@ fn fail(error: &CliError, json: bool, console: &mut Console<'_>) -> Exit {
         writeln!(console.err, "error {code}: {error}\n  → {}", error.action())
     };
     error.exit()
-}
-
-/// Until the first empty line: what lacks may stand beneath.
-fn first_paragraph(text: &str) -> String {
-    let lines: Vec<&str> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
-    lines.join(" ").trim_start_matches("error: ").to_owned()
 }

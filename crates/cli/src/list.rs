@@ -8,7 +8,7 @@ use crate::{
 };
 use futures::{StreamExt, stream};
 use highwater_delta::{CommitId, Consistency, DiskId, MachineId, PointInfo};
-use highwater_vault::{DiskRecord, Hold, MachineState, PointRecord};
+use highwater_vault::{DiskRecord, Hold, MachineState, PointRecord, policy::Rules};
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json as document};
 use std::collections::HashMap;
@@ -96,15 +96,25 @@ struct Listed<'a> {
     points: Points<'a>,
 }
 
+/// Until when a point is immutable, in milliseconds since 1970, if it is so now.
+fn immutable_until_ms(rules: &Rules, point: &PointRecord, now_ms: u64) -> Option<u64> {
+    Some(rules.immutable_until_ms(point.stored_at_ms)).filter(|until_ms| *until_ms > now_ms)
+}
+
 /// A machine's points, each a document only while it is written: of 100,000 all would take hundreds of MiB.
-struct Points<'a>(&'a MachineState);
+struct Points<'a> {
+    state: &'a MachineState,
+    rules: &'a Rules,
+    now_ms: u64,
+}
 
 impl Serialize for Points<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Self(state) = self;
+        let Self { state, rules, now_ms } = *self;
         let mut seen = Seen::default();
         serializer.collect_seq(state.points.iter().map(|point| {
-            let document = point_document_with(state, point, &seen.left_out(state, point));
+            let mut document = point_document_with(state, point, &seen.left_out(state, point));
+            document["immutable-until"] = immutable_until_ms(rules, point, now_ms).map(rfc3339).into();
             seen.take(point);
             document
         }))
@@ -119,9 +129,11 @@ pub(crate) async fn points(
     let vault = context::open(global, console).await?;
     let id = context::machine(&vault, machine).await?;
     let state = vault.machine(id).await?;
+    let (rules, now_ms) = (Rules::load(&vault, id).await?, vault.now_ms());
     if global.json {
         let (machine, host_name) = (state.machine, state.host_name.as_str());
-        let whole = Listed { disks: disks(&state), host_name, machine, points: Points(&state) };
+        let points = Points { state: &state, rules: &rules, now_ms };
+        let whole = Listed { disks: disks(&state), host_name, machine, points };
         json(console, &whole)?;
         return Ok(Exit::Success);
     }
@@ -137,7 +149,11 @@ pub(crate) async fn points(
             consistency(&point.info).to_owned(),
             format!("{:.1} ms", point.info.freeze_us as f64 / 1000.0),
             bytes_text(point.bytes_stored),
-            state.holds.get(&point.id).map_or("", |held| kept(held.hold)).to_owned(),
+            match (state.holds.get(&point.id), immutable_until_ms(&rules, point, now_ms)) {
+                (Some(held), _) => kept(held.hold).to_owned(),
+                (None, Some(until_ms)) => format!("immutable to {}", rfc3339(until_ms)),
+                (None, None) => String::new(),
+            },
             names(&state, &point.info).join(" "),
         ]
     };

@@ -3,6 +3,7 @@
 use crate::{
     CliError, Console, Exit,
     args::Global,
+    confirm::{Question, confirm},
     context,
     output::{bytes_text, json, plain},
 };
@@ -66,7 +67,7 @@ pub(crate) async fn maintain(
         }
     }
     if expire > 0 && !yes {
-        confirm(console, global.json, expire)?;
+        let_go(console, global.json, expire)?;
     }
     let mut documents = Vec::new();
     for id in machines {
@@ -155,20 +156,16 @@ fn named(points: &[highwater_delta::CommitId]) -> String {
     text.join(", ")
 }
 
-pub(crate) fn confirm(console: &mut Console<'_>, json: bool, expire: usize) -> Result<(), CliError> {
+/// Asks before points go.
+pub(crate) fn let_go(console: &mut Console<'_>, json: bool, expire: usize) -> Result<(), CliError> {
     let what = format!("{expire} recovery point(s) would no longer be kept");
-    if json || !console.can_ask {
-        return Err(CliError::NotConfirmed(format!("{what}; say --yes")));
-    }
-    write!(console.err, "Type yes to let {expire} recovery point(s) go: ")?;
-    console.err.flush()?;
-    let mut typed = String::new();
-    console.input.read_line(&mut typed)?;
-    if typed.trim() == "yes" {
-        Ok(())
-    } else {
-        Err(CliError::NotConfirmed(format!("{what}; nothing was done")))
-    }
+    let question = Question {
+        word: "yes",
+        prompt: format!("Type yes to let {expire} recovery point(s) go"),
+        unasked: format!("{what}; say --yes"),
+        refused: format!("{what}; nothing was done"),
+    };
+    confirm(console, json, question)
 }
 
 fn done(console: &mut Console<'_>, machine: MachineId, report: &Report) -> Result<(), CliError> {

@@ -41,16 +41,34 @@ pub fn rfc3339(ms: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
-/// How long ago, in the largest two units.
+/// Clocks differ by so much.
+const AHEAD_MS: u64 = 60_000;
+
+/// How long ago by the clock here, in the largest two units.
 pub(crate) fn age(ms: u64) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
     let s = now.saturating_sub(ms) / 1000;
     match s {
+        0 if ms > now + AHEAD_MS => "ahead of the clock here".to_owned(),
         0..60 => format!("{s} s"),
         60..3600 => format!("{} min {} s", s / 60, s % 60),
         3600..86_400 => format!("{} h {} min", s / 3600, s / 60 % 60),
         _ => format!("{} d {} h", s / 86_400, s / 3600 % 24),
     }
+}
+
+/// So many of something, as `1 checkpoint`.
+pub(crate) fn count(n: impl TryInto<u64>, one: &str) -> String {
+    let end = if one.ends_with("ch") { "es" } else { "s" };
+    match n.try_into().unwrap_or(u64::MAX) {
+        1 => format!("1 {one}"),
+        n => format!("{n} {one}{end}"),
+    }
+}
+
+/// The same with the verb: `1 checkpoint is`.
+pub(crate) fn are(n: usize, one: &str) -> String {
+    format!("{} {}", count(n, one), if n == 1 { "is" } else { "are" })
 }
 
 /// Text from elsewhere (host and disk names) without anything that could steer a terminal.
@@ -93,6 +111,7 @@ mod tests {
     fn sizes_and_times_are_readable() {
         let sizes = [0, 1023, 1024, 10 << 20, (1 << 40) + (1 << 39), u64::MAX];
         assert_eq!(sizes.map(bytes_text), ["0 B", "1023 B", "1.00 KiB", "10.0 MiB", "1.50 TiB", "16.0 EiB"]);
+        assert_eq!([count(1_u64, "stretch"), are(0, "checkpoint")], ["1 stretch", "0 checkpoints are"]);
         assert_eq!(rfc3339(0), "1970-01-01T00:00:00Z");
         assert_eq!(rfc3339(951_782_400_000), "2000-02-29T00:00:00Z");
         assert_eq!(rfc3339(1_795_195_703_000), "2026-11-20T17:28:23Z");

@@ -3,8 +3,9 @@
 use crate::{
     CliError, Console, Exit,
     args::{Global, PolicyVerb, SetPolicy},
+    confirm::{Question, confirm},
     context,
-    maintain::{confirm, null_if_empty, time_text},
+    maintain::{let_go, null_if_empty, time_text},
     output::{json, plain, rfc3339},
 };
 use highwater_delta::{CommitId, MachineId};
@@ -31,6 +32,9 @@ pub(crate) async fn run(
             let machine = named(&vault, set.machine.as_deref()).await?;
             let policy = wanted(set);
             policy.check()?;
+            if !set.immutable_for.is_zero() && !set.yes {
+                immutable(console, global.json, &policy)?;
+            }
             agree(global, &vault, machine, &policy, set.yes, console).await?;
             policy::set_policy(&vault, machine, Some(policy), vault.now_ms()).await?;
             show(global, &vault, machine, console).await
@@ -43,6 +47,20 @@ pub(crate) async fn run(
             show(global, &vault, Some(machine), console).await
         }
     }
+}
+
+/// Asks before something is promised that cannot be taken back.
+fn immutable(console: &mut Console<'_>, json: bool, policy: &Policy) -> Result<(), CliError> {
+    let what = format!("points stored from now on could not go before {}", time_text(policy.immutable_for));
+    let question = Question {
+        word: "yes",
+        prompt: format!(
+            "{what}, and NOBODY can shorten that afterwards, however full the vault is. Type yes to set it"
+        ),
+        unasked: format!("{what}; say --yes"),
+        refused: format!("{what}; nothing was done"),
+    };
+    confirm(console, json, question)
 }
 
 /// Asks, if points would go by a policy: maintenance lets them go within minutes.
@@ -68,7 +86,7 @@ async fn agree(
         let rules = Rules { policy: policy.clone(), ..Rules::load(vault, one).await? };
         expire += rules.verdict(&vault.machine(one).await?, vault.now_ms()).expire.len();
     }
-    if expire > 0 && !yes { confirm(console, global.json, expire) } else { Ok(()) }
+    if expire > 0 && !yes { let_go(console, global.json, expire) } else { Ok(()) }
 }
 
 /// Lets a point go; asks first, if it is under legal hold.
@@ -85,16 +103,13 @@ pub(crate) async fn release(
     let held = state.holds.get(&point);
     if held.is_some_and(|held| held.hold == Hold::Legal) && !yes {
         let what = format!("point {point} is under legal hold");
-        if global.json || !console.can_ask {
-            return Err(CliError::NotConfirmed(format!("{what}; say --yes to end that")));
-        }
-        write!(console.err, "Point {point} is under legal hold. Type yes to end that: ")?;
-        console.err.flush()?;
-        let mut typed = String::new();
-        console.input.read_line(&mut typed)?;
-        if typed.trim() != "yes" {
-            return Err(CliError::NotConfirmed(format!("{what} still; nothing was done")));
-        }
+        let question = Question {
+            word: "yes",
+            prompt: format!("Point {point} is under legal hold. Type yes to end that"),
+            unasked: format!("{what}; say --yes to end that"),
+            refused: format!("{what} still; nothing was done"),
+        };
+        confirm(console, global.json, question)?;
     }
     hold(global, machine, point, None, "", console).await
 }

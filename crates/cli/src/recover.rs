@@ -1,8 +1,11 @@
 //! `recover`: a plan, a confirmation where something is overwritten, then the work and its report.
 
+mod watcher;
+
 use crate::{
     CliError, Console, Exit,
     args::{Global, PointChoice, Recover},
+    confirm::{Question, confirm},
     context,
     list::{consistency, left_out, point_document},
     output::{bytes_text, json, plain, rfc3339},
@@ -10,20 +13,20 @@ use crate::{
 use highwater_delta::PointDisk;
 use highwater_vault::{
     MachineState, PointRecord, VaultError,
-    recover::{Options, Place, Progress, Report, Target, directory_place, recover_disk},
+    recover::{Lacks, Options, Place, Progress, Report, Target, directory_place, recover_disk},
 };
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::{
     collections::HashSet,
     io::Write,
     os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::Instant,
 };
+use watcher::Watcher;
+
+/// Ranges named in a text; of more, how many.
+const NAMED_MAX: usize = 12;
 
 struct Step {
     disk: PointDisk,
@@ -55,7 +58,14 @@ pub(crate) async fn recover(
         }
     }
     if device && !what.yes {
-        confirm(console, global.json, &what.to)?;
+        let to = what.to.display().to_string();
+        let question = Question {
+            word: &to,
+            prompt: format!("Type {to} to overwrite it"),
+            unasked: format!("{to} would be overwritten"),
+            refused: format!("{to} was not confirmed and is untouched"),
+        };
+        confirm(console, global.json, question)?;
     }
     if !device && !what.to.is_dir() {
         std::fs::create_dir_all(&what.to)
@@ -64,9 +74,12 @@ pub(crate) async fn recover(
     for step in &steps {
         step.target.check(step.disk.size_bytes)?;
     }
-    let options = Options { write_all: what.all_blocks, ..Options::default() };
-    let options = Options { threads: what.threads.unwrap_or(options.threads), ..options };
-    let mut done = Vec::new();
+    let options = Options {
+        threads: what.threads.unwrap_or(Options::default().threads),
+        write_all: what.all_blocks,
+        skip_damaged: what.skip_damaged,
+    };
+    let (mut done, mut failed, mut lacks) = (Vec::new(), Vec::new(), false);
     for step in &steps {
         let began = Instant::now();
         let watcher = Watcher::new(console.terminal, global.json, &step.name, step.disk.size_bytes);
@@ -74,7 +87,18 @@ pub(crate) async fn recover(
         let report =
             recover_disk(&vault, &state, step.disk.disk, point.id, &step.target, options, watch).await;
         watcher.bar.finish_and_clear();
-        let report = report?;
+        let report = match report {
+            // The other disks may be whole.
+            Err(error) if error.is_damage() => {
+                if !global.json {
+                    damaged(console, step, &error)?;
+                }
+                failed.push((step, error));
+                continue;
+            }
+            report => report?,
+        };
+        lacks |= report.lacking.bytes > 0;
         let seconds = began.elapsed().as_secs_f64();
         if !global.json {
             finished(console, step, &report, seconds)?;
@@ -82,18 +106,26 @@ pub(crate) async fn recover(
         done.push(serde_json::json!({
             "disk": report.disk,
             "name": step.name,
-            "target": step.target.path().display().to_string(),
+            "target": report.path.display().to_string(),
             "size-bytes": report.size_bytes,
             "written-bytes": report.written_bytes,
+            "lacking": report.lacking,
             "seconds": seconds,
         }));
     }
+    if done.is_empty()
+        && let Some((_, error)) = failed.pop()
+    {
+        return Err(error.into());
+    }
+    let is_whole = failed.is_empty() && !lacks;
     let mut document = serde_json::json!({
         "vault": vault.id(),
         "machine": machine,
         "host-name": state.host_name,
         "point": point_document(&state, point),
         "disks": done,
+        "failed": failed.iter().map(|(step, error)| failed_document(step, error)).collect::<Vec<_>>(),
         "in-memory": in_memory,
     });
     if !device {
@@ -103,8 +135,29 @@ pub(crate) async fn recover(
     }
     if global.json {
         json(console, &document)?;
+    } else if lacks && let Some(path) = document["report"].as_str() {
+        writeln!(console.out, "What lacks is listed in {path}.")?;
     }
-    Ok(Exit::Success)
+    Ok(if is_whole { Exit::Success } else { Exit::Damaged })
+}
+
+fn failed_document(step: &Step, error: &VaultError) -> serde_json::Value {
+    serde_json::json!({
+        "disk": step.disk.disk,
+        "name": step.name,
+        "code": format!("HW-{}", error.code()),
+        "cause": error.to_string(),
+    })
+}
+
+fn damaged(console: &mut Console<'_>, step: &Step, error: &VaultError) -> Result<(), CliError> {
+    writeln!(
+        console.err,
+        "{} is NOT recovered: HW-{}: {error}\n  What of it can be read is recovered with --skip-damaged; `highwater vault repair --dry-run` tells which points are whole.",
+        step.name,
+        error.code()
+    )?;
+    Ok(())
 }
 
 fn choose_point(state: &MachineState, choice: PointChoice) -> Result<&PointRecord, CliError> {
@@ -203,6 +256,12 @@ fn show(
         let (size, path) = (bytes_text(step.disk.size_bytes), step.target.path().display());
         writeln!(err, "  {} ({size}) → {path}: {how}", step.name)?;
     }
+    if what.skip_damaged {
+        writeln!(
+            err,
+            "  What cannot be read becomes zeros, and is listed; such a file is named ….img.damaged."
+        )?;
+    }
     for (disk, last) in left_out(state, point) {
         writeln!(
             err,
@@ -213,33 +272,32 @@ fn show(
     Ok(())
 }
 
-/// Asks for the device's path, typed in full: a stray Enter or `y` must not cost a disk.
-fn confirm(console: &mut Console<'_>, json: bool, device: &Path) -> Result<(), CliError> {
-    let device = device.display().to_string();
-    if json || !console.can_ask {
-        return Err(CliError::NotConfirmed(format!("{device} would be overwritten")));
-    }
-    write!(console.err, "Type {device} to overwrite it: ")?;
-    console.err.flush()?;
-    let mut typed = String::new();
-    console.input.read_line(&mut typed)?;
-    if typed.trim() == device {
-        Ok(())
-    } else {
-        Err(CliError::NotConfirmed(format!("{device} was not confirmed and is untouched")))
-    }
-}
-
 fn finished(console: &mut Console<'_>, step: &Step, report: &Report, seconds: f64) -> Result<(), CliError> {
+    let out = &mut console.out;
     writeln!(
-        console.out,
+        out,
         "{} recovered to {}: {}, {} written, {seconds:.1} s, {}/s",
         step.name,
-        step.target.path().display(),
+        report.path.display(),
         bytes_text(report.size_bytes),
         bytes_text(report.written_bytes),
         bytes_text((report.size_bytes as f64 / seconds.max(0.001)) as u64),
     )?;
+    let Lacks { bytes, ranges, why } = &report.lacking;
+    if *bytes > 0 {
+        writeln!(
+            out,
+            "  {} of it LACK, and are zeros: {}",
+            bytes_text(*bytes),
+            why.as_deref().unwrap_or("")
+        )?;
+        for range in ranges.iter().take(NAMED_MAX) {
+            writeln!(out, "    {} bytes from {}", range.bytes, range.offset)?;
+        }
+        if let Some(more) = ranges.len().checked_sub(NAMED_MAX).filter(|more| *more > 0) {
+            writeln!(out, "    and {more} ranges more")?;
+        }
+    }
     Ok(())
 }
 
@@ -248,52 +306,4 @@ fn write_report(path: &PathBuf, document: &serde_json::Value) -> Result<(), CliE
     let mut file = std::fs::File::create(path).map_err(failed)?;
     writeln!(file, "{document:#}").and_then(|()| file.sync_all()).map_err(failed)?;
     Ok(())
-}
-
-/// Shows progress: a bar on a terminal, a line for each tenth elsewhere, nothing with `--json`.
-struct Watcher {
-    bar: ProgressBar,
-    lines: bool,
-    name: String,
-    furthest: AtomicU64,
-    tenths: AtomicU64,
-    began: Instant,
-}
-
-impl Watcher {
-    fn new(terminal: bool, json: bool, name: &str, total: u64) -> Arc<Self> {
-        let bar = ProgressBar::new(total);
-        let template =
-            "{prefix} {wide_bar} {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left";
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style);
-        }
-        bar.set_prefix(name.to_owned());
-        bar.set_draw_target(match terminal && !json {
-            true => ProgressDrawTarget::stderr(),
-            false => ProgressDrawTarget::hidden(),
-        });
-        let (furthest, tenths) = (AtomicU64::new(0), AtomicU64::new(0));
-        let (lines, name) = (!terminal && !json, name.to_owned());
-        Arc::new(Self { bar, lines, name, furthest, tenths, began: Instant::now() })
-    }
-}
-
-impl Progress for Watcher {
-    fn at(&self, done_bytes: u64, total_bytes: u64) {
-        // Reports of several threads may pass each other.
-        let furthest = self.furthest.fetch_max(done_bytes, Ordering::Relaxed).max(done_bytes);
-        self.bar.set_position(furthest);
-        let tenth = u128::from(furthest) * 10 / u128::from(total_bytes.max(1));
-        if self.lines && self.tenths.fetch_max(tenth as u64, Ordering::Relaxed) < tenth as u64 {
-            let rate = furthest as f64 / self.began.elapsed().as_secs_f64().max(0.001);
-            let left = (total_bytes - furthest) as f64 / rate.max(1.0);
-            let (name, of) = (&self.name, bytes_text(total_bytes));
-            eprintln!(
-                "{name}: {} of {of}, {}/s, {left:.0} s left",
-                bytes_text(furthest),
-                bytes_text(rate as u64)
-            );
-        }
-    }
 }

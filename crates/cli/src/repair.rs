@@ -3,18 +3,24 @@
 use crate::{
     CliError, Console, Exit,
     args::{Global, Repair, Verify},
+    confirm::{Question, confirm},
     context,
-    output::{bytes_text, json, plain},
+    output::{are, bytes_text, count, json, plain},
     verify,
 };
 use highwater_delta::MachineId;
 use highwater_vault::{
-    Location, Pace, Vault, VaultError, remove_left_over,
+    Location, Pace, Vault, VaultError, left_over, remove_left_over,
     repair::{self, Losses, Plan, Report, Settings},
     verify::{Pass, resume},
 };
 use serde_json::{Value, json as document};
-use std::{collections::BTreeMap, io::Write, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    io::Write,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// Ranges and points named in a text; of more, how many.
 const NAMED_MAX: usize = 12;
@@ -55,7 +61,7 @@ pub(crate) async fn repair(
     }
     if !global.json {
         for problem in &found.problems {
-            writeln!(console.out, "damaged: HW-{}: {}", problem.code, problem.cause)?;
+            writeln!(console.out, "damaged: {}: {}", problem.code, problem.cause)?;
         }
         for plan in &plans {
             show(console, plan)?;
@@ -68,7 +74,15 @@ pub(crate) async fn repair(
             )?;
         }
     }
-    let empty = plans.iter().all(Plan::is_empty);
+    let dir = match &location {
+        Location::Directory(dir) => Some(dir.clone()),
+        _ => None,
+    };
+    let files = files_of(dir.clone(), left_over).await?;
+    if files > 0 && !global.json {
+        writeln!(console.out, "{files} files of interrupted uploads are deleted")?;
+    }
+    let empty = files == 0 && plans.iter().all(Plan::is_empty);
     let lost_before = plans.iter().any(|plan| !plan.losses.points.is_empty());
     // Of the vault itself, of a machine that cannot be read, or marks: nothing can be made anew of them.
     let beyond = !unreadable.is_empty() || found.problems.iter().any(|problem| problem.machine.is_none());
@@ -76,7 +90,7 @@ pub(crate) async fn repair(
     if what.dry_run || empty {
         if global.json {
             let documents: Vec<Value> = plans.iter().map(|plan| document!({ "plan": plan })).collect();
-            write_json(console, &vault, documents, &unreadable)?;
+            write_json(console, &vault, documents, &unreadable, files)?;
         } else if empty && is_damaged {
             writeln!(
                 console.out,
@@ -90,12 +104,19 @@ pub(crate) async fn repair(
         return Ok(if is_left { Exit::Damaged } else { Exit::Success });
     }
     if !what.yes {
-        confirm(console, global.json)?;
+        let question = Question {
+            word: "yes",
+            prompt: "Type yes to repair the vault so".to_owned(),
+            unasked: "the vault would be repaired; say --yes".to_owned(),
+            refused: "the vault was not repaired; nothing was done".to_owned(),
+        };
+        confirm(console, global.json, question)?;
     }
-    let (mut documents, mut lost, mut left) = (Vec::new(), false, beyond);
+    let (mut documents, mut lost, mut left, mut still) = (Vec::new(), false, beyond, false);
     for plan in plans {
         let report = repair::machine(&vault, plan.machine, &found.damaged, &settings).await?;
         lost |= !report.losses.points.is_empty();
+        still |= !report.records.is_empty();
         left |= !report.left.is_empty();
         if global.json {
             documents.push(document!({ "plan": plan, "report": report }));
@@ -103,24 +124,21 @@ pub(crate) async fn repair(
             done(console, &plan, &report)?;
         }
     }
-    if let Location::Directory(dir) = location {
-        let removed = tokio::task::spawn_blocking(move || remove_left_over(&dir)).await;
-        let removed = removed.map_err(std::io::Error::from)??;
-        if removed > 0 && !global.json {
-            writeln!(console.out, "{removed} files of interrupted uploads were deleted")?;
-        }
+    let removed = files_of(dir, remove_left_over).await?;
+    if removed > 0 && !global.json {
+        writeln!(console.out, "{removed} files of interrupted uploads were deleted")?;
     }
     if let Some(path) = &what.resume {
         resume::remove(path)?;
     }
     match global.json {
-        true => write_json(console, &vault, documents, &unreadable)?,
+        true => write_json(console, &vault, documents, &unreadable, removed)?,
         false => advise(console, lost)?,
     }
-    if beyond && !global.json {
+    if (beyond || still) && !global.json {
         writeln!(console.out, "The rest of what is damaged can only be put back from a copy of the vault.")?;
     }
-    Ok(if lost || left { Exit::Damaged } else { Exit::Success })
+    Ok(if lost || left || still { Exit::Damaged } else { Exit::Success })
 }
 
 fn write_json(
@@ -128,6 +146,7 @@ fn write_json(
     vault: &Vault,
     machines: Vec<Value>,
     unreadable: &[(MachineId, VaultError)],
+    files: u64,
 ) -> Result<(), CliError> {
     let unreadable: Vec<Value> = unreadable
         .iter()
@@ -135,7 +154,17 @@ fn write_json(
             document!({ "machine": machine, "code": format!("HW-{}", error.code()), "cause": error.to_string() })
         })
         .collect();
-    json(console, &document!({ "vault": vault.id(), "machines": machines, "unreadable": unreadable }))
+    json(
+        console,
+        &document!({ "vault": vault.id(), "machines": machines, "unreadable": unreadable, "upload-files": files }),
+    )
+}
+
+/// What interrupted uploads left in a vault's directory.
+async fn files_of(dir: Option<PathBuf>, work: fn(&Path) -> std::io::Result<u64>) -> Result<u64, CliError> {
+    let Some(dir) = dir else { return Ok(0) };
+    let done = tokio::task::spawn_blocking(move || work(&dir)).await;
+    Ok(done.map_err(std::io::Error::from)??)
 }
 
 fn show(console: &mut Console<'_>, plan: &Plan) -> Result<(), CliError> {
@@ -155,13 +184,13 @@ fn show(console: &mut Console<'_>, plan: &Plan) -> Result<(), CliError> {
         writeln!(out, "  {} more stay: not old enough, or a damaged map may name them", plan.left)?;
     }
     if !plan.checkpoints.is_empty() {
-        writeln!(out, "  {} checkpoints are made anew", plan.checkpoints.len())?;
+        writeln!(out, "  {} made anew", are(plan.checkpoints.len(), "checkpoint"))?;
     }
     if !plan.shortcuts.is_empty() {
-        writeln!(out, "  {} shortcuts are dropped; maintenance makes them again", plan.shortcuts.len())?;
+        writeln!(out, "  {} dropped; maintenance makes them again", are(plan.shortcuts.len(), "shortcut"))?;
     }
     if !plan.runs.is_empty() {
-        writeln!(out, "  {} stretches are made anew, as far as what they need is there", plan.runs.len())?;
+        writeln!(out, "  {} made anew, as far as what is needed is there", are(plan.runs.len(), "stretch"))?;
     }
     if !plan.losses.points.is_empty() {
         writeln!(out, "  as it is now:")?;
@@ -174,15 +203,18 @@ fn done(console: &mut Console<'_>, plan: &Plan, report: &Report) -> Result<(), C
     let out = &mut console.out;
     writeln!(
         out,
-        "{} ({}): {} objects with {} deleted, {} checkpoints and {} stretches made anew, {} shortcuts dropped",
+        "{} ({}): {} with {} deleted, {} and {} made anew, {} dropped",
         plain(&plan.host_name),
         plan.machine,
-        report.deleted,
+        count(report.deleted, "object"),
         bytes_text(report.deleted_bytes),
-        report.checkpoints,
-        report.runs,
-        report.shortcuts
+        count(report.checkpoints, "checkpoint"),
+        count(report.runs, "stretch"),
+        count(report.shortcuts, "shortcut")
     )?;
+    for problem in &report.records {
+        writeln!(out, "  still damaged: {}: {}", problem.code, problem.cause)?;
+    }
     for (from, to) in &report.left {
         writeln!(
             out,
@@ -232,18 +264,4 @@ fn advise(console: &mut Console<'_>, lost: bool) -> Result<(), CliError> {
         )?;
     }
     Ok(())
-}
-
-fn confirm(console: &mut Console<'_>, json: bool) -> Result<(), CliError> {
-    if json || !console.can_ask {
-        return Err(CliError::NotConfirmed("the vault would be repaired; say --yes".to_owned()));
-    }
-    write!(console.err, "Type yes to repair the vault so: ")?;
-    console.err.flush()?;
-    let mut typed = String::new();
-    console.input.read_line(&mut typed)?;
-    match typed.trim() == "yes" {
-        true => Ok(()),
-        false => Err(CliError::NotConfirmed("the vault was not repaired; nothing was done".to_owned())),
-    }
 }

@@ -67,12 +67,8 @@ pub(crate) async fn verify(
             .sample()
             .map(|sample| serde_json::json!({ "percent": sample.percent(), "seed": sample.seed() }));
         let clean = report.is_clean();
-        let mut told =
+        let told =
             serde_json::json!({ "vault": vault.id(), "clean": clean, "sample": sample, "report": report });
-        // As all other documents have them.
-        for problem in told["report"]["problems"].as_array_mut().into_iter().flatten() {
-            problem["code"] = format!("HW-{}", problem["code"]).into();
-        }
         json(console, &told)?;
     } else {
         text(console, &report, pass.sample().is_some())?;
@@ -189,7 +185,7 @@ fn text(console: &mut Console<'_>, report: &Report, sampled: bool) -> Result<(),
     }
     for problem in &report.problems {
         let machine = problem.machine.map(|id| format!("machine {id}: ")).unwrap_or_default();
-        writeln!(out, "DAMAGED HW-{}: {machine}{}\n  → {}", problem.code, problem.cause, problem.action)?;
+        writeln!(out, "DAMAGED {}: {machine}{}\n  → {}", problem.code, problem.cause, problem.action)?;
     }
     if report.left_out > 0 {
         writeln!(out, "{} more are not told.", report.left_out)?;

@@ -188,6 +188,59 @@ fn partial_commits_and_wrong_disks_are_refused() {
 }
 
 #[test]
+fn recover_has_what_can_be_read() {
+    let place = place();
+    let segments = place.path(&format!("vault/machines/{}/segments", place.machine));
+    let mut all: Vec<_> = std::fs::read_dir(segments).unwrap().map(|e| e.unwrap().path()).collect();
+    all.sort();
+    let mut bytes = std::fs::read(&all[0]).unwrap();
+    // In the first chunk, which is of the first disk.
+    bytes[100] ^= 4;
+    std::fs::write(&all[0], bytes).unwrap();
+
+    // The other disk is recovered all the same.
+    let to = place.path("others");
+    let args = ["recover", "web-1", "--point", "3", "--to", to.to_str().unwrap()];
+    let outcome = place.run(&args);
+    assert_eq!(outcome.exit, Exit::Damaged, "{}", outcome.err);
+    assert!(outcome.err.contains("sda is NOT recovered: HW-1206"), "{}", outcome.err);
+    assert!(outcome.err.contains("--skip-damaged"), "{}", outcome.err);
+    assert!(
+        std::fs::read(to.join("vg0_data.img")).unwrap() == expected(2, 3) && !to.join("sda.img").exists()
+    );
+
+    // And what can be read of this one.
+    let to = place.path("rest");
+    let args = ["recover", "web-1", "--point", "3", "--skip-damaged", "--json", "--to", to.to_str().unwrap()];
+    let outcome = place.run(&args);
+    assert_eq!(outcome.exit, Exit::Damaged, "{}", outcome.err);
+    let told = outcome.json();
+    let damaged = to.join("sda.img.damaged");
+    assert_eq!(told["disks"][0]["target"], damaged.to_str().unwrap());
+    let lacking = serde_json::json!([{ "offset": B, "bytes": B }]);
+    assert_eq!(
+        (&told["disks"][0]["lacking"]["bytes"], &told["disks"][0]["lacking"]["ranges"]),
+        (&B.into(), &lacking)
+    );
+    assert_eq!((&told["disks"][1]["lacking"]["bytes"], &told["failed"]), (&0.into(), &serde_json::json!([])));
+    let mut rest = expected(1, 3);
+    rest[B..2 * B].fill(0);
+    assert!(std::fs::read(damaged).unwrap() == rest && !to.join("sda.img").exists());
+    assert!(std::fs::read(to.join("vg0_data.img")).unwrap() == expected(2, 3));
+    let text =
+        place.run(&["recover", "web-1", "--point", "3", "--skip-damaged", "--to", to.to_str().unwrap()]);
+    assert!(text.err.contains("it exists already"), "{}", text.err);
+    let to = place.path("text");
+    let text =
+        place.run(&["recover", "web-1", "--point", "3", "--skip-damaged", "--to", to.to_str().unwrap()]);
+    assert!(
+        text.out.contains("4.00 KiB of it LACK") && text.out.contains("4096 bytes from 4096"),
+        "{}",
+        text.out
+    );
+}
+
+#[test]
 fn verify_finds_damage_and_recover_leaves_no_half_file() {
     let place = place();
     assert_eq!(place.run(&["verify"]).exit, Exit::Success);

@@ -8,6 +8,7 @@
 
 pub mod blockset;
 pub mod chunk;
+pub mod code;
 pub mod hash;
 pub mod ids;
 pub mod point;
@@ -19,6 +20,7 @@ pub use chunk::{
     CHUNK_BLOCKS_MAX, CHUNK_BYTES_MAX, ChunkEncoder, ChunkError, ChunkView, Codec, EXTENTS_MAX, Extent, Fill,
     encode_chunk, split_zero_blocks,
 };
+pub use code::Code;
 pub use hash::{BlockHash, HashKey};
 pub use ids::{CommitId, DeltaId, DiskId, MachineId, RelayId, SegmentId, VaultId};
 pub use point::{CommitKind, Consistency, PointDisk, PointInfo, StoredBlock};

@@ -1,4 +1,7 @@
-//! Man pages and completions of the programs, from their command lines: one table for help, manual and shells.
+//! Man pages and completions of the programs, from their command lines: one table for help, manual and shells. And what is said of arguments
+//! that make no sense.
+
+pub mod usage;
 
 pub use clap_complete::Shell;
 

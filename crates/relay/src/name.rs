@@ -14,6 +14,9 @@ pub const PART_BYTES_MAX: usize = 200;
 /// Most parts.
 pub const PARTS_MAX: usize = 32;
 
+/// In this folder there are only folders, one of each machine: a store is asked for all of them at once.
+const MACHINES: &str = "machines";
+
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Name(String);
@@ -23,6 +26,19 @@ impl Name {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Whether it is the folder of machines' folders.
+    #[must_use]
+    pub fn is_machines(&self) -> bool {
+        self.0 == MACHINES
+    }
+
+    /// Whether an object may be put there.
+    #[must_use]
+    pub fn may_be_object(&self) -> bool {
+        let inner = self.0.strip_prefix(MACHINES).and_then(|rest| rest.strip_prefix('/'));
+        !self.is_machines() && inner.is_none_or(|inner| inner.contains('/'))
     }
 
     /// As an object store's path.
@@ -63,6 +79,13 @@ impl TryFrom<&Path> for Name {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn among_machines_there_are_only_folders() {
+        let may = |name: &str| name.parse::<Name>().unwrap().may_be_object();
+        assert!(may("vault.json") && may("machines/m/key") && may("machinesx") && may("x/machines"));
+        assert!(!may("machines") && !may("machines/m"));
+    }
 
     #[test]
     fn only_plain_names_pass() {

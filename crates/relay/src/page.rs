@@ -72,6 +72,25 @@ impl Page {
         Ok(first.page())
     }
 
+    /// The same by folders, of a listing of all that is beneath a prefix.
+    pub(crate) async fn by_folders(
+        mut listed: BoxStream<'static, object_store::Result<ObjectMeta>>,
+        prefix: Option<&Name>,
+        after: Option<&Name>,
+    ) -> object_store::Result<Self> {
+        let start = prefix.map_or(0, |prefix| prefix.as_str().len() + 1);
+        let mut first = First::new(after);
+        while let Some(meta) = listed.next().await {
+            let meta = meta?;
+            let name = meta.location.as_ref();
+            match name.get(start..).and_then(|rest| rest.find('/')) {
+                Some(end) => first.add(&name[..start + end], || Item::Folder),
+                None => first.add(name, || Item::Object((&meta).into())),
+            }
+        }
+        Ok(first.page())
+    }
+
     /// The same of a listing by folders.
     pub(crate) fn of_folders(objects: &[ObjectMeta], folders: &[Path], after: Option<&Name>) -> Self {
         let mut first = First::new(after);
@@ -107,6 +126,9 @@ impl<'a> First<'a> {
         if self.after.is_some_and(|after| name <= after.as_str()) || name.parse::<Name>().is_err() {
             return;
         }
+        if self.kept.contains_key(name) {
+            return;
+        }
         if self.kept.len() >= PAGE_NAMES_MAX {
             self.more = true;
             if self.kept.last_key_value().is_some_and(|(last, _)| name > last.as_str()) {
@@ -132,6 +154,7 @@ impl<'a> First<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use object_store::{ObjectStore, ObjectStoreExt};
 
     #[tokio::test]
     async fn pages_follow_each_other_without_gaps() {
@@ -157,5 +180,24 @@ mod tests {
         }
         let expected: Vec<String> = (0..count).map(|n| format!("a/{n:08}")).collect();
         assert_eq!(names, expected);
+    }
+
+    #[tokio::test]
+    async fn folders_are_told_once_and_by_any_way_alike() {
+        let store = object_store::memory::InMemory::new();
+        for name in ["a/b/1", "a/b/2", "a/c/d/3", "a/x", "a/b.4", "ab/5", "top"] {
+            store.put(&name.into(), "x".into()).await.unwrap();
+        }
+        for prefix in [None, Some("a"), Some("a/b"), Some("none")] {
+            for after in [None, Some("a"), Some("a/b"), Some("a/x")] {
+                let (prefix, after): (Option<Name>, Option<Name>) =
+                    (prefix.map(|name| name.parse().unwrap()), after.map(|name| name.parse().unwrap()));
+                let path = prefix.as_ref().map(Name::path);
+                let folders = store.list_with_delimiter(path.as_ref()).await.unwrap();
+                let expected = Page::of_folders(&folders.objects, &folders.common_prefixes, after.as_ref());
+                let page = Page::by_folders(store.list(path.as_ref()), prefix.as_ref(), after.as_ref());
+                assert_eq!(page.await.unwrap(), expected, "{prefix:?} after {after:?}");
+            }
+        }
     }
 }

@@ -211,6 +211,11 @@ pub enum VaultError {
 }
 
 impl VaultError {
+    /// Whether it says that something stored is damaged or missing, and nothing of the store, or of others who are at it.
+    #[must_use]
+    pub const fn is_damage(&self) -> bool {
+        matches!(self, Self::Corrupt { .. } | Self::Missing { .. } | Self::Chunk(_))
+    }
     /// Its stable number, shown as `HW-1201`.
     #[must_use]
     pub const fn code(&self) -> u16 {

@@ -23,6 +23,7 @@ pub mod erase;
 mod error;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
+mod hint;
 mod journal;
 mod key;
 pub mod keys;
@@ -58,7 +59,7 @@ pub use pace::Pace;
 pub use record::{DiskRecord, DiskSpan, Hold, HoldRecord, PointRecord, SegmentRef};
 pub use runs::{Content, Held, Kind, ObjectName, Run, Shortcut, Trashed};
 pub use state::MachineState;
-pub use store::{Store, local_store, remove_left_over};
+pub use store::{Store, left_over, local_store, remove_left_over};
 pub use vault::{Index, STATE_BYTES_MAX, Vault};
 pub use writer::{DISKS_EVER_MAX, MachineWriter};
 

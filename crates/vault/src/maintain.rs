@@ -38,7 +38,7 @@ use crate::{
     },
     vault::STATE_BYTES_MAX,
 };
-use around::{Around, is_damage};
+use around::Around;
 use highwater_delta::{CommitId, MachineId};
 use serde::Serialize;
 use std::{sync::Arc, time::Duration};
@@ -186,7 +186,8 @@ impl Maintainer {
     pub async fn run(&mut self, rules: &Rules, now_ms: u64, progress: &dyn Progress) -> Result<Report> {
         self.report = Report::default();
         let mut done = self.steps(rules, now_ms, progress).await;
-        if done.as_ref().err().is_none_or(|error| is_damage(error) || matches!(error, VaultError::Store(_))) {
+        if done.as_ref().err().is_none_or(|error| error.is_damage() || matches!(error, VaultError::Store(_)))
+        {
             // Last: a damaged checkpoint, which is told of each time, keeps no point from expiring.
             let pruned = prune::prune(&self.journal, self.settings.records_for).await;
             done = done.and(pruned.map(|count| self.report.pruned = count));
@@ -211,7 +212,7 @@ impl Maintainer {
             swept => swept,
         };
         let merged = match self.merges(now_ms, progress).await {
-            Err(error) if !is_damage(&error) => return Err(error),
+            Err(error) if !error.is_damage() => return Err(error),
             merged => merged,
         };
         self.journal.checkpoint().await;
@@ -235,7 +236,7 @@ impl Maintainer {
                 n += 1;
                 progress.merge(n, of, next.bytes);
                 match self.merge(next).await {
-                    Err(error) if is_damage(&error) => {
+                    Err(error) if error.is_damage() => {
                         self.around.failed(&self.journal.state, next, &error);
                         self.settings.refusals.damaged(self.journal.machine, &self.around);
                         damage = damage.and(Err(error));

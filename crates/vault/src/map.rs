@@ -8,6 +8,7 @@ mod content;
 mod indexes;
 mod loss;
 
+pub use content::Lacking;
 pub(crate) use loss::Broken;
 
 use crate::{

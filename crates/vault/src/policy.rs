@@ -219,7 +219,10 @@ impl Rules {
     /// Until when a point that was stored then is protected, in milliseconds since 1970; 0 if it is not.
     #[must_use]
     pub fn immutable_until_ms(&self, stored_at_ms: u64) -> u64 {
-        let in_force = self.immutable.iter().filter(|i| i.until_ms.is_none_or(|until| until > stored_at_ms));
+        // A stamp may be ahead of the store's clock, by which it was said that less is protected.
+        let ahead_ms = millis(maintain::SKEW_MAX);
+        let held = |until_ms: u64| until_ms.saturating_add(ahead_ms) > stored_at_ms;
+        let in_force = self.immutable.iter().filter(|immutable| immutable.until_ms.is_none_or(held));
         in_force.map(|i| stored_at_ms.saturating_add(millis(i.keep_for))).max().unwrap_or(0)
     }
 

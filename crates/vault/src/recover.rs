@@ -8,26 +8,32 @@
 //! Maintenance may go on meanwhile, and merge what is read: then the point is looked up anew. One that expires meanwhile (HW-1216) was not
 //! pinned.
 //!
+//! **Damage** ends it, unless what is damaged is to be skipped ([`Options::skip_damaged`]): then what lacks is written as zeros and told, and a
+//! file gets a name that says that it is not all there.
+//!
 //! Memory: 8 MiB of blocks and at most 16 MiB of chunks for each thread, and the block map.
 
 mod place;
+mod source;
 mod target;
 
 pub use place::{Place, directory_place};
 pub use target::Target;
 
-use crate::{BlockMap, MachineState, Result, Vault, VaultError};
-use highwater_delta::{Block, BlockRange, CommitId, DiskId, MachineId};
+use crate::{MachineState, Result, Vault, VaultError, map::Lacking};
+use highwater_delta::{Block, BlockRange, CommitId, DiskId};
 use serde::Serialize;
+use source::Source;
 use std::{
     num::NonZeroUsize,
+    path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
 use target::OpenTarget;
-use tokio::{sync::RwLock, task::JoinSet};
+use tokio::task::JoinSet;
 
 /// Blocks handled at once.
 const WINDOW_BLOCKS: u64 = 2048;
@@ -39,12 +45,14 @@ pub struct Options {
     pub threads: NonZeroUsize,
     /// Write every block, without reading the target first.
     pub write_all: bool,
+    /// Blocks that cannot be read are zeros, and told; else the first ends it.
+    pub skip_damaged: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-        Self { threads, write_all: false }
+        Self { threads, write_all: false, skip_damaged: false }
     }
 }
 
@@ -65,10 +73,65 @@ pub struct Report {
     pub disk: DiskId,
     /// The point.
     pub point: CommitId,
-    /// Its size, all of which is now as at the point.
+    /// Where it is now: the target, or beside it if something lacks.
+    pub path: PathBuf,
+    /// Its size, all of which is now as at the point, but for what lacks.
     pub size_bytes: u64,
     /// Bytes that were written; the rest was so already, or is a hole of a new file.
     pub written_bytes: u64,
+    /// What could not be read, and is zeros now.
+    pub lacking: Lacks,
+}
+
+/// What could not be read of a disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Lacks {
+    /// Bytes.
+    pub bytes: u64,
+    /// Where, sorted and apart from each other; the first [`RANGES_MAX`] that were found.
+    pub ranges: Vec<ByteRange>,
+    /// Why, of one of them.
+    pub why: Option<String>,
+}
+
+/// A part of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ByteRange {
+    /// From here,
+    pub offset: u64,
+    /// so many.
+    pub bytes: u64,
+}
+
+/// Ranges of a disk that lack and are told: some 16 MiB of memory.
+pub const RANGES_MAX: usize = 1 << 20;
+
+impl Lacks {
+    fn take(&mut self, found: Lacking, size_bytes: u64) {
+        self.why = self.why.take().or(found.why.map(|why| why.to_string()));
+        for (from, to) in found.blocks {
+            let offset = Block(from).byte_offset();
+            let bytes = Block(to).byte_offset().min(size_bytes) - offset;
+            self.bytes += bytes;
+            if self.ranges.len() < RANGES_MAX {
+                self.ranges.push(ByteRange { offset, bytes });
+            }
+        }
+    }
+
+    /// Puts neighbours together.
+    fn sort(&mut self) {
+        self.ranges.sort_by_key(|range| range.offset);
+        self.ranges.dedup_by(|next, before| {
+            let joined = before.offset + before.bytes == next.offset;
+            if joined {
+                before.bytes += next.bytes;
+            }
+            joined
+        });
+    }
 }
 
 /// Recovers a disk as it was at a recovery point.
@@ -84,14 +147,13 @@ pub async fn recover_disk(
     let covered = state.point(point)?.info.disks.iter().find(|covered| covered.disk == disk);
     let size_bytes = covered.ok_or(VaultError::UnknownDisk(disk))?.size_bytes;
     let map = vault.block_map_of(state, disk, point).await?;
-    let source =
-        Source { vault: vault.clone(), machine: state.machine, disk, point, map: RwLock::new((0, map)) };
+    let source = Source::new(vault.clone(), state.machine, disk, point, map);
     let target_of = target.clone();
     let opened = Arc::new(blocking(move || OpenTarget::open(&target_of, size_bytes)).await?);
-    let written = fill(source, &opened, size_bytes, options, progress).await;
-    let written_bytes = written?;
-    blocking(move || opened.finish()).await?;
-    Ok(Report { disk, point, size_bytes, written_bytes })
+    let (written_bytes, lacking) = fill(source, &opened, size_bytes, options, progress).await?;
+    let whole = lacking.bytes == 0;
+    let path = blocking(move || opened.finish(whole)).await?;
+    Ok(Report { disk, point, path, size_bytes, written_bytes, lacking })
 }
 
 async fn fill(
@@ -100,10 +162,11 @@ async fn fill(
     size_bytes: u64,
     options: Options,
     progress: Arc<dyn Progress>,
-) -> Result<u64> {
+) -> Result<(u64, Lacks)> {
     let blocks = Block::count_for(size_bytes);
     let source = Arc::new(source);
     let (done, written) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let lacks = Arc::new(Mutex::new(Lacks::default()));
     let mut tasks: JoinSet<Result<()>> = JoinSet::new();
     let mut start = 0;
     progress.at(0, size_bytes);
@@ -113,9 +176,13 @@ async fn fill(
             start = range.end();
             let (source, target, done, written, progress) =
                 (source.clone(), target.clone(), done.clone(), written.clone(), progress.clone());
+            let lacks = lacks.clone();
             tasks.spawn(async move {
                 let mut content = vec![0; range.bytes() as usize];
-                source.read(range, &mut content).await?;
+                let lacking = source.read(range, &mut content, options.skip_damaged).await?;
+                if !lacking.blocks.is_empty() {
+                    lacks.lock().unwrap_or_else(PoisonError::into_inner).take(lacking, size_bytes);
+                }
                 let offset = range.start.byte_offset();
                 content.truncate((size_bytes - offset) as usize);
                 let len = content.len() as u64;
@@ -127,49 +194,14 @@ async fn fill(
             });
         }
         match tasks.join_next().await {
-            None => return Ok(written.load(Ordering::Relaxed)),
+            None => {
+                let mut lacks = std::mem::take(&mut *lacks.lock().unwrap_or_else(PoisonError::into_inner));
+                lacks.sort();
+                return Ok((written.load(Ordering::Relaxed), lacks));
+            }
             Some(Ok(result)) => result?,
             Some(Err(_)) => return Err(VaultError::Order("a recovery task was cancelled")),
         }
-    }
-}
-
-/// Times that a range is read anew since its objects were merged away.
-const READ_TRIES: usize = 4;
-
-/// What is recovered: a point's blocks, wherever maintenance puts them meanwhile.
-struct Source {
-    vault: Vault,
-    machine: MachineId,
-    disk: DiskId,
-    point: CommitId,
-    /// And how often it was made anew.
-    map: RwLock<(u64, BlockMap)>,
-}
-
-impl Source {
-    async fn read(&self, range: BlockRange, out: &mut [u8]) -> Result<()> {
-        for _ in 1..READ_TRIES {
-            let (made, map) = self.map.read().await.clone();
-            match map.read(range, out).await {
-                // Merged since this map was made, and so long ago that it was deleted; or lost, which the next try tells.
-                Err(VaultError::Missing { .. }) => self.renew(made).await?,
-                done => return done,
-            }
-        }
-        let map = self.map.read().await.1.clone();
-        map.read(range, out).await
-    }
-
-    async fn renew(&self, made: u64) -> Result<()> {
-        let mut current = self.map.write().await;
-        // Another task may have done it.
-        if current.0 == made {
-            let state = self.vault.machine(self.machine).await?;
-            state.point(self.point)?;
-            *current = (made + 1, self.vault.block_map_of(&state, self.disk, self.point).await?);
-        }
-        Ok(())
     }
 }
 

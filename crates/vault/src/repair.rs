@@ -55,9 +55,9 @@ use crate::{
     runs::{Item, Kind, ObjectName, Run},
     seal, state, store,
     vault::{Begin, STATE_BYTES_MAX},
-    verify::{self, Damaged},
+    verify::{self, Damaged, Problem},
 };
-use highwater_delta::{CommitId, MachineId};
+use highwater_delta::{CommitId, MachineId, SegmentId};
 use serde::Serialize;
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -133,6 +133,8 @@ pub struct Report {
     /// Runs that could not be made anew, or are left since a shortcut over them, which that would drop, is the last to say where content of
     /// its runs lies.
     pub left: Vec<(CommitId, CommitId)>,
+    /// What is wrong with records, checkpoints and marks still: of that nothing can be made anew.
+    pub records: Vec<Problem>,
     /// What cannot be read.
     pub losses: Losses,
 }
@@ -148,7 +150,7 @@ pub async fn plan(
     settings: &Settings,
 ) -> Result<Plan> {
     let (keys, host_name) = vault.machine_keys(machine).await?;
-    let damaged = of_machine(machine, damaged);
+    let damaged = Bad::of(machine, damaged);
     let (state, checkpoints) = good_state(vault, machine, &keys, host_name.clone(), &settings.pace).await?;
     let strays = strays::Found::list(vault, &keys, &state).await?;
     let (old, left) = strays.older_than(settings.grace, vault.now_ms());
@@ -178,7 +180,7 @@ pub async fn machine(
     settings: &Settings,
 ) -> Result<Report> {
     let (keys, host_name) = vault.machine_keys(machine).await?;
-    let damaged = of_machine(machine, damaged);
+    let damaged = Bad::of(machine, damaged);
     let mut report = Report {
         machine,
         deleted: 0,
@@ -187,6 +189,7 @@ pub async fn machine(
         runs: 0,
         shortcuts: 0,
         left: Vec::new(),
+        records: Vec::new(),
         losses: Losses::default(),
     };
     let (state, bad) = good_state(vault, machine, &keys, host_name, &settings.pace).await?;
@@ -218,18 +221,41 @@ pub async fn machine(
     let deleted = strays::remove(&mut journal, &mut turn, settings).await?;
     report.deleted = deleted.len() as u64;
     report.deleted_bytes = deleted.iter().map(|stray| stray.bytes).sum();
+    let host_name = journal.state.host_name.clone();
+    report.records = verify::by_records(vault, machine, &keys, host_name, &settings.pace).await?.1;
     // What was read before, or is damaged since, is in no cache.
     let fresh = vault.clone().with_page_cache(crate::pages::BYTES_MAX);
     report.losses = loss::losses(&fresh, &keys, &journal.state, &damaged).await?;
     Ok(report)
 }
 
-fn of_machine(machine: MachineId, damaged: &[Damaged]) -> HashSet<ObjectName> {
-    damaged.iter().filter(|damaged| damaged.machine == machine).map(|damaged| damaged.object).collect()
+/// What of a machine is damaged.
+struct Bad {
+    objects: HashSet<ObjectName>,
+    /// Maps that are to be believed all the same.
+    believed: HashSet<ObjectName>,
 }
 
-fn damaged_shortcuts(state: &MachineState, damaged: &HashSet<ObjectName>) -> Vec<(CommitId, CommitId)> {
-    let is_damaged = |map: &crate::SegmentRef| damaged.contains(&ObjectName { kind: Kind::Map, id: map.id });
+impl Bad {
+    fn of(machine: MachineId, damaged: &[Damaged]) -> Self {
+        let own = damaged.iter().filter(|damaged| damaged.machine == machine);
+        let believed = own.clone().filter(|damaged| damaged.entries_hold).map(|damaged| damaged.object);
+        Self { believed: believed.collect(), objects: own.map(|damaged| damaged.object).collect() }
+    }
+    fn is_empty(&self) -> bool {
+        self.objects.is_empty()
+    }
+    fn has(&self, kind: Kind, id: SegmentId) -> bool {
+        self.objects.contains(&ObjectName { kind, id })
+    }
+    /// A map that is authentic may lie.
+    fn lies(&self, map: SegmentId) -> bool {
+        self.has(Kind::Map, map) && !self.believed.contains(&ObjectName { kind: Kind::Map, id: map })
+    }
+}
+
+fn damaged_shortcuts(state: &MachineState, damaged: &Bad) -> Vec<(CommitId, CommitId)> {
+    let is_damaged = |map: &crate::SegmentRef| damaged.has(Kind::Map, map.id);
     let shortcuts = state.shortcuts.iter().filter(|shortcut| shortcut.maps.iter().any(is_damaged));
     shortcuts.map(|shortcut| (shortcut.from, shortcut.to)).collect()
 }
@@ -248,7 +274,7 @@ async fn good_state(
     host_name: String,
     pace: &Pace,
 ) -> Result<(MachineState, Vec<u64>)> {
-    let replayed = verify::by_records(vault, machine, keys, host_name.clone(), pace).await?;
+    let (replayed, _) = verify::by_records(vault, machine, keys, host_name.clone(), pace).await?;
     match replayed.whole && !replayed.bad.is_empty() {
         true => Ok((replayed.state, replayed.bad)),
         // As readers have it.

@@ -74,6 +74,7 @@ pub struct Shortcut {
 
 /// Where a maintained object lies, and what it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// A segment that a delta brought.
     Segment,

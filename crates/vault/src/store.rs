@@ -15,7 +15,7 @@ use crate::{
 use bytes::Bytes;
 use exact::Exact;
 use highwater_delta::{MachineId, SegmentId};
-pub use left_over::remove_left_over;
+pub use left_over::{left_over, remove_left_over};
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, local::LocalFileSystem, path::Path};
 use ownership::Ownership;
 use std::{fs, os::unix::fs::DirBuilderExt, sync::Arc};

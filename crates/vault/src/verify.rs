@@ -24,6 +24,7 @@ mod replay;
 pub mod resume;
 mod sample;
 mod segment;
+mod strangers;
 
 pub(crate) use replay::by_records;
 
@@ -31,7 +32,7 @@ pub use pass::{Pass, Settings, Watch};
 pub use sample::Sample;
 
 use crate::{Result, Vault, VaultError, key::MachineKeys, pace::Pace, runs::ObjectName};
-use highwater_delta::MachineId;
+use highwater_delta::{Code, MachineId};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 
@@ -84,7 +85,7 @@ pub struct Report {
 #[serde(rename_all = "kebab-case")]
 pub struct Problem {
     /// Stable number.
-    pub code: u16,
+    pub code: Code,
     /// Whose; empty for what belongs to the vault.
     pub machine: Option<MachineId>,
     /// What.
@@ -101,6 +102,9 @@ pub struct Damaged {
     pub machine: MachineId,
     /// Which.
     pub object: ObjectName,
+    /// Of a map: what it says of blocks can be read all the same, and is what its segments hold.
+    #[serde(default)]
+    pub entries_hold: bool,
 }
 
 /// What is read, and how.
@@ -118,7 +122,7 @@ impl Report {
         self.problems.is_empty()
     }
     fn problem(&mut self, machine: Option<MachineId>, error: &VaultError) {
-        let (code, action) = (error.code(), error.action().into());
+        let (code, action) = (Code(error.code()), error.action().into());
         self.tell(Problem { code, machine, cause: error.to_string(), action });
     }
     /// What was told already is not told again: a part may be looked at twice.

@@ -97,7 +97,7 @@ pub(crate) struct SetPolicy {
     /// No point stored from now on goes before; can't be taken back
     #[arg(long, default_value = "0s", value_name = "TIME", value_parser = parse_time)]
     pub(crate) immutable_for: Duration,
-    /// Don't ask, though points would no longer be kept
+    /// Don't ask, though points would no longer be kept, or could not go for --immutable-for
     #[arg(long, short)]
     pub(crate) yes: bool,
 }

@@ -2,6 +2,7 @@
 
 use super::Client;
 use crate::{RelayError, Request, SMALL_BODY_BYTES_MAX};
+use highwater_delta::Code;
 use highwater_wire::{RelayIdentity, identity::Csr};
 use std::{
     sync::{
@@ -59,7 +60,7 @@ impl Client {
                 Ok(true) => tracing::info!("the relay's certificate was renewed"),
                 Ok(false) => {}
                 Err(error) => {
-                    tracing::warn!(code = error.code(), action = error.action(), %error, "the relay's certificate was not renewed");
+                    tracing::warn!(code = %Code(error.code()), action = error.action(), %error, "the relay's certificate was not renewed");
                 }
             }
         });

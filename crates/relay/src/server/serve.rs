@@ -91,6 +91,11 @@ async fn change(
     crc: u32,
     taken: Option<Taken>,
 ) -> Done {
+    if let Request::Put { name, .. } | Request::Begin { name, .. } = &asked
+        && !name.may_be_object()
+    {
+        return Err(RelayError::Name(name.to_string()));
+    }
     let area = area.clone();
     let work = tokio::spawn(async move {
         let _taken = taken;
@@ -162,9 +167,13 @@ async fn list(
     let _memory = relays.take(area, PAGE_MEMORY_BYTES.min(relays.body_bytes_max())).await?;
     let path = prefix.as_ref().map(Name::path);
     let failed = |e: object_store::Error| RelayError::Store(e.to_string());
-    let page = if folders {
+    let page = if folders && prefix.as_ref().is_some_and(Name::is_machines) {
+        // All are in memory at once: only folders, and each has cost its client objects within.
         let listed = area.store.list_with_delimiter(path.as_ref()).await.map_err(failed)?;
         Page::of_folders(&listed.objects, &listed.common_prefixes, after.as_ref())
+    } else if folders {
+        let listed = area.store.list(path.as_ref());
+        Page::by_folders(listed.boxed(), prefix.as_ref(), after.as_ref()).await.map_err(failed)?
     } else {
         let listed = match &after {
             Some(after) => area.store.list_with_offset(path.as_ref(), &after.path()),

@@ -51,8 +51,3 @@ impl Around {
         }
     }
 }
-
-/// Whether an error says that something stored is damaged, and nothing of the store or of others who are at it.
-pub(super) fn is_damage(error: &VaultError) -> bool {
-    matches!(error, VaultError::Corrupt { .. } | VaultError::Missing { .. })
-}

@@ -1,15 +1,28 @@
 //! Files and block devices to recover to.
 
 use super::place::directory_place;
-use crate::{Result, VaultError};
+use crate::{Result, VaultError, hint};
 use highwater_delta::BLOCK_BYTES;
 use std::{
+    collections::VecDeque,
     fs::{self, File, OpenOptions},
     io::{Seek, SeekFrom},
+    ops::Range,
     os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
+
+/// Behind the name of a file that is being written.
+const PARTIAL: &str = ".partial";
+/// Behind the name of a file that is not all there.
+const DAMAGED: &str = ".damaged";
+
+/// Windows that may be on their way to the disk.
+const BEHIND_MAX: usize = 8;
 
 /// Where to recover to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,8 +46,10 @@ impl Target {
     pub fn check(&self, size_bytes: u64) -> Result<()> {
         match self {
             Self::File(path) => {
-                if path.symlink_metadata().is_ok() {
-                    return Err(VaultError::target(path, "it exists already"));
+                for path in [path.clone(), with_end(path, DAMAGED)] {
+                    if path.symlink_metadata().is_ok() {
+                        return Err(VaultError::target(&path, "it exists already"));
+                    }
                 }
                 let dir = parent(path);
                 directory_place(dir)?;
@@ -52,6 +67,8 @@ pub(super) struct OpenTarget {
     /// The name that a finished file gets.
     final_path: Option<PathBuf>,
     finished: AtomicBool,
+    /// On their way to the disk, oldest first.
+    behind: Mutex<VecDeque<Range<u64>>>,
 }
 
 impl Drop for OpenTarget {
@@ -68,9 +85,7 @@ impl OpenTarget {
         target.check(size_bytes)?;
         match target {
             Target::File(final_path) => {
-                let mut name = final_path.as_os_str().to_owned();
-                name.push(".partial");
-                let path = PathBuf::from(name);
+                let path = with_end(final_path, PARTIAL);
                 // What an interrupted recovery left under this name is worth nothing.
                 let file = OpenOptions::new()
                     .read(true)
@@ -87,6 +102,7 @@ impl OpenTarget {
                     path,
                     final_path: Some(final_path.clone()),
                     finished: AtomicBool::new(false),
+                    behind: Mutex::default(),
                 })
             }
             Target::Device(path) => Ok(Self {
@@ -94,6 +110,7 @@ impl OpenTarget {
                 path: path.clone(),
                 final_path: None,
                 finished: AtomicBool::new(false),
+                behind: Mutex::default(),
             }),
         }
     }
@@ -119,13 +136,29 @@ impl OpenTarget {
                 written += run.len() as u64;
             }
         }
+        if written > 0 {
+            // A failure that is seen here, the sync at the end does not tell again.
+            self.write_out(offset..offset + content.len() as u64).map_err(failed)?;
+        }
         Ok(written)
     }
 
-    /// Syncs; a file gets its name.
-    pub(super) fn finish(&self) -> Result<()> {
+    /// Has the disk begin with what was written just now, and gives the memory back of what was long before.
+    fn write_out(&self, part: Range<u64>) -> std::io::Result<()> {
+        hint::begin(&self.file, &part)?;
+        let before = {
+            let mut behind = self.behind.lock().unwrap_or_else(PoisonError::into_inner);
+            behind.push_back(part);
+            if behind.len() > BEHIND_MAX { behind.pop_front() } else { None }
+        };
+        before.map_or(Ok(()), |before| hint::give_back(&self.file, &before))
+    }
+
+    /// Syncs; a file gets its name, or one that says that it is not whole. Answers that.
+    pub(super) fn finish(&self, whole: bool) -> Result<PathBuf> {
         self.file.sync_all().map_err(|e| VaultError::io(&self.path, e))?;
-        let Some(final_path) = &self.final_path else { return Ok(()) };
+        let Some(final_path) = &self.final_path else { return Ok(self.path.clone()) };
+        let final_path = &if whole { final_path.clone() } else { with_end(final_path, DAMAGED) };
         let failed = |e| VaultError::io(final_path, e);
         // A link refuses a name that came to exist meanwhile; where there are no links, a rename must do.
         match fs::hard_link(&self.path, final_path) {
@@ -136,8 +169,15 @@ impl OpenTarget {
             Err(_) => fs::rename(&self.path, final_path).map_err(failed)?,
         }
         self.finished.store(true, Ordering::Relaxed);
-        File::open(parent(final_path)).and_then(|dir| dir.sync_all()).map_err(failed)
+        File::open(parent(final_path)).and_then(|dir| dir.sync_all()).map_err(failed)?;
+        Ok(final_path.clone())
     }
+}
+
+fn with_end(path: &Path, end: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(end);
+    PathBuf::from(name)
 }
 
 fn open_device(path: &Path, size_bytes: u64) -> Result<File> {

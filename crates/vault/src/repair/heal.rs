@@ -1,6 +1,6 @@
 //! Runs that something is wrong with are made anew, where what they hold can still be told.
 
-use super::{Settings, damaged_shortcuts, history::History, history::history, names, run_at};
+use super::{Bad, Settings, damaged_shortcuts, history::History, history::history, names, run_at};
 use crate::{
     MachineState, Pace, Result, SegmentRef, Vault, VaultError,
     journal::Journal,
@@ -24,11 +24,11 @@ pub(super) async fn damaged_runs(
     vault: &Vault,
     keys: &MachineKeys,
     state: &MachineState,
-    damaged: &HashSet<ObjectName>,
+    damaged: &Bad,
 ) -> Result<Vec<Run>> {
     let mut found = Vec::new();
     for run in &state.runs {
-        let own = names(Item::Run(run)).any(|name| damaged.contains(&name));
+        let own = names(Item::Run(run)).any(|name| damaged.has(name.kind, name.id));
         if own || !damaged_within(vault, keys, state, run, damaged).await?.is_empty() {
             found.push(run.clone());
         }
@@ -42,24 +42,22 @@ async fn damaged_within(
     keys: &MachineKeys,
     state: &MachineState,
     run: &Run,
-    damaged: &HashSet<ObjectName>,
+    damaged: &Bad,
 ) -> Result<HashSet<SegmentId>> {
     let mut found = HashSet::new();
     if damaged.is_empty() {
         return Ok(found);
     }
-    let is_damaged = |kind, id| damaged.contains(&ObjectName { kind, id });
     match &run.content {
         Content::Segments(segments) => {
-            found.extend(segments.iter().map(|s| s.id).filter(|id| is_damaged(Kind::Segment, *id)));
+            found.extend(segments.iter().map(|s| s.id).filter(|id| damaged.has(Kind::Segment, *id)));
         }
         Content::Maps { maps, .. } => {
             for map in maps {
                 let reader = SegmentReader::new(vault.store().clone(), state.machine, keys, Kind::Map, map)?;
                 match rows(&reader).await {
-                    Ok(rows) => {
-                        found.extend(rows.iter().filter(|row| is_damaged(row.kind, row.id)).map(|row| row.id))
-                    }
+                    Ok(rows) => found
+                        .extend(rows.iter().filter(|row| damaged.has(row.kind, row.id)).map(|row| row.id)),
                     Err(error @ VaultError::Store(_)) => return Err(error),
                     Err(_) => {}
                 }
@@ -74,7 +72,7 @@ async fn damaged_within(
 pub(super) async fn last_shortcuts(
     journal: &Journal,
     runs: &[Run],
-    damaged: &HashSet<ObjectName>,
+    damaged: &Bad,
     settings: &Settings,
 ) -> Result<Vec<(CommitId, CommitId)>> {
     let keys = &journal.keys;
@@ -109,7 +107,7 @@ pub(super) async fn heal(
     journal: &mut Journal,
     turn: &mut Turn,
     run: &Run,
-    damaged: &HashSet<ObjectName>,
+    damaged: &Bad,
     settings: &Settings,
 ) -> Result<bool> {
     let (vault, keys) = (journal.vault.clone(), journal.keys.clone());
@@ -131,7 +129,7 @@ pub(super) async fn heal(
         .filter(|id| named.contains_key(id))
         .collect();
     let bad: Vec<SegmentId> =
-        named.values().filter(|name| damaged.contains(name)).map(|name| name.id).collect();
+        named.values().filter(|name| damaged.has(name.kind, name.id)).map(|name| name.id).collect();
     let all: HashSet<SegmentId> = trashed.iter().copied().chain(bad.iter().copied()).collect();
     if attempt(journal, turn, run, list.clone(), all, settings).await? {
         return Ok(true);
@@ -196,7 +194,7 @@ async fn attempt(
 pub(super) async fn drop_shortcuts(
     journal: &mut Journal,
     turn: &mut Turn,
-    damaged: &HashSet<ObjectName>,
+    damaged: &Bad,
     last: &[(CommitId, CommitId)],
     settings: &Settings,
 ) -> Result<()> {
@@ -225,7 +223,7 @@ pub(super) async fn drop_shortcuts(
 struct Sources<'a> {
     journal: &'a Journal,
     keys: &'a MachineKeys,
-    damaged: &'a HashSet<ObjectName>,
+    damaged: &'a Bad,
     history: &'a History,
     pace: &'a Pace,
 }
@@ -259,9 +257,7 @@ impl Sources<'_> {
         let mut list = Vec::new();
         for object in run.objects() {
             let source = Source::new(kind, object.clone());
-            let name = ObjectName { kind, id: object.id };
-            // A map that is authentic may lie.
-            let read = match self.damaged.contains(&name) && kind == Kind::Map {
+            let read = match kind == Kind::Map && self.damaged.lies(object.id) {
                 true => None,
                 false => self.read(&source).await?,
             };

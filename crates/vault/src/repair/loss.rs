@@ -4,13 +4,13 @@
 //! that run's on, until something newer holds the block: so if one point does not miss it any more, no later one does, and it is
 //! looked at as many points as it takes to halve them. A lost map may be passed over by a shortcut: then each point is looked at.
 
-use super::names;
+use super::{Bad, names};
 use crate::{
     BlockMap, MachineState, Pace, Result, Vault, VaultError,
     key::MachineKeys,
     map::{Broken, size_at},
     maps::{Merge, Source, rows},
-    runs::{Item, Kind, ObjectName},
+    runs::{Item, Kind},
     segment::SegmentReader,
 };
 use highwater_delta::{BLOCK_BYTES, BlockRange, CommitId, DiskId, SegmentId};
@@ -83,7 +83,7 @@ pub(super) async fn losses(
     vault: &Vault,
     keys: &MachineKeys,
     state: &MachineState,
-    damaged: &HashSet<ObjectName>,
+    damaged: &Bad,
 ) -> Result<Losses> {
     let (mut parts, index_lost) = parts(vault, keys, state, damaged).await?;
     let mut lost = Vec::new();
@@ -110,7 +110,7 @@ async fn parts(
     vault: &Vault,
     keys: &MachineKeys,
     state: &MachineState,
-    damaged: &HashSet<ObjectName>,
+    damaged: &Bad,
 ) -> Result<(Vec<Part>, bool)> {
     let (mut parts, mut index_lost) = (Vec::new(), false);
     if damaged.is_empty() {
@@ -131,17 +131,14 @@ async fn parts(
                 Kind::Map if matches!(item, Item::Shortcut(_)) => Some(HashSet::new()),
                 Kind::Map => match rows(&reader).await {
                     Ok(rows) => Some(
-                        rows.iter()
-                            .filter(|row| damaged.contains(&ObjectName { kind: row.kind, id: row.id }))
-                            .map(|row| row.id)
-                            .collect(),
+                        rows.iter().filter(|row| damaged.has(row.kind, row.id)).map(|row| row.id).collect(),
                     ),
                     Err(error @ VaultError::Store(_)) => return Err(error),
                     Err(_) => None,
                 },
                 _ => Some(HashSet::from([object.id])),
             };
-            let is_damaged = damaged.contains(&name);
+            let is_damaged = damaged.has(name.kind, name.id);
             let whole_map = is_damaged && name.kind == Kind::Map;
             let wanted = wanted.filter(|_| !whole_map);
             if wanted.as_ref().is_some_and(HashSet::is_empty) || (name.kind != Kind::Map && !is_damaged) {

@@ -16,18 +16,29 @@ const AGE_MIN: Duration = Duration::from_secs(3600);
 /// # Errors
 /// The first one; what could be deleted is.
 pub fn remove_left_over(dir: &Path) -> io::Result<u64> {
-    walk(dir, LEVELS_MAX, SystemTime::now())
+    walk(dir, LEVELS_MAX, SystemTime::now(), &|path| fs::remove_file(path))
 }
 
-fn walk(dir: &Path, levels: usize, now: SystemTime) -> io::Result<u64> {
+/// How many [`remove_left_over`] would delete. Blocks.
+pub fn left_over(dir: &Path) -> io::Result<u64> {
+    walk(dir, LEVELS_MAX, SystemTime::now(), &|_| Ok(()))
+}
+
+/// Does something with each; answers how many.
+fn walk(
+    dir: &Path,
+    levels: usize,
+    now: SystemTime,
+    each: &dyn Fn(&Path) -> io::Result<()>,
+) -> io::Result<u64> {
     let (mut removed, mut failed) = (0, None);
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         let kind = entry.file_type()?;
         let done = if kind.is_dir() && levels > 0 {
-            walk(&entry.path(), levels - 1, now)
+            walk(&entry.path(), levels - 1, now, each)
         } else if kind.is_file() && entry.file_name().to_str().is_some_and(is_staged) {
-            remove_if_old(&entry.path(), now)
+            if_old(&entry.path(), now, each)
         } else {
             Ok(0)
         };
@@ -41,10 +52,10 @@ fn walk(dir: &Path, levels: usize, now: SystemTime) -> io::Result<u64> {
     failed.map_or(Ok(removed), Err)
 }
 
-fn remove_if_old(path: &Path, now: SystemTime) -> io::Result<u64> {
+fn if_old(path: &Path, now: SystemTime, each: &dyn Fn(&Path) -> io::Result<()>) -> io::Result<u64> {
     let modified = fs::symlink_metadata(path)?.modified()?;
     if now.duration_since(modified).is_ok_and(|age| age >= AGE_MIN) {
-        fs::remove_file(path)?;
+        each(path)?;
         return Ok(1);
     }
     Ok(0)
@@ -73,6 +84,7 @@ mod tests {
                 file.set_modified(old).unwrap();
             }
         }
+        assert_eq!(left_over(dir.path()).unwrap(), 2);
         assert_eq!(remove_left_over(dir.path()).unwrap(), 2);
         let mut left: Vec<_> = fs::read_dir(&deep).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         left.sort();

@@ -10,6 +10,7 @@
 //! saw it first: each open file has its own place in a file's errors (`lib/errseq.c`), and the store opened its own before.
 
 use super::ownership::{Ownership, failed};
+use crate::hint;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, TryStreamExt, stream::BoxStream};
@@ -18,7 +19,7 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result, UploadPart,
     local::LocalFileSystem, path::Path,
 };
-use std::{fs::File, ops::Range, os::fd::AsRawFd, path::PathBuf, sync::Arc};
+use std::{fs::File, ops::Range, path::PathBuf, sync::Arc};
 
 /// So much of an upload may be on its way to the disk, so that one with a long way is kept busy.
 const KEEP_BYTES: u64 = 8 << 20;
@@ -153,31 +154,9 @@ impl MultipartUpload for Upload {
 
 /// Begins to write out a part of a file; waits until an earlier one is written, and gives its memory back.
 fn write_out(path: &std::path::Path, part: Range<u64>, before: Range<u64>) -> std::io::Result<()> {
-    const BEGIN: libc::c_uint = libc::SYNC_FILE_RANGE_WRITE;
-    const FINISH: libc::c_uint =
-        libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
     let file = File::open(path)?;
-    sync(&file, &part, BEGIN)?;
-    if before.is_empty() {
-        // As a length, 0 would mean up to the end.
-        return Ok(());
-    }
-    sync(&file, &before, FINISH)?;
-    let (start, length) = (before.start as libc::off_t, (before.end - before.start) as libc::off_t);
-    // SAFETY: an open descriptor and numbers.
-    match unsafe { libc::posix_fadvise(file.as_raw_fd(), start, length, libc::POSIX_FADV_DONTNEED) } {
-        0 => Ok(()),
-        error => Err(std::io::Error::from_raw_os_error(error)),
-    }
-}
-
-fn sync(file: &File, range: &Range<u64>, how: libc::c_uint) -> std::io::Result<()> {
-    let (start, length) = (range.start as libc::off_t, (range.end - range.start) as libc::off_t);
-    // SAFETY: an open descriptor and numbers.
-    match unsafe { libc::sync_file_range(file.as_raw_fd(), start, length, how) } {
-        0 => Ok(()),
-        _ => Err(std::io::Error::last_os_error()),
-    }
+    hint::begin(&file, &part)?;
+    hint::give_back(&file, &before)
 }
 
 #[cfg(test)]

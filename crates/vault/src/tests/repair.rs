@@ -105,6 +105,16 @@ async fn check(vault: &Vault, losses: &Losses, expected: &Content, what: &str) {
         }
         let whole = read_all(vault, *disk, *point).await;
         assert_eq!(whole.is_err(), any, "{what}: {disk} at {point}");
+        // At once, what lacks is left out, exactly.
+        let mut rest = vec![7; map.blocks() as usize * B];
+        let lacking = map.read_rest(BlockRange::new(0, map.blocks()), &mut rest).await.unwrap();
+        let told: BTreeSet<u64> = lacking.blocks.iter().flat_map(|(from, to)| *from..*to).collect();
+        let expected: BTreeSet<u64> = (0..map.blocks()).filter(|block| is_lost(*block)).collect();
+        assert_eq!((&told, lacking.why.is_some()), (&expected, any), "{what}: {disk} at {point}");
+        for (block, read) in (0..).zip(rest.chunks(B)) {
+            let wanted = if told.contains(&block) { &[0; B][..] } else { &good[block as usize * B..][..B] };
+            assert!(read == wanted, "{what}: block {block} of {disk} at {point}, of the rest");
+        }
     }
 }
 
@@ -214,6 +224,39 @@ fn a_repair_of_two_things_costs_nothing() {
             }
         }
         assert!(left > 0);
+    });
+}
+
+/// What a map says can be believed though its end is damaged: it is made anew from itself, whatever is left of what was merged.
+#[test]
+fn a_map_of_which_only_the_end_is_damaged_is_made_anew() {
+    runtime().block_on(async {
+        let (store, vault, key) = merged_with_key().await;
+        let (all, expected) = (objects(&*store).await, content(&vault).await);
+        let state = vault.machine(machine()).await.unwrap();
+        let trashed: Vec<Path> = (state.trash.iter())
+            .map(|trashed| crate::store::object_path(machine(), trashed.object.kind, trashed.object.id))
+            .collect();
+        let maps: Vec<_> = (state.runs.iter().filter(|run| run.is_merged()))
+            .flat_map(|run| run.objects().iter().map(|map| map.id))
+            .collect();
+        assert!(!trashed.is_empty() && !maps.is_empty());
+        for id in maps {
+            let broken = store_of(&all).await;
+            for path in &trashed {
+                let _ = broken.delete(path).await;
+            }
+            let path = crate::store::object_path(machine(), Kind::Map, id);
+            let mut bad = all[&path].to_vec();
+            let at = bad.len() - 30;
+            bad[at] ^= 1;
+            broken.put(&path, bad.into()).await.unwrap();
+            let report = repaired(&open(broken.clone(), &key).await).await;
+            assert_eq!((report.runs, report.left.len()), (1, 0), "{path}: {report:?}");
+            let vault = open(broken, &key).await;
+            check(&vault, &Losses::default(), &expected, path.as_ref()).await;
+            assert!(verify::verify_vault(&vault).await.unwrap().is_clean(), "{path}");
+        }
     });
 }
 

@@ -25,6 +25,8 @@ const STATE_BYTES_LEAST: u64 = 16 * 1024;
 /// The local index is written anew after so many records.
 const REINDEXED_AFTER: usize = 16;
 
+/// Records behind a checkpoint, of which there are some hundreds: 64 MiB of memory.
+const RECORDS_MAX: usize = 4 << 20;
 /// Times that a history is begun to be read.
 const TRIES: usize = 4;
 
@@ -246,15 +248,16 @@ impl Vault {
     pub(crate) async fn records_after(&self, machine: MachineId, after: u64) -> Result<Records> {
         let dir = store::manifest_dir(machine);
         let offset = store::manifest_path(machine, after);
-        let mut records: Records = self
-            .store()
-            .list_with_offset(Some(&dir), &offset)
-            .try_filter_map(async |meta| {
-                Ok(store::number_of(&meta.location).map(|number| (number, meta.size)))
-            })
-            .try_collect()
-            .await?;
-        records.retain(|(number, _)| *number > after);
+        let mut listed = self.store().list_with_offset(Some(&dir), &offset);
+        let mut records = Records::new();
+        while let Some(meta) = listed.try_next().await? {
+            let number = store::number_of(&meta.location).filter(|number| *number > after);
+            records.extend(number.map(|number| (number, meta.size)));
+            // A store that lists without end.
+            if records.len() > RECORDS_MAX {
+                return Err(VaultError::Limit("records of a machine"));
+            }
+        }
         records.sort_unstable();
         Ok(records)
     }

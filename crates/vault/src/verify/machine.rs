@@ -177,20 +177,21 @@ async fn one(
     indexes: &mut Indexes,
 ) -> Result<()> {
     let machine = Some(place.machine);
+    let mut entries_hold = false;
     let checked = match (reference(state, task), task.of) {
         (Some(map), Of::Named(_)) if task.name.kind == Kind::Map => {
             own.maps += 1;
             own.bytes += map.bytes;
             let checked = map::check(place, map).await;
-            match own.keep(machine, checked)? {
-                Some(_) => {
-                    let compared = entries::check(place, map, &named.lacking, indexes, own).await;
-                    let compared = own.keep(machine, compared)?;
-                    own.entries += compared.unwrap_or(0);
-                    compared.map(drop)
-                }
-                None => None,
-            }
+            let whole = own.keep(machine, checked)?.is_some();
+            let compared = match entries::check(place, map, &named.lacking, indexes, own).await {
+                // What of it is wrong was told.
+                Err(error) if !whole && !matches!(error, VaultError::Store(_)) => None,
+                compared => own.keep(machine, compared)?,
+            };
+            own.entries += compared.unwrap_or(0);
+            entries_hold = compared.is_some();
+            (whole && entries_hold).then_some(())
         }
         (Some(segment), _) => {
             own.segments += 1;
@@ -214,7 +215,7 @@ async fn one(
         (None, Of::Named(_)) => None,
     };
     if checked.is_none() {
-        own.damaged.push(Damaged { machine: place.machine, object: task.name });
+        own.damaged.push(Damaged { machine: place.machine, object: task.name, entries_hold });
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! One verification from begin to end, over any number of processes.
 
-use super::{Place, Report, Sample, entries::Indexes, machine};
+use super::{Place, Report, Sample, entries::Indexes, machine, strangers};
 use crate::{Pace, Result, Vault, VaultError, runs::Kind, store};
 use async_trait::async_trait;
 use futures::TryStreamExt;
@@ -133,6 +133,7 @@ impl Pass {
                 let read = vault.control_get(&name).await;
                 own.keep(None, read)?;
             }
+            strangers::note(vault, &mut own).await?;
             self.report.absorb(own);
             self.documents = true;
             watch.done(self).await?;

@@ -1,7 +1,7 @@
 //! A machine's records, from the first that is there, and its checkpoints. Where records were deleted since checkpoints make them needless
 //! ([`crate::maintain`]), the oldest checkpoint that can be read is believed, and the others are compared.
 
-use super::{Place, Report};
+use super::{Place, Problem, Report};
 use crate::{
     MachineState, Pace, Result, Vault, VaultError,
     key::MachineKeys,
@@ -38,16 +38,16 @@ pub(crate) struct Replayed {
     pub(crate) bad: Vec<u64>,
 }
 
-/// The state by the records, and the checkpoints that are none.
+/// The state by the records, the checkpoints that are none, and all that is wrong with both.
 pub(crate) async fn by_records(
     vault: &Vault,
     machine: MachineId,
     keys: &MachineKeys,
     host_name: String,
     pace: &Pace,
-) -> Result<Replayed> {
-    let place = Place { vault, machine, keys, pace };
-    replayed(&place, host_name, &mut Report::default()).await
+) -> Result<(Replayed, Vec<Problem>)> {
+    let (place, mut report) = (Place { vault, machine, keys, pace }, Report::default());
+    Ok((replayed(&place, host_name, &mut report).await?, report.problems))
 }
 
 async fn replayed(place: &Place<'_>, host_name: String, report: &mut Report) -> Result<Replayed> {
@@ -138,6 +138,13 @@ async fn replay_once(
     numbers.sort_unstable();
     let mut bad = Vec::new();
     let begun = oldest(place, marks, &mut checkpoints, &mut bad, report).await?;
+    if begun.is_none() && !marks.is_empty() {
+        // Whatever else is there continues what nobody knows: one cause is told, not what follows from it.
+        let cause = "of its records the older ones were deleted, and no checkpoint that replaces them can be read; put one back from a copy of the vault";
+        report.problem(Some(machine), &VaultError::corrupt(store::checkpoint_dir(machine), cause));
+        let state = MachineState::empty(machine, host_name);
+        return Ok(Replayed { state, whole: false, bad: Vec::new() });
+    }
     let mut state = begun.unwrap_or_else(|| MachineState::empty(machine, host_name));
     let mut whole = true;
     // Needless since that checkpoint, but not deleted: they are to be there, and good, all the same.

@@ -17,7 +17,7 @@ use std::{
 
 /// Problems that are told make most of it.
 const BYTES_MAX: u64 = 64 << 20;
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
