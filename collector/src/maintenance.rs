@@ -78,6 +78,7 @@ fn done(shared: &Shared, machine: MachineId, report: &Report) {
         written_bytes = report.written_bytes,
         deleted_bytes = report.deleted_bytes,
         records_deleted = report.pruned,
+        locked = report.locked,
         "maintained"
     );
 }

@@ -105,6 +105,7 @@ pub struct MaintenanceMetrics {
     merged: Counter,
     written: Counter,
     deleted: Counter,
+    locked: Counter,
     failures: Counter,
 }
 
@@ -115,6 +116,7 @@ impl MaintenanceMetrics {
         self.merged.inc_by(report.merged_runs);
         self.written.inc_by(report.written_bytes);
         self.deleted.inc_by(report.deleted_bytes);
+        self.locked.inc_by(report.locked);
     }
     /// It failed.
     pub fn failed(&self) {
@@ -134,6 +136,11 @@ impl MaintenanceMetrics {
             self.written.clone(),
         );
         registry.register("deleted_bytes", "Bytes that maintenance deleted", self.deleted.clone());
+        registry.register(
+            "objects_locked",
+            "Objects that the bucket was asked to lock, each once in a generation",
+            self.locked.clone(),
+        );
         registry.register("maintenance_failures", "Machines whose maintenance failed", self.failures.clone());
     }
 }

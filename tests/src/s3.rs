@@ -3,17 +3,24 @@
 use anyhow::Result;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
+use locking::Locking;
+use s3s::S3;
 use s3s::auth::SimpleAuth;
 use s3s::service::S3ServiceBuilder;
 use s3s_fs::FileSystem;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
+
+mod locking;
+
+pub use locking::Locks;
 
 /// Ends when it is dropped.
 pub struct S3Server {
     address: SocketAddr,
+    root: PathBuf,
     _runtime: Runtime,
 }
 
@@ -31,8 +38,18 @@ impl S3Server {
 
     /// Serves the buckets that are directories of this one.
     pub fn start(root: &Path) -> Result<Self> {
-        let files = FileSystem::new(root).map_err(|e| anyhow::anyhow!("{e:?}"))?;
-        let mut service = S3ServiceBuilder::new(files);
+        Self::serve(root, files(root)?)
+    }
+
+    /// The same with Object Lock, and what is locked.
+    pub fn start_locking(root: &Path) -> Result<(Self, Locks)> {
+        let locks = Locks::default();
+        let service = Locking { files: files(root)?, root: root.to_owned(), locks: locks.clone() };
+        Ok((Self::serve(root, service)?, locks))
+    }
+
+    fn serve(root: &Path, buckets: impl S3) -> Result<Self> {
+        let mut service = S3ServiceBuilder::new(buckets);
         service.set_auth(SimpleAuth::from_single(Self::KEY.0, Self::KEY.1));
         let service = service.build();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
@@ -49,7 +66,12 @@ impl S3Server {
                 });
             }
         });
-        Ok(Self { address, _runtime: runtime })
+        Ok(Self { address, root: root.to_owned(), _runtime: runtime })
+    }
+
+    /// Undoes all deletions of what was locked.
+    pub fn undelete(&self) -> Result<()> {
+        Ok(locking::undelete(&self.root)?)
     }
 
     /// Where it listens.
@@ -57,4 +79,8 @@ impl S3Server {
     pub const fn address(&self) -> SocketAddr {
         self.address
     }
+}
+
+fn files(root: &Path) -> Result<FileSystem> {
+    FileSystem::new(root).map_err(|e| anyhow::anyhow!("{e:?}"))
 }

@@ -5,7 +5,7 @@ use crate::{
     args::Global,
     confirm::{Question, confirm},
     context,
-    output::{bytes_text, json, plain},
+    output::{are, bytes_text, json, plain},
 };
 use highwater_delta::MachineId;
 use highwater_vault::{
@@ -189,6 +189,13 @@ fn done(console: &mut Console<'_>, machine: MachineId, report: &Report) -> Resul
             out,
             "  {} records and checkpoints that later ones make needless were deleted",
             report.pruned
+        )?;
+    }
+    if report.locked > 0 {
+        writeln!(
+            out,
+            "  {} that immutable points need locked by the bucket",
+            are(report.locked as usize, "object")
         )?;
     }
     if report.kept_by_store > 0 {

@@ -186,6 +186,9 @@ pub enum VaultError {
     /// A legal hold is taken away by nothing but its release.
     #[error("point {0} is under legal hold: pinning it would end that")]
     UnderHold(CommitId),
+    /// The bucket is asked to lock objects, and does not.
+    #[error("the bucket does not lock objects: {0}")]
+    NoObjectLock(String),
     /// A file that should say how far a verification came.
     #[error("{path} does not say how far a verification came: {cause}")]
     ResumeFile {
@@ -259,6 +262,7 @@ impl VaultError {
             Self::Clock(_) => 1242,
             Self::SameSecret(_) => 1235,
             Self::UnderHold(_) => 1243,
+            Self::NoObjectLock(_) => 1244,
             Self::ResumeFile { .. } => 1250,
             Self::ResumeOther { .. } => 1251,
         }
@@ -342,6 +346,9 @@ impl VaultError {
                 "Enrol it anew, as another machine; what was stored of it cannot be brought back."
             }
             Self::SameSecret(_) => "Give another secret: a new file is made if it is not there.",
+            Self::NoObjectLock(_) => {
+                "Use a bucket that was made with Object Lock, allow s3:PutObjectRetention, s3:GetObjectRetention and s3:GetBucketObjectLockConfiguration, or take `lock=` out of the vault's address."
+            }
             Self::UnderHold(_) => {
                 "Nothing: the point is kept already. If the hold is to end, release it first."
             }

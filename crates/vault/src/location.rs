@@ -3,7 +3,7 @@
 //! | written | meaning |
 //! |---|---|
 //! | `/srv/vault`, `file:///srv/vault` | a directory of this machine |
-//! | `s3://BUCKET/PREFIX?region=…&endpoint=…&profile=…` | Amazon S3, or a server that speaks it |
+//! | `s3://BUCKET/PREFIX?region=…&endpoint=…&profile=…&lock=…` | Amazon S3, or a server that speaks it |
 //! | `az://CONTAINER/PREFIX?account=…&endpoint=…` | Azure Blob Storage |
 //! | `gs://BUCKET/PREFIX?endpoint=…` | Google Cloud Storage |
 //! | `highwater://HOST:PORT/PREFIX?identity=DIR` | another collector, which knows this one by the identity in that directory |
@@ -52,6 +52,30 @@ pub struct Bucket {
     pub profile: Option<String>,
     /// Azure's account.
     pub account: Option<String>,
+    /// How Amazon's Object Lock is used; none: not at all, but for what the bucket does by itself.
+    pub lock: Option<LockMode>,
+}
+
+/// Who may end a lock on an object before its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockMode {
+    /// Whom the bucket's owner allows to.
+    Governance,
+    /// Nobody.
+    Compliance,
+}
+
+impl LockMode {
+    const ALL: [Self; 2] = [Self::Governance, Self::Compliance];
+
+    /// As it is written.
+    #[must_use]
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::Governance => "governance",
+            Self::Compliance => "compliance",
+        }
+    }
 }
 
 /// Whose protocol is spoken.
@@ -79,7 +103,7 @@ impl Provider {
     /// The settings that it takes, in the order in which they are written.
     const fn settings(self) -> &'static [&'static str] {
         match self {
-            Self::S3 => &["region", "endpoint", "profile"],
+            Self::S3 => &["region", "endpoint", "profile", "lock"],
             Self::Azure => &["account", "endpoint"],
             Self::Google => &["endpoint"],
         }
@@ -92,6 +116,7 @@ impl Bucket {
             "region" => self.region.as_deref(),
             "endpoint" => self.endpoint.as_deref(),
             "profile" => self.profile.as_deref(),
+            "lock" => self.lock.map(LockMode::text),
             _ => self.account.as_deref(),
         }
     }
@@ -107,6 +132,7 @@ impl Bucket {
             region: None,
             profile: None,
             account: None,
+            lock: None,
         };
         if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c)) {
             return Err(format!("{name:?} is no bucket: letters, digits, `-`, `.` and `_` are expected"));
@@ -123,6 +149,14 @@ impl Bucket {
             }
             if value.is_empty() || value.chars().any(|c| c.is_control() || c.is_whitespace()) {
                 return Err(format!("`{key}` has no value"));
+            }
+            if key == "lock" {
+                let mode = LockMode::ALL.into_iter().find(|mode| mode.text() == value);
+                let refuse = || "`lock` is `governance` or `compliance`".to_owned();
+                if bucket.lock.replace(mode.ok_or_else(refuse)?).is_some() {
+                    return Err("`lock` is given twice".to_owned());
+                }
+                continue;
             }
             let value = value.to_owned();
             let place = match key {
@@ -262,6 +296,8 @@ mod tests {
             "s3://dr",
             "s3://dr/site-a/vault?region=eu-central-1",
             "s3://dr?region=garage&endpoint=http://127.0.0.1:3900&profile=dr",
+            "s3://dr?lock=governance",
+            "s3://dr/vault?region=eu-central-1&lock=compliance",
             "az://dr/vault?account=highwater&endpoint=http://127.0.0.1:10000/devstoreaccount1",
             "gs://dr/vault",
             "highwater://b.example:9443?identity=/etc/highwater/relay",
@@ -288,6 +324,9 @@ mod tests {
             ("s3://b?account=x", "`account` is no setting of s3://"),
             ("s3://b?region=", "`region` has no value"),
             ("s3://b?region=a&region=b", "given twice"),
+            ("s3://b?lock=none", "`governance` or `compliance`"),
+            ("s3://b?lock=governance&lock=compliance", "given twice"),
+            ("az://b?lock=governance", "`lock` is no setting of az://"),
             ("s3://b?endpoint=127.0.0.1:9000", "must begin with https://"),
             ("s3://b?endpoint=http:///", "must begin with https://"),
             ("s3://b?endpoint=https://me:secret@host", "must not hold credentials"),

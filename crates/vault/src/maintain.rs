@@ -19,11 +19,16 @@
 
 mod around;
 pub(crate) mod clean;
+mod hold;
+mod lock;
 pub(crate) mod merge;
 mod plan;
 mod prune;
 pub(crate) mod turn;
 
+pub(crate) use hold::fence;
+pub use hold::set_hold;
+pub use lock::Locks;
 pub use plan::{Merge, Plan, Purpose, depth_max, plan};
 pub use turn::{Owner, Refusals};
 
@@ -32,14 +37,11 @@ use crate::{
     journal::Journal,
     maps::Fill as Full,
     policy::{Rules, Verdict},
-    record::{
-        ExpiredBody, Hold, HoldBody, KIND_EXPIRED, KIND_HOLD, KIND_MAINTAINER, KIND_MERGED, KIND_SWEPT,
-        MergedBody, SweptBody, check_name,
-    },
+    record::{ExpiredBody, KIND_EXPIRED, KIND_MERGED, KIND_SWEPT, MergedBody, SweptBody},
     vault::STATE_BYTES_MAX,
 };
 use around::Around;
-use highwater_delta::{CommitId, MachineId};
+use highwater_delta::MachineId;
 use serde::Serialize;
 use std::{sync::Arc, time::Duration};
 use turn::Turn;
@@ -71,6 +73,8 @@ pub struct Settings {
     pub records_for: Duration,
     /// What the store refused lately, so that it is not asked for again and again. Copies of these settings share it.
     pub refusals: Arc<Refusals>,
+    /// What the store has locked. Copies of these settings share it.
+    pub locks: Arc<Locks>,
 }
 
 impl Default for Settings {
@@ -84,6 +88,7 @@ impl Default for Settings {
             patience: None,
             records_for: Duration::from_secs(6 * 3600),
             refusals: Arc::default(),
+            locks: Arc::default(),
         }
     }
 }
@@ -112,6 +117,8 @@ pub struct Report {
     pub kept_by_store: u64,
     /// Records and checkpoints that were deleted.
     pub pruned: u64,
+    /// Objects that the store was asked to lock, for what is immutable.
+    pub locked: u64,
 }
 
 /// Is told what is done.
@@ -191,6 +198,8 @@ impl Maintainer {
             // Last: a damaged checkpoint, which is told of each time, keeps no point from expiring.
             let pruned = prune::prune(&self.journal, self.settings.records_for).await;
             done = done.and(pruned.map(|count| self.report.pruned = count));
+            let locked = self.lock(rules, now_ms).await;
+            done = done.and(locked.map(|count| self.report.locked = count));
         }
         let report = std::mem::take(&mut self.report);
         done.map(|()| report)
@@ -360,44 +369,6 @@ impl Maintainer {
             false => Err(VaultError::Maintained(self.journal.machine)),
         }
     }
-}
-
-/// Fences whoever maintains a machine now: what he had read of policies and holds counts no more.
-pub(crate) async fn fence(vault: &Vault, machine: MachineId) -> Result<()> {
-    let mut journal = Journal::open(vault.clone(), machine, STATE_BYTES_MAX).await?;
-    // Only the chain is fought over, and each round somebody gets on.
-    while !journal.put_after_others(KIND_MAINTAINER, &[], |_| true).await? {}
-    Ok(())
-}
-
-/// Holds a point, so that it does not expire, or lets it go.
-///
-/// # Errors
-/// There is no such point, or not any more; the reason is too long; [`VaultError::UnderHold`]: it would be no more than pinned.
-pub async fn set_hold(
-    vault: &Vault,
-    machine: MachineId,
-    point: CommitId,
-    hold: Option<Hold>,
-    reason: String,
-) -> Result<()> {
-    let mut journal = Journal::open(vault.clone(), machine, STATE_BYTES_MAX).await?;
-    check_name(&reason)?;
-    let body = encode(&HoldBody { point, hold, reason })?;
-    let may_be = |state: &crate::MachineState| {
-        state.point(point)?;
-        match state.holds.get(&point).map(|held| held.hold) {
-            Some(Hold::Legal) if hold == Some(Hold::Pin) => Err(VaultError::UnderHold(point)),
-            _ => Ok(()),
-        }
-    };
-    may_be(&journal.state)?;
-    // Only the chain is fought over, and each round somebody gets on.
-    while !journal.put_after_others(KIND_HOLD, &body, |state| may_be(state).is_ok()).await? {
-        may_be(&journal.state)?;
-    }
-    // Erased meanwhile? Whoever erases creates the tombstone first, and looks for holds then: one of both sees the other.
-    vault.refuse_erased(machine).await
 }
 
 /// Does all there is to do for a machine now, by the vault's documents and clock.

@@ -226,6 +226,11 @@ impl Rules {
         in_force.map(|i| stored_at_ms.saturating_add(millis(i.keep_for))).max().unwrap_or(0)
     }
 
+    /// The longest time that any of its points is promised for, in milliseconds.
+    pub(crate) fn immutable_for_ms_max(&self) -> u64 {
+        self.immutable.iter().map(|immutable| millis(immutable.keep_for)).max().unwrap_or(0)
+    }
+
     /// What becomes of a machine's points at this moment, in milliseconds since 1970.
     #[must_use]
     pub fn verdict(&self, state: &MachineState, now_ms: u64) -> Verdict {

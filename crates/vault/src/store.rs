@@ -2,6 +2,7 @@
 
 mod exact;
 mod left_over;
+mod object_lock;
 mod ownership;
 mod profile;
 mod relay;
@@ -16,6 +17,7 @@ use bytes::Bytes;
 use exact::Exact;
 use highwater_delta::{MachineId, SegmentId};
 pub use left_over::{left_over, remove_left_over};
+pub(crate) use object_lock::ObjectLock;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, local::LocalFileSystem, path::Path};
 use ownership::Ownership;
 use std::{fs, os::unix::fs::DirBuilderExt, sync::Arc};
@@ -37,6 +39,7 @@ const LEVELS_MAX: usize = 12;
 pub struct Store {
     objects: Arc<dyn ObjectStore>,
     part_bytes: usize,
+    lock: Option<Arc<dyn ObjectLock>>,
 }
 
 impl Store {
@@ -47,8 +50,13 @@ impl Store {
     /// The directory cannot be used; the address or the credentials make no sense ([`VaultError::Location`]).
     pub fn open(location: &Location) -> Result<Self> {
         match location {
-            Location::Directory(dir) => Ok(Self { objects: local_store(dir)?, part_bytes: PART_BYTES_LOCAL }),
-            Location::Bucket(bucket) => Ok(Self::exact(remote::open(bucket)?, PART_BYTES_REMOTE)),
+            Location::Directory(dir) => {
+                Ok(Self { objects: local_store(dir)?, part_bytes: PART_BYTES_LOCAL, lock: None })
+            }
+            Location::Bucket(bucket) => {
+                let (objects, lock) = remote::open(bucket)?;
+                Ok(Self { lock, ..Self::exact(objects, PART_BYTES_REMOTE) })
+            }
             // Which may keep it in a bucket.
             Location::Relay(relay) => Ok(Self::exact(relay::open(relay)?, PART_BYTES_REMOTE)),
         }
@@ -57,17 +65,25 @@ impl Store {
     /// The same with a layer over it, which takes parts as the store does.
     #[must_use]
     pub fn layered<S: ObjectStore>(self, layer: impl FnOnce(Arc<dyn ObjectStore>) -> Arc<S>) -> Self {
-        Self::exact(layer(self.objects), self.part_bytes)
+        Self { lock: self.lock, ..Self::exact(layer(self.objects), self.part_bytes) }
     }
 
     fn exact(objects: Arc<dyn ObjectStore>, part_bytes: usize) -> Self {
-        Self { objects: Arc::new(Exact(objects)), part_bytes }
+        Self { objects: Arc::new(Exact(objects)), part_bytes, lock: None }
     }
 
     /// All that lies there, a vault or not.
     #[must_use]
     pub const fn objects(&self) -> &Arc<dyn ObjectStore> {
         &self.objects
+    }
+    /// What keeps objects from being deleted, where that is wanted.
+    pub(crate) const fn lock(&self) -> Option<&Arc<dyn ObjectLock>> {
+        self.lock.as_ref()
+    }
+    #[cfg(test)]
+    pub(crate) fn with_lock(self, lock: Arc<dyn ObjectLock>) -> Self {
+        Self { lock: Some(lock), ..self }
     }
     pub(crate) const fn part_bytes(&self) -> usize {
         self.part_bytes
@@ -130,6 +146,12 @@ fn sync_directories(dir: &std::path::Path, levels: usize) -> Result<()> {
 
 pub(crate) fn vault_path() -> Path {
     Path::from("vault.json")
+}
+pub(crate) fn keys_dir() -> Path {
+    Path::from("keys")
+}
+pub(crate) fn control_dir(within: &str) -> Path {
+    Path::from(format!("control/{within}"))
 }
 pub(crate) fn keys_path(number: u64) -> Path {
     Path::from(format!("keys/{number:020}"))

@@ -96,14 +96,22 @@ impl Vault {
     /// `vault.json` as it is. To be called before the vault is written to; a store may have been moved behind the same address.
     ///
     /// # Errors
-    /// [`VaultError::NoCreateIfAbsent`]; nothing has changed then.
+    /// [`VaultError::NoCreateIfAbsent`]; nothing has changed then. [`VaultError::NoObjectLock`]: it is to lock objects, and cannot.
     pub async fn probe(&self) -> Result<()> {
         let (store, path) = (self.store(), store::vault_path());
         let bytes = store::read_object(&**store, &path, file::BYTES_MAX).await?;
-        match store::create_object(&**store, &path, bytes.to_vec()).await? {
-            true => Err(VaultError::NoCreateIfAbsent(store.to_string())),
-            false => Ok(()),
+        if store::create_object(&**store, &path, bytes.to_vec()).await? {
+            return Err(VaultError::NoCreateIfAbsent(store.to_string()));
         }
+        match self.object_lock() {
+            Some(lock) => lock.check().await,
+            None => Ok(()),
+        }
+    }
+
+    /// What locks objects of the store, if that is wanted.
+    pub(crate) fn object_lock(&self) -> Option<&Arc<dyn store::ObjectLock>> {
+        self.inner.store.lock()
     }
 
     /// The same vault, whose block maps keep so many bytes of index pages in all, instead of 64 MiB.

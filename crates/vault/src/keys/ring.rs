@@ -66,6 +66,9 @@ impl KeyRing {
         if !numbers(&*objects).await?.is_empty() {
             return Err(VaultError::Unfinished);
         }
+        if let Some(lock) = store.lock() {
+            lock.check().await?;
+        }
         let wrapping = new_wrapping(vault, &root, source, label, cost).await?;
         let document = Document { vault, number: 1, wrappings: vec![wrapping] };
         let path = store::keys_path(1);

@@ -8,7 +8,10 @@
 //!
 //! A request that fails is tried again with a growing pause, for [`RETRY_MAX`] at most; then it is the caller's.
 
-use super::profile;
+use super::{
+    object_lock::{ObjectLock, S3Lock},
+    profile,
+};
 use crate::{
     Result, VaultError,
     location::{Bucket, Provider},
@@ -31,8 +34,8 @@ const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// A request as a whole: a part of 5 MiB passes at 45 KiB/s.
 const REQUEST_MAX: Duration = Duration::from_secs(120);
 
-/// Opens a bucket. Nothing is asked of it yet.
-pub(super) fn open(bucket: &Bucket) -> Result<Arc<dyn ObjectStore>> {
+/// Opens a bucket, and with it what locks its objects, if that is wanted. Nothing is asked of it yet.
+pub(super) fn open(bucket: &Bucket) -> Result<(Arc<dyn ObjectStore>, Option<Arc<dyn ObjectLock>>)> {
     let refuse =
         |e: object_store::Error| VaultError::Location { location: bucket.to_string(), cause: e.to_string() };
     let plain = bucket.endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http://"));
@@ -44,11 +47,15 @@ pub(super) fn open(bucket: &Bucket) -> Result<Arc<dyn ObjectStore>> {
     let backoff = BackoffConfig { max_backoff: PAUSE_MAX, ..BackoffConfig::default() };
     let retry = RetryConfig { backoff, max_retries: usize::MAX, retry_timeout: RETRY_MAX };
     let prefix = Path::parse(&bucket.prefix).map_err(|e| refuse(e.into()))?;
-    Ok(match bucket.provider {
-        Provider::S3 => within(
-            amazon(bucket)?.with_client_options(client).with_retry(retry).build().map_err(refuse)?,
-            prefix,
-        ),
+    let objects = match bucket.provider {
+        Provider::S3 => {
+            let builder = amazon(bucket)?.with_client_options(client.clone()).with_retry(retry);
+            let store = builder.build().map_err(refuse)?;
+            let lock = bucket.lock.map(|mode| S3Lock::new(store.clone(), &client, prefix.clone(), mode));
+            let lock = lock.transpose().map_err(refuse)?;
+            let lock = lock.map(|lock| -> Arc<dyn ObjectLock> { Arc::new(lock) });
+            return Ok((within(store, prefix), lock));
+        }
         Provider::Azure => within(
             azure(bucket).with_client_options(client).with_retry(retry).build().map_err(refuse)?,
             prefix,
@@ -57,7 +64,8 @@ pub(super) fn open(bucket: &Bucket) -> Result<Arc<dyn ObjectStore>> {
             google(bucket).with_client_options(client).with_retry(retry).build().map_err(refuse)?,
             prefix,
         ),
-    })
+    };
+    Ok((objects, None))
 }
 
 pub(super) fn within(store: impl ObjectStore, prefix: Path) -> Arc<dyn ObjectStore> {

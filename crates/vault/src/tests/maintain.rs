@@ -2,6 +2,7 @@
 //! and what is not is gone.
 
 mod around;
+mod lock;
 
 use super::support::*;
 use crate::{
@@ -147,6 +148,18 @@ impl Model {
         if is_point {
             self.points.insert(commit, (self.now.clone(), covered));
         }
+    }
+
+    /// Points every half an hour, of changing blocks of the first disk.
+    async fn pass(&mut self, points: u64) {
+        for i in 0..points {
+            self.deliver(vec![(0, i % 80, vec![i as u32 + 1, 2, 3])], (1, 0, 1), true).await;
+            self.clock.fetch_add(30 * MINUTE_MS, SeqCst);
+        }
+    }
+
+    async fn state(&self) -> crate::MachineState {
+        self.vault.machine(machine()).await.unwrap()
     }
 
     fn settings(&self) -> Settings {

@@ -5,22 +5,10 @@ use crate::runs::Kind;
 use highwater_faults::Keeps;
 
 impl Model {
-    /// Points every half an hour, of changing blocks of the first disk.
-    async fn pass(&mut self, points: u64) {
-        for i in 0..points {
-            self.deliver(vec![(0, i % 80, vec![i as u32 + 1, 2, 3])], (1, 0, 1), true).await;
-            self.clock.fetch_add(30 * MINUTE_MS, SeqCst);
-        }
-    }
-
     async fn round(&self, settings: &Settings) -> Result<crate::maintain::Report, VaultError> {
         let rules = Rules { policy: policy(), immutable: vec![] };
         let opened = Maintainer::open(&self.vault, machine(), settings.clone()).await;
         opened.unwrap().filled(Full::TINY).run(&rules, self.vault.now_ms(), &()).await
-    }
-
-    async fn state(&self) -> crate::MachineState {
-        self.vault.machine(machine()).await.unwrap()
     }
 }
 
