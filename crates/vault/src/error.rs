@@ -366,6 +366,11 @@ impl VaultError {
     pub(crate) fn corrupt(object: impl ToString, cause: impl Into<String>) -> Self {
         Self::Corrupt { object: object.to_string(), cause: cause.into() }
     }
+    /// The oldest records of a machine were deleted, and nothing says what stood in them.
+    pub(crate) fn no_checkpoint(machine: MachineId) -> Self {
+        let cause = "the machine's oldest records were deleted, and no checkpoint that replaces them can be read; put one back from a copy of the vault";
+        Self::corrupt(crate::store::checkpoint_dir(machine), cause)
+    }
     pub(crate) fn target(path: &Path, cause: impl Into<String>) -> Self {
         Self::Target { path: path.to_owned(), cause: cause.into() }
     }

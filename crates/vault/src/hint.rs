@@ -26,7 +26,15 @@ pub(crate) fn give_back(file: &File, part: &Range<u64>) -> io::Result<()> {
     // SAFETY: an open descriptor and numbers.
     match unsafe { libc::posix_fadvise(file.as_raw_fd(), start, length, libc::POSIX_FADV_DONTNEED) } {
         0 => Ok(()),
-        error => Err(io::Error::from_raw_os_error(error)),
+        error => unless_unknown(io::Error::from_raw_os_error(error)),
+    }
+}
+
+/// Where there are no such hints, it goes without.
+fn unless_unknown(error: io::Error) -> io::Result<()> {
+    match error.raw_os_error() {
+        Some(libc::ENOSYS | libc::EOPNOTSUPP | libc::ESPIPE | libc::EINVAL | libc::EPERM) => Ok(()),
+        _ => Err(error),
     }
 }
 
@@ -35,6 +43,6 @@ fn sync(file: &File, range: &Range<u64>, how: libc::c_uint) -> io::Result<()> {
     // SAFETY: an open descriptor and numbers.
     match unsafe { libc::sync_file_range(file.as_raw_fd(), start, length, how) } {
         0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
+        _ => unless_unknown(io::Error::last_os_error()),
     }
 }

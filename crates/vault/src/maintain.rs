@@ -20,6 +20,7 @@
 mod around;
 pub(crate) mod clean;
 mod hold;
+pub(crate) mod last;
 mod lock;
 pub(crate) mod merge;
 mod plan;
@@ -240,6 +241,14 @@ impl Maintainer {
             for next in &merges {
                 // Writers go on meanwhile, and merges change what is to be merged.
                 if self.journal.state.runs_within(next.from, next.to).is_err() {
+                    break;
+                }
+                if next.purpose != Purpose::Shortcut
+                    && let Some((last, error)) = self.last_shortcut(next).await?
+                {
+                    self.around.keeps(last);
+                    self.settings.refusals.damaged(self.journal.machine, &self.around);
+                    damage = damage.and(Err(error));
                     break;
                 }
                 n += 1;

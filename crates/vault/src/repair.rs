@@ -204,7 +204,7 @@ pub async fn machine(
     if !runs.is_empty() || !damaged_shortcuts(&journal.state, &damaged).is_empty() {
         turn.begin(&mut journal).await?;
         let before = journal.state.shortcuts.len();
-        let last = heal::last_shortcuts(&journal, &runs, &damaged, settings).await?;
+        let heal::Survey { runs, mut last } = heal::survey(&journal, runs, &damaged, settings).await?;
         for run in runs {
             if heal::is_under(&last, &run) {
                 report.left.push((run.from, run.to));
@@ -212,7 +212,13 @@ pub async fn machine(
             }
             match heal::heal(&mut journal, &mut turn, &run, &damaged, settings).await? {
                 true => report.runs += 1,
-                false => report.left.push((run.from, run.to)),
+                false => {
+                    report.left.push((run.from, run.to));
+                    // Of a lost map, what it was to be made of was not whole.
+                    if heal::is_lost(&journal, &run).await? {
+                        last.extend(heal::useful_over(&journal, &run).await?);
+                    }
+                }
             }
         }
         heal::drop_shortcuts(&mut journal, &mut turn, &damaged, &last, settings).await?;
@@ -286,7 +292,8 @@ async fn good_state(
 async fn checkpoint_anew(vault: &Vault, keys: &MachineKeys, state: &MachineState, bad: &[u64]) -> Result<()> {
     for number in bad {
         let path = store::checkpoint_path(state.machine, *number);
-        store::delete_if_there(&**vault.store(), &path).await?;
+        // One that the store keeps is passed over by readers, as before.
+        store::delete(&**vault.store(), &path).await?;
     }
     let path = store::checkpoint_path(state.machine, state.last_record);
     let plain = state::encode(state)?;

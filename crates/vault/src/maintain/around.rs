@@ -20,14 +20,27 @@ pub(super) struct Around {
     boundaries: HashSet<CommitId>,
     /// What is not done: cleanings and shortcuts, which cannot be divided.
     left: HashSet<(CommitId, CommitId)>,
+    /// Shortcuts that nothing may drop.
+    kept: HashSet<(CommitId, CommitId)>,
 }
 
 impl Around {
     pub(super) fn is_boundary(&self, commit: CommitId) -> bool {
         self.boundaries.contains(&commit)
+            || self.kept.iter().any(|(from, to)| commit == *from || commit == *to)
     }
     pub(super) fn leaves(&self, merge: &Merge) -> bool {
-        merge.purpose != Purpose::Expire && self.left.contains(&(merge.from, merge.to))
+        let drops = |(from, to): &(CommitId, CommitId)| *from < merge.to && merge.from < *to;
+        match merge.purpose {
+            Purpose::Shortcut => self.left.contains(&(merge.from, merge.to)),
+            Purpose::Clean => self.left.contains(&(merge.from, merge.to)) || self.kept.iter().any(drops),
+            Purpose::Expire => self.kept.iter().any(drops),
+        }
+    }
+
+    /// A shortcut is the last to say something.
+    pub(super) fn keeps(&mut self, shortcut: (CommitId, CommitId)) {
+        self.kept.insert(shortcut);
     }
 
     /// A merge could not read what it wanted to.

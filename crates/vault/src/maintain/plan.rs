@@ -8,7 +8,7 @@ use crate::{
 };
 use highwater_delta::CommitId;
 use serde::Serialize;
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, ops::Range, time::Duration};
 
 /// A merged run of whose segments' blocks less than this part is needed is cleaned …
 const CLEAN_BELOW: (u128, u128) = (6, 10);
@@ -87,11 +87,19 @@ pub(super) fn plan_around(
     // As the runs will be afterwards.
     let mut runs: Vec<Run> = state.runs.clone();
     let mut shortcuts: Vec<Shortcut> = state.shortcuts.clone();
-    for range in merges(&runs, is_boundary).into_iter().rev() {
+    let expiring = |runs: &[Run]| -> Vec<(Range<usize>, Merge)> {
+        let all = merges(runs, is_boundary).into_iter().map(|range| {
+            let of = &runs[range.clone()];
+            let (from, to) = (of[0].from, of[of.len() - 1].to);
+            let bytes = of.iter().map(Run::data_bytes).sum();
+            (range, Merge { from, to, runs: of.len(), bytes, purpose: Purpose::Expire })
+        });
+        all.filter(|(_, merge)| !around.leaves(merge)).collect()
+    };
+    for (range, merge) in expiring(&runs).into_iter().rev() {
         let of = &runs[range.clone()];
-        let (from, to) = (of[0].from, of[of.len() - 1].to);
-        let bytes = of.iter().map(Run::data_bytes).sum();
-        merges_planned.push(Merge { from, to, runs: of.len(), bytes, purpose: Purpose::Expire });
+        let (from, to, bytes) = (merge.from, merge.to, merge.bytes);
+        merges_planned.push(merge);
         let inner: HashSet<CommitId> = of[..of.len() - 1].iter().map(|run| run.to).collect();
         shortcuts
             .retain(|s| !inner.contains(&s.from) && !inner.contains(&s.to) && (s.from, s.to) != (from, to));
@@ -110,7 +118,7 @@ pub(super) fn plan_around(
         }
     }
     // What is merged again at once is not worth a shortcut.
-    let is_settled = merges(&runs, is_boundary).is_empty();
+    let is_settled = expiring(&runs).is_empty();
     let missing = if is_settled { missing_shortcuts(&runs, &shortcuts) } else { Vec::new() };
     for (from, to) in missing {
         let within = runs.iter().filter(|run| from <= run.from && run.to <= to);

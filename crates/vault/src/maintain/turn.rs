@@ -25,6 +25,10 @@ use std::{
 const RENEW_EVERY: Duration = Duration::from_secs(240);
 /// How long it is believed that the store would refuse again.
 const REFUSED_FOR: Duration = Duration::from_secs(3600);
+/// A map that could be opened is not looked at for so long.
+const GOOD_FOR: Duration = Duration::from_secs(24 * 3600);
+/// Maps of which that is remembered.
+const GOOD_MAX: usize = 1 << 20;
 /// A clock that differs by less from what it said plus the time since was not set.
 const UNSET: Duration = Duration::from_secs(60);
 
@@ -61,6 +65,8 @@ struct Refused {
     kept: HashMap<MachineId, Instant>,
     /// Damage that merges go around; it may be mended meanwhile.
     damaged: HashMap<MachineId, (Instant, Around)>,
+    /// Maps that could be opened.
+    good: HashMap<SegmentId, Instant>,
     /// When the clock was wrong, what it said then, and by how many seconds it was.
     clock: Option<(Instant, u64, u64)>,
 }
@@ -87,6 +93,18 @@ impl Refusals {
         let since = damaged.get(&machine).map_or_else(Instant::now, |(since, _)| *since);
         let since = if since.elapsed() < REFUSED_FOR { since } else { Instant::now() };
         damaged.insert(machine, (since, around.clone()));
+    }
+    /// A map could be opened.
+    pub(super) fn good(&self, map: SegmentId) {
+        let good = &mut self.lock().good;
+        if good.len() >= GOOD_MAX {
+            good.clear();
+        }
+        good.insert(map, Instant::now());
+    }
+    /// Whether it could lately.
+    pub(super) fn was_good(&self, map: SegmentId) -> bool {
+        self.lock().good.get(&map).is_some_and(|since| since.elapsed() < GOOD_FOR)
     }
     /// By how many seconds the clock is wrong, if it was and has not been set since.
     fn wrong_clock(&self, now_ms: u64) -> Option<u64> {

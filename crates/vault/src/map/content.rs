@@ -80,9 +80,13 @@ impl BlockMap {
         for (place, wanted) in frames {
             let kept = if is_small { self.kept(&place).await } else { Ok(None) };
             match kept {
-                Ok(Some(chunk)) => self
-                    .copy(&chunk, range.start.0, &wanted, &mut raw, blocks)
-                    .map_err(|e| VaultError::corrupt("a chunk that was read before", e.to_string()))?,
+                Ok(Some(chunk)) => {
+                    if let Err(error) = self.copy(&chunk, range.start.0, &wanted, &mut raw, blocks) {
+                        let error = VaultError::corrupt("a chunk that was read before", error.to_string());
+                        put_aside(&mut aside, error, &wanted)?;
+                        wanted.iter().for_each(|(index, ..)| blocks[*index].fill(0));
+                    }
+                }
                 Ok(None) => lacking.push((place, wanted)),
                 Err(error) => put_aside(&mut aside, error, &wanted)?,
             }

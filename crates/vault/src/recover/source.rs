@@ -1,15 +1,14 @@
 //! What is recovered: a point's blocks, wherever maintenance puts them meanwhile.
 
-use crate::{BlockMap, Result, Vault, VaultError, map::Lacking};
+use crate::{BlockMap, Result, Vault, map::Lacking};
 use highwater_delta::{BlockRange, CommitId, DiskId, MachineId};
-use std::{
-    collections::HashSet,
-    sync::{Mutex, PoisonError},
-};
+use std::time::{Duration, Instant};
 use tokio::sync::RwLock;
 
-/// Times that a range is read anew since its objects were merged away.
+/// Times that a range is read anew since its objects were merged away, or moved, or mended.
 const READ_TRIES: usize = 4;
+/// What a map says that is not older is so: nothing is merged and deleted within that, since readers have a grace.
+const FRESH: Duration = Duration::from_secs(5);
 
 /// See the module.
 pub(super) struct Source {
@@ -17,13 +16,19 @@ pub(super) struct Source {
     machine: MachineId,
     disk: DiskId,
     point: CommitId,
-    /// And how often it was made anew.
-    map: RwLock<(u64, BlockMap)>,
-    /// Objects that are missing, by a map made after that was seen.
-    missing: Mutex<HashSet<String>>,
+    map: RwLock<Made>,
+}
+
+#[derive(Clone)]
+struct Made {
+    map: BlockMap,
+    at: Instant,
+    /// How often it was made anew.
+    times: u64,
 }
 
 impl Source {
+    /// `map` may be of a state that was read long ago.
     pub(super) fn new(
         vault: Vault,
         machine: MachineId,
@@ -31,54 +36,59 @@ impl Source {
         point: CommitId,
         map: BlockMap,
     ) -> Self {
-        let (map, missing) = (RwLock::new((0, map)), Mutex::default());
-        Self { vault, machine, disk, point, map, missing }
+        let at = Instant::now().checked_sub(FRESH).unwrap_or_else(Instant::now);
+        Self { vault, machine, disk, point, map: RwLock::new(Made { map, at, times: 0 }) }
     }
 
-    /// Reads a range; answers what of it lacks, if that is to be skipped.
+    /// Reads a range; answers what of it lacks, if that is to be skipped. Something that cannot be read is looked for in a map made anew,
+    /// before it is believed to be damaged.
     pub(super) async fn read(
         &self,
         range: BlockRange,
         out: &mut [u8],
         skip_damaged: bool,
     ) -> Result<Lacking> {
-        let mut gone = None;
         for _ in 1..READ_TRIES {
-            let (made, map) = self.map.read().await.clone();
-            match map.read(range, out).await {
-                // Merged since this map was made, and so long ago that it was deleted; or lost, which the next try tells.
-                Err(VaultError::Missing { object }) if !self.is_missing(&object) => {
-                    gone = Some(object);
-                    self.renew(made).await?;
+            let made = self.map.read().await.clone();
+            match made.map.read(range, out).await {
+                Err(error) if error.is_damage() && !(skip_damaged && made.is_fresh()) => {
+                    self.renew(made.times).await?;
                 }
-                Err(error) if skip_damaged && error.is_damage() => break,
+                Err(error) if error.is_damage() => break,
                 done => return done.map(|()| Lacking::default()),
             }
         }
-        let map = self.map.read().await.1.clone();
+        let mut made = self.map.read().await.clone();
         if !skip_damaged {
-            return map.read(range, out).await.map(|()| Lacking::default());
+            return made.map.read(range, out).await.map(|()| Lacking::default());
         }
-        let lacking = map.read_rest(range, out).await?;
-        if let (Some(object), false) = (gone, lacking.blocks.is_empty()) {
-            self.missing.lock().unwrap_or_else(PoisonError::into_inner).insert(object);
+        let mut lacking = made.map.read_rest(range, out).await?;
+        for _ in 1..READ_TRIES {
+            if lacking.blocks.is_empty() || made.is_fresh() {
+                break;
+            }
+            self.renew(made.times).await?;
+            made = self.map.read().await.clone();
+            lacking = made.map.read_rest(range, out).await?;
         }
         Ok(lacking)
     }
 
-    /// A map made anew names it still: it is not looked for again.
-    fn is_missing(&self, object: &str) -> bool {
-        self.missing.lock().unwrap_or_else(PoisonError::into_inner).contains(object)
-    }
-
-    async fn renew(&self, made: u64) -> Result<()> {
+    async fn renew(&self, times: u64) -> Result<()> {
         let mut current = self.map.write().await;
         // Another task may have done it.
-        if current.0 == made {
+        if current.times == times {
             let state = self.vault.machine(self.machine).await?;
             state.point(self.point)?;
-            *current = (made + 1, self.vault.block_map_of(&state, self.disk, self.point).await?);
+            let map = self.vault.block_map_of(&state, self.disk, self.point).await?;
+            *current = Made { map, at: Instant::now(), times: times + 1 };
         }
         Ok(())
+    }
+}
+
+impl Made {
+    fn is_fresh(&self) -> bool {
+        self.at.elapsed() < FRESH
     }
 }

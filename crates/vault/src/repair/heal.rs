@@ -5,7 +5,7 @@ use crate::{
     MachineState, Pace, Result, SegmentRef, Vault, VaultError,
     journal::Journal,
     key::MachineKeys,
-    maintain::{clean, merge, turn::Turn},
+    maintain::{clean, last::says_something, merge, turn::Turn},
     maps::{Fill as Full, Merge, SegmentRow, Source, rows},
     record::KIND_MERGED,
     runs::{Content, Item, Kind, ObjectName, Run},
@@ -67,39 +67,74 @@ async fn damaged_within(
     Ok(found)
 }
 
-/// The stretches of shortcuts that are the last to say where content of a run lies that cannot be made anew. Whatever is done to a run
-/// beneath one of them that moves content would drop it.
-pub(super) async fn last_shortcuts(
+/// Runs that something is wrong with, and what must not be done for them.
+#[derive(Default)]
+pub(super) struct Survey {
+    /// In the order in which they are made anew: of what is made again from what was merged it shows only then whether that is whole, and until then
+    /// the shortcuts over it may be needed.
+    pub(super) runs: Vec<Run>,
+    /// The stretches of shortcuts that are the last to say where content of a run lies that cannot be made anew. Whatever is done to a run beneath one of
+    /// them that moves content would drop it.
+    pub(super) last: HashSet<(CommitId, CommitId)>,
+}
+
+/// Looks at them.
+pub(super) async fn survey(
     journal: &Journal,
-    runs: &[Run],
+    runs: Vec<Run>,
     damaged: &Bad,
     settings: &Settings,
-) -> Result<Vec<(CommitId, CommitId)>> {
+) -> Result<Survey> {
     let keys = &journal.keys;
-    let bad = damaged_shortcuts(&journal.state, damaged);
-    let good = journal.state.shortcuts.iter().map(|s| (s.from, s.to)).filter(|place| !bad.contains(place));
-    let good: Vec<_> = good.collect();
-    let mut last = HashSet::new();
+    let (mut survey, mut others) = (Survey::default(), Vec::new());
     for run in runs {
-        let over: Vec<_> = good.iter().filter(|(from, to)| *from <= run.from && run.to <= *to).collect();
-        if over.is_empty() {
-            continue;
-        }
         let history = match run.is_merged() {
             true => history(&journal.vault, keys, &journal.state, (run.from, run.to), &settings.pace).await?,
             false => History::new(),
         };
         let sources = Sources { journal, keys, damaged, history: &history, pace: &settings.pace };
-        let is_there = match sources.of(run).await? {
-            None => false,
-            Some((_, false)) => true,
-            Some((list, true)) => sources.all_there(&sources.rows(&list).await?).await?,
+        let remade = match sources.of(&run).await? {
+            None => None,
+            Some((_, false)) => Some(false),
+            Some((list, true)) => sources.all_there(&sources.rows(&list).await?).await?.then_some(true),
         };
-        if !is_there {
-            last.extend(over);
+        match remade {
+            Some(true) => survey.runs.push(run),
+            Some(false) => others.push(run),
+            None => {
+                survey.last.extend(useful_over(journal, &run).await?);
+                others.push(run);
+            }
         }
     }
-    Ok(last.into_iter().collect())
+    survey.runs.extend(others);
+    Ok(survey)
+}
+
+/// The shortcuts over a run that say something, damaged or not.
+pub(super) async fn useful_over(journal: &Journal, run: &Run) -> Result<Vec<(CommitId, CommitId)>> {
+    let mut found = Vec::new();
+    for shortcut in journal.state.shortcuts.iter().filter(|s| s.from <= run.from && run.to <= s.to) {
+        if says_something(journal, shortcut).await? {
+            found.push((shortcut.from, shortcut.to));
+        }
+    }
+    Ok(found)
+}
+
+/// Whether a run's own maps cannot be opened.
+pub(super) async fn is_lost(journal: &Journal, run: &Run) -> Result<bool> {
+    let Content::Maps { maps, .. } = &run_now(journal, run).content else { return Ok(false) };
+    for map in maps {
+        let store = journal.vault.store().clone();
+        let reader = SegmentReader::new(store, journal.machine, &journal.keys, Kind::Map, map)?;
+        match rows(&reader).await {
+            Ok(_) => {}
+            Err(error @ VaultError::Store(_)) => return Err(error),
+            Err(_) => return Ok(true),
+        }
+    }
+    Ok(false)
 }
 
 /// Makes a run anew; false if that cannot be done.
@@ -156,7 +191,7 @@ pub(super) async fn heal(
 }
 
 /// Whether one of these lies over a run.
-pub(super) fn is_under(shortcuts: &[(CommitId, CommitId)], run: &Run) -> bool {
+pub(super) fn is_under(shortcuts: &HashSet<(CommitId, CommitId)>, run: &Run) -> bool {
     shortcuts.iter().any(|(from, to)| *from < run.to && run.from < *to)
 }
 
@@ -195,11 +230,12 @@ pub(super) async fn drop_shortcuts(
     journal: &mut Journal,
     turn: &mut Turn,
     damaged: &Bad,
-    last: &[(CommitId, CommitId)],
+    last: &HashSet<(CommitId, CommitId)>,
     settings: &Settings,
 ) -> Result<()> {
     for (from, to) in damaged_shortcuts(&journal.state, damaged) {
-        if !journal.state.shortcuts.iter().any(|s| (s.from, s.to) == (from, to)) {
+        if last.contains(&(from, to)) || !journal.state.shortcuts.iter().any(|s| (s.from, s.to) == (from, to))
+        {
             continue;
         }
         let within = journal.state.runs_within(from, to)?;

@@ -118,7 +118,7 @@ impl SegmentReader {
             .pages
             .windows(2)
             .all(|w| w[0].disk < w[1].disk || (w[0].disk == w[1].disk && w[0].end <= w[1].first));
-        if !sorted {
+        if !sorted || footer.pages.iter().any(|page| page.first >= page.end) {
             return Err(VaultError::corrupt(&self.path, "footer: pages out of order"));
         }
         Ok(footer)
@@ -146,7 +146,11 @@ impl SegmentReader {
     }
 
     async fn fetched(&self, range: Range<u64>) -> Result<Bytes> {
-        self.store.get_range(&self.path, range).await.map_err(|e| self.range_error(e))
+        let end = range.end;
+        match self.store.get_range(&self.path, range).await {
+            Ok(bytes) => Ok(bytes),
+            Err(error) => Err(self.range_error(error, end).await),
+        }
     }
 
     /// Chunks, each as sent, in the order of `frames`. The caller bounds their number.
@@ -156,7 +160,11 @@ impl SegmentReader {
             self.check(*at)?;
             ranges.push(at.range());
         }
-        let got = self.store.get_ranges(&self.path, &ranges).await.map_err(|e| self.range_error(e))?;
+        let end = ranges.iter().map(|range| range.end).max().unwrap_or(0);
+        let got = match self.store.get_ranges(&self.path, &ranges).await {
+            Ok(got) => got,
+            Err(error) => return Err(self.range_error(error, end).await),
+        };
         frames.iter().zip(got).map(|(at, bytes)| self.open(*at, FrameKind::Chunk, &bytes)).collect()
     }
 
@@ -166,7 +174,7 @@ impl SegmentReader {
         let end = self.reference.bytes;
         let begin =
             end.checked_sub(TRAILER_BYTES as u64).ok_or_else(|| corrupt("shorter than any segment"))?;
-        let bytes = self.store.get_range(&self.path, begin..end).await.map_err(|e| self.range_error(e))?;
+        let bytes = self.fetched(begin..end).await?;
         if bytes.len() != TRAILER_BYTES {
             return Err(corrupt("cut off"));
         }
@@ -179,13 +187,18 @@ impl SegmentReader {
         Ok(SegmentRef { footer_offset, footer_len, footer_frame, ..self.reference.clone() })
     }
 
-    /// A range that lies behind the end of the object is damage of the vault, not failure of the store.
-    fn range_error(&self, error: object_store::Error) -> VaultError {
-        match error {
-            error @ object_store::Error::Generic { .. } if error.to_string().contains("range") => {
-                VaultError::corrupt(&self.path, format!("shorter than it should be ({error})"))
+    /// A range that lies behind the end of the object is damage of the vault, not failure of the store. Stores have no words of their own for
+    /// that: so it is looked how long the object is.
+    async fn range_error(&self, error: object_store::Error, end: u64) -> VaultError {
+        if !matches!(error, object_store::Error::Generic { .. }) {
+            return of_object(&self.path, error);
+        }
+        match self.store.head(&self.path).await {
+            Ok(meta) if meta.size < end => {
+                VaultError::corrupt(&self.path, format!("it has {} bytes, and should have more", meta.size))
             }
-            other => of_object(&self.path, other),
+            Err(gone @ object_store::Error::NotFound { .. }) => of_object(&self.path, gone),
+            _ => of_object(&self.path, error),
         }
     }
 
@@ -312,8 +325,7 @@ impl Window {
         let end = offset + len as u64;
         if offset < self.start || end > self.start + self.bytes.len() as u64 {
             let upto = (offset + self.ahead).max(end).min(reader.reference.bytes);
-            let got = reader.store.get_range(&reader.path, offset..upto).await;
-            self.bytes = got.map_err(|e| reader.range_error(e))?;
+            self.bytes = reader.fetched(offset..upto).await?;
             self.start = offset;
             self.fetched += self.bytes.len() as u64;
         }

@@ -385,3 +385,92 @@ fn it_may_fail_at_any_call() {
         }
     });
 }
+
+/// Repairs a copy that is damaged in some way: no more is lost afterwards than before.
+async fn costs_nothing(broken: Arc<InMemory>, key: &VaultKey, what: &str) -> Report {
+    let vault = open(broken, key).await;
+    let found = verify::verify_vault(&vault).await.unwrap();
+    let planned = repair::plan(&vault, machine(), &found.damaged, &settings()).await.unwrap();
+    let report = repair::machine(&vault, machine(), &found.damaged, &settings()).await.unwrap();
+    let blocks = |losses: &Losses| losses.points.iter().map(|point| point.blocks).sum::<u64>();
+    let (before, after) = (blocks(&planned.losses), blocks(&report.losses));
+    assert!(after <= before, "{what}: {before} blocks lacked, now {after}: {report:?}");
+    report
+}
+
+#[test]
+fn a_damaged_shortcut_over_a_lost_map_is_not_given_away() {
+    runtime().block_on(async {
+        let (store, vault, key) = merged_with_key().await;
+        let all = objects(&*store).await;
+        let state = vault.machine(machine()).await.unwrap();
+        let path = |kind, id| crate::store::object_path(machine(), kind, id);
+        let mut left = 0;
+        for shortcut in &state.shortcuts {
+            let is_under = |run: &&crate::runs::Run| {
+                run.is_merged() && shortcut.from <= run.from && run.to <= shortcut.to
+            };
+            for run in state.runs.iter().filter(is_under) {
+                let broken = store_of(&all).await;
+                for trashed in &state.trash {
+                    let _ = broken.delete(&path(trashed.object.kind, trashed.object.id)).await;
+                }
+                for map in run.objects() {
+                    broken.delete(&path(Kind::Map, map.id)).await.unwrap();
+                }
+                for map in &shortcut.maps {
+                    let path = path(Kind::Map, map.id);
+                    let mut bad = all[&path].to_vec();
+                    let at = bad.len() - 30;
+                    bad[at] ^= 1;
+                    broken.put(&path, bad.into()).await.unwrap();
+                }
+                let what = format!("shortcut to {}, run to {}", shortcut.to, run.to);
+                left += costs_nothing(broken, &key, &what).await.left.len();
+            }
+        }
+        assert!(left > 0);
+    });
+}
+
+#[test]
+fn a_map_that_could_not_be_made_anew_after_all_keeps_its_shortcut() {
+    runtime().block_on(async {
+        let (store, vault, key) = merged_with_key().await;
+        let all = objects(&*store).await;
+        let state = vault.machine(machine()).await.unwrap();
+        let path = |kind, id| crate::store::object_path(machine(), kind, id);
+        // As long as they should be, and rotten.
+        let trashed: Vec<Path> = (state.trash.iter())
+            .filter(|trashed| trashed.object.kind != Kind::Map)
+            .map(|trashed| path(trashed.object.kind, trashed.object.id))
+            .filter(|path| all.contains_key(path))
+            .collect();
+        let is_other = |path: &&Path| {
+            matches!(what_is(machine(), path), What::Object(name) if name.kind != Kind::Map)
+                && !trashed.contains(path)
+        };
+        let others: Vec<&Path> = all.keys().filter(is_other).collect();
+        let is_under = |run: &&crate::runs::Run| {
+            run.is_merged() && state.shortcuts.iter().any(|s| s.from <= run.from && run.to <= s.to)
+        };
+        for run in state.runs.iter().filter(is_under) {
+            for other in others.iter().step_by(3) {
+                let broken = store_of(&all).await;
+                for path in &trashed {
+                    let mut bad = all[path].to_vec();
+                    bad[100] ^= 1;
+                    broken.put(path, bad.into()).await.unwrap();
+                }
+                for map in run.objects() {
+                    broken.delete(&path(Kind::Map, map.id)).await.unwrap();
+                }
+                let mut bad = all[*other].to_vec();
+                let at = bad.len() - 30;
+                bad[at] ^= 1;
+                broken.put(other, bad.into()).await.unwrap();
+                costs_nothing(broken, &key, &format!("run to {}, and {other}", run.to)).await;
+            }
+        }
+    });
+}

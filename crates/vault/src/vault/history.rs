@@ -194,6 +194,9 @@ impl Vault {
         let depth = replay_depth(&records);
         for (expected, (number, _)) in (state.last_record + 1..).zip(&records) {
             // A hole would cut off everything after it, silently.
+            if expected != *number && expected == 1 {
+                return Err(VaultError::no_checkpoint(machine));
+            }
             if expected != *number {
                 let object = store::manifest_path(machine, expected).to_string();
                 return Err(VaultError::Missing { object });
@@ -230,10 +233,11 @@ impl Vault {
         self.check_checkpoint(machine, checkpoint, state_bytes_max)?;
         let records = self.records_after(machine, number).await?;
         let largest = largest(&records);
-        let all: u64 = checkpoint + records.iter().map(|(_, bytes)| *bytes).sum::<u64>();
+        let all = records.iter().fold(checkpoint, |all, (_, bytes)| all.saturating_add(*bytes));
         // Each document is there sealed and open while it is read.
-        let passing = 2 * checkpoint.max(largest.saturating_mul(replay_depth(&records)));
-        Ok((all.saturating_mul(STATE_TO_DOCUMENT) + STATE_BYTES_LEAST).min(state_bytes_max) + passing)
+        let passing = checkpoint.max(largest.saturating_mul(replay_depth(&records))).saturating_mul(2);
+        let state = all.saturating_mul(STATE_TO_DOCUMENT).saturating_add(STATE_BYTES_LEAST);
+        Ok(state.min(state_bytes_max).saturating_add(passing))
     }
 
     /// What stands in a checkpoint takes more as a state.

@@ -6,7 +6,7 @@
 use super::{Place, Report};
 use crate::{
     Result, SegmentRef, VaultError,
-    maps::{Merge, Piece, SegmentRow, Source},
+    maps::{MapDisk, MapFooter, Merge, Piece, SegmentRow, Source},
     pages::{Cached, PageCache},
     runs::{Kind, ObjectName},
     segment::{Footer, Page, PageKind, SegmentReader, Tail},
@@ -40,44 +40,108 @@ impl Default for Indexes {
     }
 }
 
-/// Compares every entry of a map with the segment that it names, but for those in `lacking`. Answers how many there were. Segments whose
-/// index cannot be read are reported, once each.
+/// What came of comparing a map.
+pub(super) struct Compared {
+    pub(super) entries: u64,
+    /// All were compared, and none is missing of those that its footer, its tables and its record count.
+    pub(super) all: bool,
+}
+
+/// Compares every entry of a map with the segment that it names, but for those in `lacking`. Segments whose index cannot be read are reported,
+/// once each.
 pub(super) async fn check(
     place: &Place<'_>,
     map: &SegmentRef,
     lacking: &HashSet<ObjectName>,
     indexes: &mut Indexes,
     report: &mut Report,
-) -> Result<u64> {
+) -> Result<Compared> {
     let store = place.vault.store();
     let source = Source::new(Kind::Map, map.clone());
     let mut stream = Merge::new(store, place.machine, place.keys, place.pace, vec![source]);
-    let mut entries = 0;
+    let (mut entries, mut all, mut counted) = (0, true, Counted::default());
     while let Some(piece) = stream.next().await? {
         entries += 1;
+        counted.add(&piece);
         if piece.entry.fill == Fill::Zero {
             continue;
         }
         let row = stream.rows()[piece.entry.segment as usize].clone();
         if lacking.contains(&ObjectName { kind: row.kind, id: row.id }) {
+            all = false;
             continue;
         }
         let fits = indexes.fits(place, &row, &piece).await;
-        let Some(fits) = report.keep(Some(place.machine), fits)? else { continue };
-        if !fits {
+        let Some(fits) = report.keep(Some(place.machine), fits)? else {
+            all = false;
+            continue;
+        };
+        if fits == Fits::Unknown {
+            all = false;
+        }
+        if fits == Fits::No {
             let what = store::object_path(place.machine, Kind::Map, map.id);
             let cause =
                 format!("what it says of block {} is not what segment {} holds", piece.entry.start, row.id);
             return Err(VaultError::corrupt(what, cause));
         }
     }
-    Ok(entries)
+    let all = all && counted.fit(place, map, stream.rows()).await?;
+    Ok(Compared { entries, all })
+}
+
+/// Blocks of a map's entries.
+#[derive(Default)]
+struct Counted {
+    /// With content and without, by disk.
+    disks: HashMap<DiskId, (u64, u64)>,
+    /// With content, by segment.
+    live: HashMap<u32, u64>,
+}
+
+impl Counted {
+    fn add(&mut self, piece: &Piece) {
+        let (data, zeros) = self.disks.entry(piece.disk).or_default();
+        let blocks = u64::from(piece.entry.count);
+        match piece.entry.fill {
+            Fill::Zero => *zeros += blocks,
+            Fill::Data => {
+                *data += blocks;
+                *self.live.entry(piece.entry.segment).or_default() += blocks;
+            }
+        }
+    }
+
+    /// Whether these are as many as the map's footer and tables say, and where its record says.
+    async fn fit(&self, place: &Place<'_>, map: &SegmentRef, rows: &[SegmentRow]) -> Result<bool> {
+        let store = place.vault.store().clone();
+        let reader = SegmentReader::new(store, place.machine, place.keys, Kind::Map, map)?;
+        let footer = MapFooter::decode(&reader.footer_frame().await?, &reader.path)?;
+        let spans = footer.disks.iter().map(|disk| (disk.root.disk, disk.root.first, disk.root.end));
+        let blocks =
+            |disk: &MapDisk| self.disks.get(&disk.root.disk) == Some(&(disk.data_blocks, disk.zero_blocks));
+        let live =
+            |(number, row): (u32, &SegmentRow)| self.live.get(&number).copied().unwrap_or(0) == row.live;
+        Ok(spans.eq(map.spans.iter().map(|span| (span.disk, span.first, span.end)))
+            && footer.disks.len() == self.disks.len()
+            && footer.disks.iter().all(blocks)
+            && (0..).zip(rows).all(live))
+    }
+}
+
+/// Whether an index says what a map says.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fits {
+    Yes,
+    No,
+    /// It cannot be read, and that was said.
+    Unknown,
 }
 
 impl Indexes {
-    /// Whether a segment's own index says what a piece of a map says. One that cannot be read fails once, and fits from then on.
-    async fn fits(&mut self, place: &Place<'_>, row: &SegmentRow, piece: &Piece) -> Result<bool> {
-        let Some(index) = self.index(place, row).await? else { return Ok(true) };
+    /// Whether a segment's own index says what a piece of a map says. One that cannot be read fails once, and is not asked again.
+    async fn fits(&mut self, place: &Place<'_>, row: &SegmentRow, piece: &Piece) -> Result<Fits> {
+        let Some(index) = self.index(place, row).await? else { return Ok(Fits::Unknown) };
         let (mut block, mut hashes) = (piece.entry.start, piece.hashes().iter());
         while block < piece.entry.end() {
             let page = match self.page(&index, piece.disk, block).await {
@@ -87,22 +151,25 @@ impl Indexes {
                     return Err(error);
                 }
             };
-            let Some(page) = page else { return Ok(false) };
-            let Some(entry) = page.touching(block, block + 1).next() else { return Ok(false) };
+            let Some(page) = page else { return Ok(Fits::No) };
+            let Some(entry) = page.touching(block, block + 1).next() else { return Ok(Fits::No) };
             let end = entry.end().min(piece.entry.end());
             let payload_block = u64::from(piece.entry.payload_block) + (block - piece.entry.start);
             let fits = entry.fill == Fill::Data
                 && (entry.frame, entry.offset, entry.len)
                     == (piece.entry.frame, piece.entry.offset, piece.entry.len)
                 && u64::from(entry.payload_block) + (block - entry.start) == payload_block;
+            if !fits {
+                return Ok(Fits::No);
+            }
             let from = entry.hash_at as usize + (block - entry.start) as usize;
             let stated = &page.hashes[from..][..(end - block) as usize];
-            if !fits || !hashes.by_ref().take(stated.len()).eq(stated) {
-                return Ok(false);
+            if !hashes.by_ref().take(stated.len()).eq(stated) {
+                return Ok(Fits::No);
             }
             block = end;
         }
-        Ok(true)
+        Ok(Fits::Yes)
     }
 
     async fn index(&mut self, place: &Place<'_>, row: &SegmentRow) -> Result<Option<Arc<Index>>> {

@@ -189,9 +189,9 @@ async fn one(
                 Err(error) if !whole && !matches!(error, VaultError::Store(_)) => None,
                 compared => own.keep(machine, compared)?,
             };
-            own.entries += compared.unwrap_or(0);
-            entries_hold = compared.is_some();
-            (whole && entries_hold).then_some(())
+            own.entries += compared.as_ref().map_or(0, |compared| compared.entries);
+            entries_hold = compared.as_ref().is_some_and(|compared| compared.all);
+            compared.filter(|_| whole).map(drop)
         }
         (Some(segment), _) => {
             own.segments += 1;

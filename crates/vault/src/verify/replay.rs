@@ -73,10 +73,11 @@ async fn marks(place: &Place<'_>) -> Result<Vec<u64>> {
     Ok(found)
 }
 
-/// The state to begin with where records were deleted: the oldest checkpoint, which leaves `checkpoints`.
+/// The state to begin with where records up to `floor` were deleted: the oldest checkpoint, which leaves `checkpoints`.
 async fn oldest(
     place: &Place<'_>,
     marks: &[u64],
+    floor: Option<u64>,
     checkpoints: &mut BTreeSet<u64>,
     bad: &mut Vec<u64>,
     report: &mut Report,
@@ -87,14 +88,14 @@ async fn oldest(
         let read = store::read_object(&**vault.store(), &path, MARK_BYTES_MAX).await;
         let opened = read.and_then(|sealed| seal::open(&keys.manifest, &path, &sealed));
         report.keep(Some(machine), opened)?;
-        if checkpoints.last().is_none_or(|newest| mark > newest) {
+        if checkpoints.last().is_some_and(|newest| mark > newest) {
             let cause = "it says that records were deleted which no checkpoint makes needless";
             report.problem(Some(machine), &VaultError::corrupt(path, cause));
         }
     }
     // Older ones are left over, in a copy that was made while records were deleted: those that continue them may be gone.
-    *checkpoints = checkpoints.split_off(&marks.last().copied().unwrap_or(0));
-    while !marks.is_empty()
+    *checkpoints = checkpoints.split_off(&floor.unwrap_or(0));
+    while floor.is_some()
         && let Some(number) = checkpoints.pop_first()
     {
         report.checkpoints += 1;
@@ -121,6 +122,20 @@ async fn authentic(place: &Place<'_>, number: u64, report: &mut Report) -> Resul
     report.keep(Some(machine), opened).map(drop)
 }
 
+/// The records behind one that is damaged, as far as they are there.
+async fn behind(place: &Place<'_>, numbers: &[u64], mut before: u64, report: &mut Report) -> Result<()> {
+    for number in numbers {
+        if *number > before + 1 {
+            // Of several that are missing, the first.
+            let object = store::manifest_path(place.machine, before + 1).to_string();
+            report.problem(Some(place.machine), &VaultError::Missing { object });
+        }
+        authentic(place, *number, report).await?;
+        before = *number;
+    }
+    Ok(())
+}
+
 async fn replay_once(
     place: &Place<'_>,
     host_name: String,
@@ -129,26 +144,27 @@ async fn replay_once(
 ) -> Result<Replayed> {
     let Place { vault, machine, keys, pace } = *place;
     let mut checkpoints: BTreeSet<u64> = vault.checkpoint_numbers(machine).await?.into_iter().collect();
-    let mut numbers: Vec<u64> = vault
-        .store()
-        .list(Some(&store::manifest_dir(machine)))
-        .try_filter_map(async |meta| Ok(store::number_of(&meta.location)))
-        .try_collect()
-        .await?;
-    numbers.sort_unstable();
+    let numbers: Vec<u64> =
+        vault.records_after(machine, 0).await?.into_iter().map(|(number, _)| number).collect();
     let mut bad = Vec::new();
-    let begun = oldest(place, marks, &mut checkpoints, &mut bad, report).await?;
-    if begun.is_none() && !marks.is_empty() {
+    // With no mark it should be the first.
+    let before = numbers.first().map_or(0, |first| first - 1);
+    if marks.is_empty() && before > 0 {
+        let cause = "its first records are gone, and so is the mark by which they were deleted, if they were";
+        report.problem(Some(machine), &VaultError::corrupt(store::manifest_dir(machine), cause));
+    }
+    let floor = marks.last().copied().or(Some(before).filter(|before| *before > 0));
+    let begun = oldest(place, marks, floor, &mut checkpoints, &mut bad, report).await?;
+    if begun.is_none() && floor.is_some() {
         // Whatever else is there continues what nobody knows: one cause is told, not what follows from it.
-        let cause = "of its records the older ones were deleted, and no checkpoint that replaces them can be read; put one back from a copy of the vault";
-        report.problem(Some(machine), &VaultError::corrupt(store::checkpoint_dir(machine), cause));
+        report.problem(Some(machine), &VaultError::no_checkpoint(machine));
         let state = MachineState::empty(machine, host_name);
         return Ok(Replayed { state, whole: false, bad: Vec::new() });
     }
     let mut state = begun.unwrap_or_else(|| MachineState::empty(machine, host_name));
     let mut whole = true;
     // Needless since that checkpoint, but not deleted: they are to be there, and good, all the same.
-    for number in marks.last().map_or(u64::MAX, |mark| mark + 1)..=state.last_record {
+    for number in floor.map_or(u64::MAX, |floor| floor + 1)..=state.last_record {
         authentic(place, number, report).await?;
     }
     let last = numbers.last().copied().unwrap_or(0);
@@ -165,9 +181,8 @@ async fn replay_once(
         if report.keep(Some(machine), applied)?.is_none() {
             // Every later record continues the damaged one: of these it can be told only whether they are whole themselves.
             whole = false;
-            for behind in number + 1..=last {
-                authentic(place, behind, report).await?;
-            }
+            behind(place, &numbers[numbers.partition_point(|known| *known <= number)..], number, report)
+                .await?;
             break;
         }
         if checkpoints.remove(&number) {

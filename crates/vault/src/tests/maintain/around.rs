@@ -5,7 +5,7 @@ use crate::runs::Kind;
 use highwater_faults::Keeps;
 
 impl Model {
-    async fn round(&self, settings: &Settings) -> Result<crate::maintain::Report, VaultError> {
+    pub(super) async fn round(&self, settings: &Settings) -> Result<crate::maintain::Report, VaultError> {
         let rules = Rules { policy: policy(), immutable: vec![] };
         let opened = Maintainer::open(&self.vault, machine(), settings.clone()).await;
         opened.unwrap().filled(Full::TINY).run(&rules, self.vault.now_ms(), &()).await
