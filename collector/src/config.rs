@@ -197,6 +197,25 @@ fn default_log_level() -> String {
     "info".to_owned()
 }
 
+/// Whether two listeners would be in each other's way.
+fn is_same(one: SocketAddr, other: SocketAddr) -> bool {
+    let is_one_ip = one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() != 0 && one.port() == other.port() && is_one_ip
+}
+
+/// Whether a text says what is logged: a word alone that is no level would be taken for a part of the program, and nothing else be logged.
+fn is_filter(text: &str) -> bool {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let is_level = |word: &str| LEVELS.iter().any(|level| word.trim().eq_ignore_ascii_case(level));
+    let part = |part: &str| match part.rsplit_once('=') {
+        Some((target, level)) => !target.trim().is_empty() && is_level(level),
+        None => is_level(part),
+    };
+    !text.trim().is_empty()
+        && text.split(',').all(part)
+        && tracing_subscriber::EnvFilter::try_new(text).is_ok()
+}
+
 impl Config {
     /// Settings without a value, and what holds then.
     #[must_use]
@@ -287,6 +306,12 @@ impl Config {
     /// Opens the vault. One in a directory that is not there is made, and is no vault.
     pub async fn open_vault(&self) -> Result<Vault, CollectorError> {
         let (_, source) = self.key_sources().pop().ok_or(VaultError::WrongKey)?;
+        // One that is mistyped, or not mounted, would be made.
+        if let Location::Directory(dir) = &self.vault
+            && matches!(std::fs::symlink_metadata(dir), Err(e) if e.kind() == std::io::ErrorKind::NotFound)
+        {
+            return Err(VaultError::NotAVault.into());
+        }
         Ok(Vault::unlock(Store::open(&self.vault)?, &source).await?)
     }
 
@@ -373,9 +398,38 @@ impl Config {
                 "must be host:port, like \"dr.example.com:9443\"",
             ),
         ];
-        let values = wrong.into_iter().filter(|(is, ..)| *is).map(|(_, key, why)| (key, why.to_owned()));
+        let more = [
+            (self.is_in_vault(self.state_dir.as_deref()), "state-dir", "must not lie in the vault"),
+            (self.is_in_vault(self.cache.as_deref()), "cache", "must not lie in the vault"),
+            (
+                is_same(self.listen, self.management_listen),
+                "management-listen",
+                "must not be where `listen` is",
+            ),
+            (is_same(self.listen, self.metrics_listen), "metrics-listen", "must not be where `listen` is"),
+            (
+                is_same(self.management_listen, self.metrics_listen),
+                "metrics-listen",
+                "must not be where `management-listen` is",
+            ),
+            (
+                !is_filter(&self.log_level),
+                "log-level",
+                "must be `error`, `warn`, `info`, `debug` or `trace`, or such of parts, like \"info,highwater_vault=debug\"",
+            ),
+        ];
+        let values =
+            wrong.into_iter().chain(more).filter(|(is, ..)| *is).map(|(_, key, why)| (key, why.to_owned()));
         let names = self.names.iter().filter_map(|name| check_name(name).err());
         values.chain(names.map(|why| ("names", why))).collect()
+    }
+
+    /// Whether a directory lies in the vault's.
+    fn is_in_vault(&self, dir: Option<&Path>) -> bool {
+        match (&self.vault, dir) {
+            (Location::Directory(vault), Some(dir)) => dir.starts_with(vault),
+            _ => false,
+        }
     }
 
     /// `host:port` that enrolled machines are told; `asked` is the host that the request came for.

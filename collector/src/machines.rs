@@ -1,6 +1,7 @@
 //! `highwater-collector machine`.
 
 use crate::open;
+use crate::say::say;
 use highwater_collector::certificates::{self, Listed, State};
 use highwater_collector::shared::now_ms;
 use serde_json::json;
@@ -12,12 +13,12 @@ pub async fn list(path: &Path, json: bool) -> anyhow::Result<()> {
     let (_, vault) = open(path).await?;
     let machines = certificates::list(&vault).await?;
     if json {
-        println!("{}", json!({ "machines": machines }));
+        say!("{}", json!({ "machines": machines }));
         return Ok(());
     }
-    println!("{:<36}  {:<24}  {:<8}  certificate", "machine", "host", "state");
+    say!("{:<36}  {:<24}  {:<8}  certificate", "machine", "host", "state");
     for machine in &machines {
-        println!(
+        say!(
             "{:<36}  {:<24}  {:<8}  {}",
             machine.machine,
             machine.host,
@@ -56,12 +57,12 @@ pub async fn revoke(path: &Path, text: &str, reason: Option<String>, json: bool)
     let machine = certificates::find(&vault, text).await?;
     let now = certificates::revoke(&vault, machine, reason).await?;
     if json {
-        println!("{}", json!({ "machine": machine, "revoked": true, "was-revoked": !now }));
+        say!("{}", json!({ "machine": machine, "revoked": true, "was-revoked": !now }));
     } else if now {
-        println!("revoked machine {machine}: its session ends within seconds; its recovery points stay");
-        println!("to let it return:\n  highwater-collector token create --machine {machine}");
+        say!("revoked machine {machine}: its session ends within seconds; its recovery points stay");
+        say!("to let it return:\n  highwater-collector token create --machine {machine}");
     } else {
-        println!("machine {machine} was revoked already; tokens made for it since are void now");
+        say!("machine {machine} was revoked already; tokens made for it since are void now");
     }
     Ok(())
 }

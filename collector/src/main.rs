@@ -2,6 +2,7 @@
 
 mod machines;
 mod relay;
+mod say;
 
 use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -14,6 +15,7 @@ use highwater_vault::{Location, Vault, keys::KeyCommand};
 use highwater_wire::certificate::{fingerprint, hex};
 use machines::until;
 use relay::RelayCommand;
+use say::say;
 use sd_notify::NotifyState;
 use serde_json::json;
 use std::io::IsTerminal;
@@ -190,7 +192,7 @@ fn report(error: &anyhow::Error, json: bool) {
         if let Some(CollectorError::Config { problems, .. }) = known {
             error["problems"] = json!(problems);
         }
-        println!("{}", json!({ "error": error }));
+        say!("{}", json!({ "error": error }));
         return;
     }
     match (code, action) {
@@ -233,23 +235,23 @@ async fn execute(cli: Cli) -> anyhow::Result<()> {
                 highwater_collector::authority::load(&config.open_vault().await?).await?;
             }
             if cli.json {
-                println!("{}", json!({ "valid": true, "file": file.config }));
+                say!("{}", json!({ "valid": true, "file": file.config }));
             } else {
-                println!("{} is right", file.config.display());
+                say!("{} is right", file.config.display());
             }
             Ok(())
         }
         Command::Config { command: ConfigCommand::Show { file, effective } } => {
             let config = Config::load(&file.config)?;
             if cli.json {
-                println!("{}", serde_json::to_string_pretty(&config)?);
+                say!("{}", serde_json::to_string_pretty(&config)?);
             } else if effective {
-                print!("{}", toml::to_string(&config)?);
+                say!("{}", toml::to_string(&config)?.trim_end());
                 for (name, meaning) in config.unset() {
-                    println!("# {name} is not set: {meaning}");
+                    say!("# {name} is not set: {meaning}");
                 }
             } else {
-                print!("{}", std::fs::read_to_string(&file.config)?);
+                say!("{}", std::fs::read_to_string(&file.config)?.trim_end());
             }
             Ok(())
         }
@@ -275,33 +277,33 @@ async fn make(
     let made = init(dir, vault, names, key).await?;
     let config = made.config.display();
     if json {
-        println!(
+        say!(
             "{}",
             json!({ "config": made.config, "key-file": made.key_file, "vault": made.vault.to_string() })
         );
         return Ok(());
     }
-    println!("created vault {} in {vault}", made.vault);
+    say!("created vault {} in {vault}", made.vault);
     let mut own = if let Some(key) = &made.key_file {
         let key = key.display();
-        println!("created its key {key}: keep a copy elsewhere, without it nothing can be recovered");
+        say!("created its key {key}: keep a copy elsewhere, without it nothing can be recovered");
         format!(" {key}")
     } else {
-        println!("nothing but what was given opens it; add a second way with `highwater vault key add`");
+        say!("nothing but what was given opens it; add a second way with `highwater vault key add`");
         passphrase.map(|file| format!(" {}", file.display())).unwrap_or_default()
     };
     if by_default {
-        println!(
+        say!(
             "machines are to reach it as {name:?}: if that is not its full name there, correct `names` in {config}"
         );
     }
-    println!("created {config}\n\nnow, if the collector is to run as a user of its own:");
+    say!("created {config}\n\nnow, if the collector is to run as a user of its own:");
     if let Location::Directory(dir) = vault {
         own += &format!(" {}", dir.display());
     }
-    println!("  chown -R highwater: {config}{own}");
-    println!("and:\n  highwater-collector run --config {config}");
-    println!("  highwater-collector token create --config {config}");
+    say!("  chown -R highwater: {config}{own}");
+    say!("and:\n  highwater-collector run --config {config}");
+    say!("  highwater-collector token create --config {config}");
     Ok(())
 }
 
@@ -342,12 +344,12 @@ async fn create_token(
     let command = format!("highwater-agent enroll {again}{url} -");
     if json {
         let id = hex(&token.id);
-        println!(
+        say!(
             "{}",
             json!({ "id": id, "token": token.to_string(), "url": url, "command": command, "ttl-seconds": ttl.as_secs(), "machine": machine })
         );
     } else {
-        println!(
+        say!(
             "On the machine to be protected, run\n\n  {command}\n\nand paste this token, which is valid once, for {}:\n\n{token}",
             humantime_serde::re::humantime::format_duration(ttl)
         );

@@ -1,5 +1,6 @@
 //! `highwater-collector relay`: at both ends.
 
+use crate::say::say;
 use crate::{ConfigFile, open, parse_ttl, until};
 use anyhow::Context;
 use clap::Subcommand;
@@ -105,12 +106,12 @@ async fn token(
     let command = format!("highwater-collector relay join {again}{url} -");
     if json {
         let id = hex(&token.id);
-        println!(
+        say!(
             "{}",
             json!({ "id": id, "token": token.to_string(), "url": url, "command": command, "ttl-seconds": ttl.as_secs(), "relay": relay })
         );
     } else {
-        println!(
+        say!(
             "On the collector whose vault is to be kept here, run\n\n  {command}\n\nand paste this token, which is valid once, for {}:\n\n{token}",
             humantime_serde::re::humantime::format_duration(ttl)
         );
@@ -140,16 +141,13 @@ async fn join(
     joined.identity.save(&dir).map_err(CollectorError::from)?;
     let location = format!("highwater://{}?identity={}", joined.endpoint, dir.display());
     if json {
-        println!("{}", json!({ "relay": joined.identity.relay, "identity": dir, "location": location }));
+        say!("{}", json!({ "relay": joined.identity.relay, "identity": dir, "location": location }));
         return Ok(());
     }
-    println!("joined as relay {}; its identity lies in {}", joined.identity.relay, dir.display());
-    println!(
-        "\nnow, if the collector is to run as a user of its own:\n  chown -R highwater: {}",
-        dir.display()
-    );
-    println!("and, for a new vault:\n  highwater-collector init --vault '{location}'");
-    println!("or, for the one that lies there, in collector.toml:\n  vault = \"{location}\"");
+    say!("joined as relay {}; its identity lies in {}", joined.identity.relay, dir.display());
+    say!("\nnow, if the collector is to run as a user of its own:\n  chown -R highwater: {}", dir.display());
+    say!("and, for a new vault:\n  highwater-collector init --vault '{location}'");
+    say!("or, for the one that lies there, in collector.toml:\n  vault = \"{location}\"");
     Ok(())
 }
 
@@ -177,17 +175,17 @@ async fn list(path: &Path, json: bool) -> anyhow::Result<()> {
     let (_, vault) = open(path).await?;
     let relays = relays::list(&vault).await?;
     if json {
-        println!("{}", json!({ "relays": relays }));
+        say!("{}", json!({ "relays": relays }));
         return Ok(());
     }
-    println!("{:<36}  {:<24}  {:<8}  certificate", "relay", "host", "state");
+    say!("{:<36}  {:<24}  {:<8}  certificate", "relay", "host", "state");
     for relay in &relays {
         let state = match relay.state {
             State::Enrolled => "joined",
             State::Expired => "expired",
             State::Revoked => "revoked",
         };
-        println!("{:<36}  {:<24}  {state:<8}  {}", relay.relay, relay.name, until(relay.expires_ms));
+        say!("{:<36}  {:<24}  {state:<8}  {}", relay.relay, relay.name, until(relay.expires_ms));
     }
     Ok(())
 }
@@ -197,12 +195,12 @@ async fn revoke(path: &Path, text: &str, reason: Option<String>, json: bool) -> 
     let relay = relays::find(&vault, text).await?;
     let now = certificates::lock_out(&vault, relay, reason).await?;
     if json {
-        println!("{}", json!({ "relay": relay, "revoked": true, "was-revoked": !now }));
+        say!("{}", json!({ "relay": relay, "revoked": true, "was-revoked": !now }));
     } else if now {
-        println!("revoked relay {relay}: its connections end within seconds; its objects stay");
-        println!("to let it return:\n  highwater-collector relay token --relay {relay}");
+        say!("revoked relay {relay}: its connections end within seconds; its objects stay");
+        say!("to let it return:\n  highwater-collector relay token --relay {relay}");
     } else {
-        println!("relay {relay} was revoked already; tokens made for it since are void now");
+        say!("relay {relay} was revoked already; tokens made for it since are void now");
     }
     Ok(())
 }

@@ -46,8 +46,13 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_name = "COMMAND")]
     pub(crate) key_command: Option<KeyCommand>,
     /// Where the collector's configuration is
-    #[arg(long, global = true, default_value = "/etc/highwater/collector.toml", value_name = "FILE")]
-    pub(crate) config: PathBuf,
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        help = "Where the collector's configuration is [default: /etc/highwater/collector.toml]"
+    )]
+    pub(crate) config: Option<PathBuf>,
     /// Keep what was read of machines in this directory, encrypted, so that lists are fast; "none": keep nothing. It may be deleted
     /// at any time [default: highwater in $XDG_CACHE_HOME or ~/.cache]
     #[arg(long, global = true, env = "HIGHWATER_INDEX", value_name = "DIR")]
@@ -97,7 +102,7 @@ pub(crate) enum VaultVerb {
     Verify(Verify),
     /// Verify everything, make anew what can be, delete what nobody names, and say what is lost
     Repair(Repair),
-    /// Erase a machine: nobody can read anything of it again, in no copy of the vault either
+    /// Erase a machine: its key is deleted, and nobody can read anything of it again but in copies that still hold that key
     EraseMachine(EraseMachine),
 }
 

@@ -1,8 +1,10 @@
 //! Finding the vault, its key, and the machine that is meant.
 
-use crate::{CliError, Console, args::Global, secret};
-use highwater_delta::MachineId;
-use highwater_vault::{Index, KeyRing, KeySource, Location, Store, Vault, keys::KeyCommand};
+use crate::{CliError, Console, args::Global, output::rfc3339, secret};
+use highwater_delta::{Code, MachineId};
+use highwater_vault::{
+    Index, KeyRing, KeySource, Location, MachineState, Store, Vault, VaultError, keys::KeyCommand,
+};
 use std::path::{Path, PathBuf};
 
 /// Opens the vault that options, environment or the collector's configuration name.
@@ -44,7 +46,7 @@ async fn find(global: &Global, console: &mut Console<'_>) -> Result<(KeyRing, Lo
     let given = given(global)?;
     let config = match (&global.vault, &given) {
         (Some(_), Some(_)) => toml::Table::new(),
-        _ => read_config(&global.config)?,
+        _ => read_config(global.config.as_deref())?,
     };
     let named = |name: &str| config.get(name).and_then(|value| value.as_str()).map(str::to_owned);
     let address = global.vault.clone().or_else(|| named("vault")).ok_or(CliError::NotGiven("vault"))?;
@@ -58,7 +60,7 @@ async fn find(global: &Global, console: &mut Console<'_>) -> Result<(KeyRing, Lo
     let source = match given {
         Some(Given::Source(source)) => source,
         Some(Given::Asked) => KeySource::Passphrase(secret::ask(console, "Passphrase of the vault: ")?),
-        None => configured(&config, &global.config)?.ok_or(CliError::NotGiven("key"))?,
+        None => configured(&config, path_of(global.config.as_deref()))?.ok_or(CliError::NotGiven("key"))?,
     };
     let ring = KeyRing::open(Store::open(&location)?, &source).await?;
     Ok((ring, location))
@@ -102,11 +104,20 @@ fn configured(config: &toml::Table, path: &Path) -> Result<Option<KeySource>, Cl
     command.map(|command| Some(KeySource::Command(command))).map_err(refuse)
 }
 
-fn read_config(path: &Path) -> Result<toml::Table, CliError> {
+/// Where the collector's configuration is, if nobody says otherwise.
+const CONFIG: &str = "/etc/highwater/collector.toml";
+
+fn path_of(named: Option<&Path>) -> &Path {
+    named.unwrap_or(Path::new(CONFIG))
+}
+
+/// One that is not there says nothing, unless it was named.
+fn read_config(named: Option<&Path>) -> Result<toml::Table, CliError> {
+    let path = path_of(named);
     let refuse = |cause: String| CliError::Config { path: path.display().to_string(), cause };
     match std::fs::read_to_string(path) {
         Ok(text) => text.parse().map_err(|e: toml::de::Error| refuse(e.message().to_owned())),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(toml::Table::new()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && named.is_none() => Ok(toml::Table::new()),
         Err(e) => Err(refuse(e.to_string())),
     }
 }
@@ -117,6 +128,7 @@ pub(crate) async fn machine(vault: &Vault, text: &str) -> Result<MachineId, CliE
     if let Ok(id) = text.parse::<MachineId>() {
         return match machines.contains(&id) {
             true => Ok(id),
+            false if vault.is_erased(id).await? => Err(VaultError::Erased(id).into()),
             false => Err(CliError::Machine(format!("machine {id} is not in this vault"))),
         };
     }
@@ -137,4 +149,37 @@ pub(crate) async fn machine(vault: &Vault, text: &str) -> Result<MachineId, CliE
             Err(CliError::Machine(format!("{text:?} may mean {}", list.join(" or "))))
         }
     }
+}
+
+/// What is known of a machine; with `before_damage`, up to the first record that is damaged, of which somebody is told.
+pub(crate) async fn state(
+    vault: &Vault,
+    machine: MachineId,
+    before_damage: bool,
+    json: bool,
+    console: &mut Console<'_>,
+) -> Result<(MachineState, Option<VaultError>), CliError> {
+    let error = match vault.machine(machine).await {
+        Err(error) if error.is_damage() => error,
+        state => return Ok((state?, None)),
+    };
+    let Ok((state, why)) = vault.machine_before_damage(machine).await else { return Err(error.into()) };
+    if !json {
+        let (code, newest) = (Code(why.code()), state.points.last());
+        let newest = newest.map_or("none".to_owned(), |point| {
+            format!("{} of {}", point.id, rfc3339(point.info.taken_at_ms))
+        });
+        writeln!(
+            console.err,
+            "{code}: {why}.\n  Behind that NOTHING is known of {machine}; the newest point before it is {newest}. Put the object back from a copy of the vault if there is one."
+        )?;
+        if !before_damage {
+            writeln!(console.err, "  What was recorded before it is recovered with --skip-damaged.")?;
+        }
+    }
+    if before_damage { Ok((state, Some(why))) } else { Err(error.into()) }
+}
+
+pub(crate) fn damage_document(error: &VaultError) -> serde_json::Value {
+    serde_json::json!({ "code": Code(error.code()), "cause": error.to_string(), "action": error.action() })
 }

@@ -27,7 +27,7 @@ pub(crate) async fn machine(
         writeln!(console.err, "Erase machine {machine} ({name}): {points}, {objects} objects, {bytes}.")?;
         writeln!(
             console.err,
-            "  Its key is deleted first: NOBODY can read anything of it again, in no copy of the vault either."
+            "  Its key is deleted first: NOBODY can read anything of it again here. A copy of the vault can be read as long as it holds machines/{machine}/key."
         )?;
         writeln!(
             console.err,

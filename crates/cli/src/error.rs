@@ -12,7 +12,7 @@ pub enum Exit {
     Failure = 1,
     /// Arguments that make no sense.
     Usage = 2,
-    /// Verification found damage.
+    /// Something stored is damaged or missing.
     Damaged = 3,
     /// The operator did not confirm.
     NotConfirmed = 4,
@@ -62,7 +62,7 @@ pub enum CliError {
     #[error("interrupted")]
     Interrupted,
     /// Some machine could not be read.
-    #[error("{0} of the machines cannot be read")]
+    #[error("{0} of the machines failed, or cannot be read")]
     Unreadable(usize),
     /// Standard output or a file.
     #[error("{0}")]
@@ -107,7 +107,9 @@ impl CliError {
             Self::Disk(_) => "List the points and their disks with `highwater points MACHINE`.",
             Self::Point(_) => "List the recovery points with `highwater points MACHINE`.",
             Self::NotConfirmed(_) => "Give --yes if the plan is right.",
-            Self::Interrupted => "Run it again; a file begins anew, a device gets what it lacks.",
+            Self::Interrupted => {
+                "Run it again: what was done holds. Of a recovery, a file begins anew and a device gets what it lacks; a verification goes on with --resume."
+            }
             Self::Unreadable(_) => "Run `highwater verify` to see what is damaged.",
             Self::Io(_) => "Check the path, its permissions and the free space.",
             Self::Vault(error) => error.action(),
@@ -120,6 +122,7 @@ impl CliError {
             Self::Usage(_) | Self::NotGiven(_) => Exit::Usage,
             Self::NotConfirmed(_) => Exit::NotConfirmed,
             Self::Interrupted => Exit::Interrupted,
+            Self::Vault(error) if error.is_damage() => Exit::Damaged,
             _ => Exit::Failure,
         }
     }

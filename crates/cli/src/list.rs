@@ -90,6 +90,8 @@ fn disks(state: &MachineState) -> Vec<Value> {
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Listed<'a> {
+    /// What keeps later points from being known.
+    damage: Option<Value>,
     disks: Vec<Value>,
     host_name: &'a str,
     machine: MachineId,
@@ -128,18 +130,20 @@ pub(crate) async fn points(
 ) -> Result<Exit, CliError> {
     let vault = context::open(global, console).await?;
     let id = context::machine(&vault, machine).await?;
-    let state = vault.machine(id).await?;
+    let (state, damage) = context::state(&vault, id, true, global.json, console).await?;
+    let exit = if damage.is_none() { Exit::Success } else { Exit::Damaged };
     let (rules, now_ms) = (Rules::load(&vault, id).await?, vault.now_ms());
     if global.json {
         let (machine, host_name) = (state.machine, state.host_name.as_str());
         let points = Points { state: &state, rules: &rules, now_ms };
-        let whole = Listed { disks: disks(&state), host_name, machine, points };
+        let damage = damage.as_ref().map(context::damage_document);
+        let whole = Listed { damage, disks: disks(&state), host_name, machine, points };
         json(console, &whole)?;
-        return Ok(Exit::Success);
+        return Ok(exit);
     }
     if state.points.is_empty() {
         writeln!(console.out, "{} has no recovery point yet.", plain(&state.host_name))?;
-        return Ok(Exit::Success);
+        return Ok(exit);
     }
     let row = |point: &PointRecord| {
         vec![
@@ -159,7 +163,7 @@ pub(crate) async fn points(
     };
     let rows: Vec<Vec<String>> = state.points.iter().map(row).collect();
     table(console, &["POINT", "TAKEN", "AGE", "CONSISTENCY", "FREEZE", "STORED", "KEPT", "DISKS"], &rows)?;
-    Ok(Exit::Success)
+    Ok(exit)
 }
 
 pub(crate) fn point_document(state: &MachineState, point: &PointRecord) -> Value {

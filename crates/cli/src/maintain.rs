@@ -7,9 +7,9 @@ use crate::{
     context,
     output::{are, bytes_text, json, plain},
 };
-use highwater_delta::MachineId;
+use highwater_delta::{Code, MachineId};
 use highwater_vault::{
-    Pace, Vault,
+    Pace, Vault, VaultError,
     maintain::{Maintainer, Merge, Plan, Progress, Purpose, Report, Settings},
     policy::Rules,
 };
@@ -28,26 +28,20 @@ pub(crate) async fn plan(
 ) -> Result<Exit, CliError> {
     let vault = context::open(global, console).await?;
     let settings = Settings { grace, ..Settings::default() };
-    let mut documents = Vec::new();
+    let (mut documents, mut unreadable) = (Vec::new(), 0);
     let machines = chosen(&vault, machine).await?;
     let none = machines.is_empty();
     for id in machines {
-        let (maintainer, _, plan) = planned(&vault, id, &settings).await?;
-        if global.json {
-            documents.push(document!({ "machine": id, "plan": plan }));
-        } else {
-            show(console, &maintainer, &plan)?;
+        match planned(&vault, id, &settings).await {
+            Ok((maintainer, _, plan)) if !global.json => show(console, &maintainer, &plan)?,
+            Ok((_, _, plan)) => documents.push(document!({ "machine": id, "plan": plan })),
+            Err(error) => documents.push(passed_over(global, console, id, error, &mut unreadable)?),
         }
     }
-    if global.json {
-        json(console, &document!({ "vault": vault.id(), "machines": documents }))?;
-    } else if none {
-        writeln!(console.out, "The vault holds no machines yet.")?;
-    }
-    Ok(Exit::Success)
+    ended(global, console, &vault, documents, none, unreadable)
 }
 
-/// Shows it, asks, and does it.
+/// Shows it, asks, and does it. A machine of which something cannot be read keeps none of the others from theirs.
 pub(crate) async fn maintain(
     global: &Global,
     machine: Option<&str>,
@@ -56,38 +50,77 @@ pub(crate) async fn maintain(
     console: &mut Console<'_>,
 ) -> Result<Exit, CliError> {
     let vault = context::open(global, console).await?;
-    let machines = chosen(&vault, machine).await?;
-    let none = machines.is_empty();
+    let (mut documents, mut unreadable) = (Vec::new(), 0);
+    let (mut machines, all) = (Vec::new(), chosen(&vault, machine).await?);
+    let none = all.is_empty();
     let mut expire = 0;
-    for id in &machines {
-        let (maintainer, _, plan) = planned(&vault, *id, &settings).await?;
-        expire += plan.expire.len();
-        if !global.json {
-            show(console, &maintainer, &plan)?;
+    for id in all {
+        match planned(&vault, id, &settings).await {
+            Ok((maintainer, _, plan)) => {
+                expire += plan.expire.len();
+                machines.push(id);
+                if !global.json {
+                    show(console, &maintainer, &plan)?;
+                }
+            }
+            Err(error) => documents.push(passed_over(global, console, id, error, &mut unreadable)?),
         }
     }
     if expire > 0 && !yes {
         let_go(console, global.json, expire)?;
     }
-    let mut documents = Vec::new();
     for id in machines {
-        // Planned anew: the vault has gone on since, and what was shown is at most older.
-        let (mut maintainer, rules, _) = planned(&vault, id, &settings).await?;
         let progress = Bars::new(console.terminal && !global.json);
-        let report = maintainer.run(&rules, vault.now_ms(), &progress).await?;
+        // Planned anew: the vault has gone on since, and what was shown is at most older.
+        let done_now = async {
+            let (mut maintainer, rules, _) = planned(&vault, id, &settings).await?;
+            maintainer.run(&rules, vault.now_ms(), &progress).await
+        };
+        let report = done_now.await;
         progress.bar.finish_and_clear();
-        if global.json {
-            documents.push(document!({ "machine": id, "report": report }));
-        } else {
-            done(console, id, &report)?;
+        match report {
+            Ok(report) if !global.json => done(console, id, &report)?,
+            Ok(report) => documents.push(document!({ "machine": id, "report": report })),
+            Err(error) => documents.push(passed_over(global, console, id, error, &mut unreadable)?),
         }
     }
+    ended(global, console, &vault, documents, none, unreadable)
+}
+
+/// Tells why a machine was passed over; what keeps all of them from it is the command's own failure.
+fn passed_over(
+    global: &Global,
+    console: &mut Console<'_>,
+    machine: MachineId,
+    error: VaultError,
+    count: &mut usize,
+) -> Result<Value, CliError> {
+    if matches!(error, VaultError::Store(_) | VaultError::Clock(_)) {
+        return Err(error.into());
+    }
+    *count += 1;
+    if !global.json {
+        writeln!(console.err, "{machine}: {}: {error}\n  → {}", Code(error.code()), error.action())?;
+    }
+    Ok(document!({ "machine": machine, "error": context::damage_document(&error) }))
+}
+
+fn ended(
+    global: &Global,
+    console: &mut Console<'_>,
+    vault: &Vault,
+    documents: Vec<Value>,
+    none: bool,
+    unreadable: usize,
+) -> Result<Exit, CliError> {
     if global.json {
         json(console, &document!({ "vault": vault.id(), "machines": documents }))?;
-    } else if none {
+        return Ok(if unreadable == 0 { Exit::Success } else { Exit::Failure });
+    }
+    if none {
         writeln!(console.out, "The vault holds no machines yet.")?;
     }
-    Ok(Exit::Success)
+    if unreadable > 0 { Err(CliError::Unreadable(unreadable)) } else { Ok(Exit::Success) }
 }
 
 /// How `--rate` and `--grace` are meant.
@@ -106,7 +139,7 @@ async fn planned(
     vault: &Vault,
     machine: MachineId,
     settings: &Settings,
-) -> Result<(Maintainer, Rules, Plan), CliError> {
+) -> Result<(Maintainer, Rules, Plan), VaultError> {
     let rules = Rules::load(vault, machine).await?;
     let maintainer = Maintainer::open(vault, machine, settings.clone()).await?;
     let plan = maintainer.plan(&rules, vault.now_ms());

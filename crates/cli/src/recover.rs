@@ -10,7 +10,7 @@ use crate::{
     list::{consistency, left_out, point_document},
     output::{bytes_text, json, plain, rfc3339},
 };
-use highwater_delta::PointDisk;
+use highwater_delta::{Code, PointDisk};
 use highwater_vault::{
     MachineState, PointRecord, VaultError,
     recover::{Lacks, Options, Place, Progress, Report, Target, directory_place, recover_disk},
@@ -41,7 +41,7 @@ pub(crate) async fn recover(
 ) -> Result<Exit, CliError> {
     let vault = context::open(global, console).await?;
     let machine = context::machine(&vault, &what.machine).await?;
-    let state = vault.machine(machine).await?;
+    let (state, damage) = context::state(&vault, machine, what.skip_damaged, global.json, console).await?;
     let point = choose_point(&state, what.point)?;
     let disks = choose_disks(&state, point, what.disk.as_deref())?;
     let steps = plan(&state, &disks, &what.to)?;
@@ -79,7 +79,8 @@ pub(crate) async fn recover(
         write_all: what.all_blocks,
         skip_damaged: what.skip_damaged,
     };
-    let (mut done, mut failed, mut lacks) = (Vec::new(), Vec::new(), false);
+    let mut outcome = Outcome { is_whole: damage.is_none(), ..Outcome::default() };
+    let mut ended = Ok(());
     for step in &steps {
         let began = Instant::now();
         let watcher = Watcher::new(console.terminal, global.json, &step.name, step.disk.size_bytes);
@@ -87,23 +88,66 @@ pub(crate) async fn recover(
         let report =
             recover_disk(&vault, &state, step.disk.disk, point.id, &step.target, options, watch).await;
         watcher.bar.finish_and_clear();
-        let report = match report {
-            // The other disks may be whole.
-            Err(error) if error.is_damage() => {
+        match report {
+            Ok(report) => {
+                let seconds = began.elapsed().as_secs_f64();
+                outcome.take(step, &report, seconds);
+                if !global.json {
+                    finished(console, step, &report, seconds, device)?;
+                }
+            }
+            Err(error) => {
+                outcome.failed(step, &error);
+                // Of what is damaged, the other disks may be whole.
+                if !error.is_damage() {
+                    ended = Err(error);
+                    break;
+                }
                 if !global.json {
                     damaged(console, step, &error)?;
                 }
-                failed.push((step, error));
-                continue;
             }
-            report => report?,
-        };
-        lacks |= report.lacking.bytes > 0;
-        let seconds = began.elapsed().as_secs_f64();
-        if !global.json {
-            finished(console, step, &report, seconds)?;
         }
-        done.push(serde_json::json!({
+    }
+    let mut document = serde_json::json!({
+        "vault": vault.id(),
+        "machine": machine,
+        "host-name": state.host_name,
+        "point": point_document(&state, point),
+        "damage": damage.as_ref().map(context::damage_document),
+        "disks": outcome.done,
+        "failed": outcome.failed,
+        "in-memory": in_memory,
+    });
+    // Also if something failed then: what lacks of a disk stands nowhere else.
+    if !device && !outcome.done.is_empty() {
+        let path = write_report(&what.to, point, &document)?;
+        document["report"] = path.display().to_string().into();
+        if outcome.lacks && !global.json {
+            writeln!(console.out, "What lacks is listed in {}.", path.display())?;
+        }
+    }
+    ended?;
+    if global.json {
+        json(console, &document)?;
+    }
+    Ok(if outcome.is_whole { Exit::Success } else { Exit::Damaged })
+}
+
+/// What became of the disks.
+#[derive(Default)]
+struct Outcome {
+    done: Vec<serde_json::Value>,
+    failed: Vec<serde_json::Value>,
+    lacks: bool,
+    is_whole: bool,
+}
+
+impl Outcome {
+    fn take(&mut self, step: &Step, report: &Report, seconds: f64) {
+        self.lacks |= report.lacking.bytes > 0;
+        self.is_whole &= report.lacking.bytes == 0;
+        self.done.push(serde_json::json!({
             "disk": report.disk,
             "name": step.name,
             "target": report.path.display().to_string(),
@@ -113,50 +157,23 @@ pub(crate) async fn recover(
             "seconds": seconds,
         }));
     }
-    if done.is_empty()
-        && let Some((_, error)) = failed.pop()
-    {
-        return Err(error.into());
+    fn failed(&mut self, step: &Step, error: &VaultError) {
+        self.is_whole = false;
+        self.failed.push(serde_json::json!({
+            "disk": step.disk.disk,
+            "name": step.name,
+            "code": Code(error.code()),
+            "cause": error.to_string(),
+            "action": if error.is_damage() { SKIP } else { error.action() },
+        }));
     }
-    let is_whole = failed.is_empty() && !lacks;
-    let mut document = serde_json::json!({
-        "vault": vault.id(),
-        "machine": machine,
-        "host-name": state.host_name,
-        "point": point_document(&state, point),
-        "disks": done,
-        "failed": failed.iter().map(|(step, error)| failed_document(step, error)).collect::<Vec<_>>(),
-        "in-memory": in_memory,
-    });
-    if !device {
-        let path = what.to.join(format!("recovery-point-{}.json", point.id));
-        write_report(&path, &document)?;
-        document["report"] = path.display().to_string().into();
-    }
-    if global.json {
-        json(console, &document)?;
-    } else if lacks && let Some(path) = document["report"].as_str() {
-        writeln!(console.out, "What lacks is listed in {path}.")?;
-    }
-    Ok(if is_whole { Exit::Success } else { Exit::Damaged })
 }
 
-fn failed_document(step: &Step, error: &VaultError) -> serde_json::Value {
-    serde_json::json!({
-        "disk": step.disk.disk,
-        "name": step.name,
-        "code": format!("HW-{}", error.code()),
-        "cause": error.to_string(),
-    })
-}
+/// What helps against damage.
+const SKIP: &str = "What of it can be read is recovered with --skip-damaged; `highwater vault repair --dry-run` tells which points are whole.";
 
 fn damaged(console: &mut Console<'_>, step: &Step, error: &VaultError) -> Result<(), CliError> {
-    writeln!(
-        console.err,
-        "{} is NOT recovered: HW-{}: {error}\n  What of it can be read is recovered with --skip-damaged; `highwater vault repair --dry-run` tells which points are whole.",
-        step.name,
-        error.code()
-    )?;
+    writeln!(console.err, "{} is NOT recovered: {}: {error}\n  → {SKIP}", step.name, Code(error.code()))?;
     Ok(())
 }
 
@@ -272,7 +289,13 @@ fn show(
     Ok(())
 }
 
-fn finished(console: &mut Console<'_>, step: &Step, report: &Report, seconds: f64) -> Result<(), CliError> {
+fn finished(
+    console: &mut Console<'_>,
+    step: &Step,
+    report: &Report,
+    seconds: f64,
+    all: bool,
+) -> Result<(), CliError> {
     let out = &mut console.out;
     writeln!(
         out,
@@ -291,19 +314,31 @@ fn finished(console: &mut Console<'_>, step: &Step, report: &Report, seconds: f6
             bytes_text(*bytes),
             why.as_deref().unwrap_or("")
         )?;
-        for range in ranges.iter().take(NAMED_MAX) {
+        // With a device there is no report that names the others.
+        let named = if all { usize::MAX } else { NAMED_MAX };
+        for range in ranges.iter().take(named) {
             writeln!(out, "    {} bytes from {}", range.bytes, range.offset)?;
         }
-        if let Some(more) = ranges.len().checked_sub(NAMED_MAX).filter(|more| *more > 0) {
+        if let Some(more) = ranges.len().checked_sub(named).filter(|more| *more > 0) {
             writeln!(out, "    and {more} ranges more")?;
         }
     }
     Ok(())
 }
 
-fn write_report(path: &PathBuf, document: &serde_json::Value) -> Result<(), CliError> {
-    let failed = |source| VaultError::Io { path: path.clone(), source };
-    let mut file = std::fs::File::create(path).map_err(failed)?;
-    writeln!(file, "{document:#}").and_then(|()| file.sync_all()).map_err(failed)?;
-    Ok(())
+/// Writes the report beside the files, under a name that is free: an earlier one may say what lacks of other disks.
+fn write_report(dir: &Path, point: &PointRecord, document: &serde_json::Value) -> Result<PathBuf, CliError> {
+    for n in 1_u32.. {
+        let end = if n == 1 { String::new() } else { format!("-{n}") };
+        let path = dir.join(format!("recovery-point-{}{end}.json", point.id));
+        let mut file = match std::fs::File::create_new(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => continue,
+            Err(source) => return Err(VaultError::Io { path, source }.into()),
+            Ok(file) => file,
+        };
+        let written = writeln!(file, "{document:#}").and_then(|()| file.sync_all());
+        written.map_err(|source| VaultError::Io { path: path.clone(), source })?;
+        return Ok(path);
+    }
+    Err(CliError::Usage("there are too many reports".to_owned()))
 }

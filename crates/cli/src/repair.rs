@@ -12,7 +12,7 @@ use highwater_delta::MachineId;
 use highwater_vault::{
     Location, Pace, Vault, VaultError, left_over, remove_left_over,
     repair::{self, Losses, Plan, Report, Settings},
-    verify::{Pass, resume},
+    verify::{Pass, Problem, resume},
 };
 use serde_json::{Value, json as document};
 use std::{
@@ -87,20 +87,25 @@ pub(crate) async fn repair(
     // Of the vault itself, of a machine that cannot be read, or marks: nothing can be made anew of them.
     let beyond = !unreadable.is_empty() || found.problems.iter().any(|problem| problem.machine.is_none());
     let is_damaged = !found.problems.is_empty();
+    let still = plans.iter().any(|plan| !plan.records.is_empty());
     if what.dry_run || empty {
         if global.json {
             let documents: Vec<Value> = plans.iter().map(|plan| document!({ "plan": plan })).collect();
-            write_json(console, &vault, documents, &unreadable, files)?;
+            write_json(console, &vault, documents, &unreadable, &found.problems, files)?;
         } else if empty && is_damaged {
             writeln!(
                 console.out,
                 "Nothing of this can be made anew: put the damaged objects back from a copy of the vault, where they were."
             )?;
+            for plan in plans.iter().filter(|plan| plan.losses.points.is_empty()) {
+                let whole = count(plan.losses.whole, "recovery point");
+                writeln!(console.out, "{}: {whole}, all whole.", plain(&plan.host_name))?;
+            }
             advise(console, lost_before)?;
         } else if empty {
             writeln!(console.out, "There is nothing to repair.")?;
         }
-        let is_left = lost_before || beyond || (empty && is_damaged);
+        let is_left = lost_before || beyond || still || (empty && is_damaged);
         return Ok(if is_left { Exit::Damaged } else { Exit::Success });
     }
     if !what.yes {
@@ -132,7 +137,7 @@ pub(crate) async fn repair(
         resume::remove(path)?;
     }
     match global.json {
-        true => write_json(console, &vault, documents, &unreadable, removed)?,
+        true => write_json(console, &vault, documents, &unreadable, &found.problems, removed)?,
         false => advise(console, lost)?,
     }
     if (beyond || still) && !global.json {
@@ -146,6 +151,7 @@ fn write_json(
     vault: &Vault,
     machines: Vec<Value>,
     unreadable: &[(MachineId, VaultError)],
+    problems: &[Problem],
     files: u64,
 ) -> Result<(), CliError> {
     let unreadable: Vec<Value> = unreadable
@@ -156,7 +162,13 @@ fn write_json(
         .collect();
     json(
         console,
-        &document!({ "vault": vault.id(), "machines": machines, "unreadable": unreadable, "upload-files": files }),
+        &document!({
+            "vault": vault.id(),
+            "problems": problems,
+            "machines": machines,
+            "unreadable": unreadable,
+            "upload-files": files,
+        }),
     )
 }
 
@@ -191,6 +203,9 @@ fn show(console: &mut Console<'_>, plan: &Plan) -> Result<(), CliError> {
     }
     if !plan.runs.is_empty() {
         writeln!(out, "  {} made anew, as far as what is needed is there", are(plan.runs.len(), "stretch"))?;
+    }
+    for problem in &plan.records {
+        writeln!(out, "  stays damaged: {}: {}", problem.code, problem.cause)?;
     }
     if !plan.losses.points.is_empty() {
         writeln!(out, "  as it is now:")?;

@@ -231,13 +231,61 @@ fn recover_has_what_can_be_read() {
         place.run(&["recover", "web-1", "--point", "3", "--skip-damaged", "--to", to.to_str().unwrap()]);
     assert!(text.err.contains("it exists already"), "{}", text.err);
     let to = place.path("text");
-    let text =
-        place.run(&["recover", "web-1", "--point", "3", "--skip-damaged", "--to", to.to_str().unwrap()]);
+    let to = to.to_str().unwrap();
+    let one =
+        |disk| place.run(&["recover", "web-1", "--point", "3", "--skip-damaged", "--disk", disk, "--to", to]);
+    let text = one("sda");
+    // A later report takes no other's place.
+    assert_eq!(one("vg0/data").exit, Exit::Success);
+    for report in ["recovery-point-3.json", "recovery-point-3-2.json"] {
+        assert!(Path::new(to).join(report).is_file(), "{report}");
+    }
     assert!(
         text.out.contains("4.00 KiB of it LACK") && text.out.contains("4096 bytes from 4096"),
         "{}",
         text.out
     );
+}
+
+#[test]
+fn what_was_recorded_before_damage_is_recovered() {
+    let place = place();
+    // Of three commits the last is a point; its record is cut off.
+    let manifest = place.path(&format!("vault/machines/{}/manifest", place.machine));
+    let mut all: Vec<_> = std::fs::read_dir(manifest).unwrap().map(|e| e.unwrap().path()).collect();
+    all.sort();
+    let last = all.last().unwrap();
+    let bytes = std::fs::read(last).unwrap();
+    std::fs::write(last, &bytes[..bytes.len() - 1]).unwrap();
+
+    let listed = place.run(&["points", "web-1"]);
+    assert_eq!(listed.exit, Exit::Damaged, "{}", listed.out);
+    assert!(listed.err.contains("NOTHING is known") && listed.out.contains("vg0/data"), "{}", listed.err);
+    let json = place.run(&["points", "web-1", "--json"]).json();
+    assert_eq!((json["points"].as_array().unwrap().len(), &json["damage"]["code"]), (1, &"HW-1206".into()));
+
+    let to = place.path("out");
+    let args = ["recover", "web-1", "--point", "latest", "--to", to.to_str().unwrap()];
+    let refused = place.run(&args);
+    assert_eq!(refused.exit, Exit::Damaged);
+    assert!(refused.err.contains("--skip-damaged") && !to.exists(), "{}", refused.err);
+    let outcome = place.run(&[&args[..], &["--skip-damaged", "--json"]].concat());
+    assert_eq!(outcome.exit, Exit::Damaged, "{}", outcome.err);
+    let told = outcome.json();
+    assert_eq!((&told["point"]["point"], &told["damage"]["code"]), (&1.into(), &"HW-1206".into()));
+    assert!(std::fs::read(to.join("sda.img")).unwrap() == expected(1, 1));
+
+    // The other machine is planned and maintained all the same.
+    let plan = place.run(&["vault", "plan"]);
+    assert_eq!(plan.exit, Exit::Failure);
+    assert!(plan.out.contains("db-1") && plan.err.contains("HW-1510"), "{} {}", plan.out, plan.err);
+    let done = place.run(&["vault", "maintain", "--yes", "--json"]).json();
+    let machines = done["machines"].as_array().unwrap();
+    assert!(machines.iter().any(|one| one["error"]["code"] == "HW-1206"), "{done}");
+    assert!(machines.iter().any(|one| one["report"].is_object()), "{done}");
+    // Of a record nothing is made anew, and that is said.
+    let repair = place.run(&["vault", "repair", "--dry-run", "--json"]);
+    assert_eq!((repair.exit, &repair.json()["problems"][0]["code"]), (Exit::Damaged, &"HW-1206".into()));
 }
 
 #[test]
@@ -263,7 +311,7 @@ fn verify_finds_damage_and_recover_leaves_no_half_file() {
     let args = ["recover", "web-1", "--point", "1", "--disk", "sda", "--to", to.to_str().unwrap()];
     let refused = |code: &str| {
         let outcome = place.run(&args);
-        assert_eq!(outcome.exit, Exit::Failure);
+        assert_eq!(outcome.exit, Exit::Damaged);
         assert!(outcome.err.contains(code), "{}", outcome.err);
         assert_eq!(std::fs::read_dir(&to).unwrap().count(), 0);
     };
@@ -365,7 +413,7 @@ fn vault_and_key_come_from_the_configuration_too() {
     assert_eq!(bare(&["highwater", "machines", "--config", config], "").exit, Exit::Success);
 
     let none = bare(&["highwater", "machines", "--config", "/nonexistent", "--json"], "");
-    assert_eq!((none.exit, &none.json()["error"]["code"]), (Exit::Usage, &"HW-1502".into()));
+    assert_eq!((none.exit, &none.json()["error"]["code"]), (Exit::Failure, &"HW-1504".into()));
     std::fs::write(config, "vault = ").unwrap();
     assert_eq!(
         bare(&["highwater", "machines", "--config", config, "--json"], "").json()["error"]["code"],

@@ -193,7 +193,7 @@ fn what_makes_no_sense_is_refused_and_changes_nothing() {
     assert_eq!((&listed["document"], listed["keys"].as_array().unwrap().len()), (&1.into(), 1));
     let two = ["--json", "--passphrase-file", &phrase, "--key-command", "/bin/false", "machines"];
     assert_eq!(place.run(&two).code(), "HW-1501");
-    assert_eq!(place.run(&["--json", "machines"]).code(), "HW-1502");
+    assert_eq!(place.run(&["--json", "machines"]).code(), "HW-1504");
 }
 
 #[test]

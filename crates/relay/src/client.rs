@@ -142,6 +142,7 @@ impl Open {
         let name = request.name().map(Name::to_string).unwrap_or_default();
         match status {
             StatusCode::NOT_FOUND => RelayError::NotFound(name),
+            StatusCode::LOCKED => RelayError::Kept(name),
             StatusCode::CONFLICT => RelayError::Exists(name),
             StatusCode::GONE => RelayError::UploadGone(name),
             // The answer to a HEAD has nothing that it could be read from.

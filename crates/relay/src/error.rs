@@ -32,6 +32,9 @@ pub enum RelayError {
     /// An object is there already.
     #[error("object {0} exists already")]
     Exists(String),
+    /// The store behind does not delete an object yet.
+    #[error("the store of the other collector keeps object {0}")]
+    Kept(String),
     /// Nothing of an object lies there.
     #[error("the range lies behind the end of object {0}")]
     Range(String),
@@ -101,6 +104,7 @@ impl RelayError {
             Self::BrokenOff => 1611,
             Self::Store(_) => 1612,
             Self::BadAnswer(_) => 1613,
+            Self::Kept(_) => 1614,
             Self::Refused(refusal) => {
                 refusal.code.strip_prefix("HW-").and_then(|code| code.parse().ok()).unwrap_or(1613)
             }
@@ -119,7 +123,7 @@ impl RelayError {
                 "check that both collectors are releases that belong together"
             }
             Self::TooLarge { .. } => "raise `relay-memory` in collector.toml of the collector that keeps the objects",
-            Self::NotFound(_) | Self::Exists(_) => "nothing; whoever asked knows what to do",
+            Self::NotFound(_) | Self::Exists(_) | Self::Kept(_) => "nothing; whoever asked knows what to do",
             Self::UploadGone(_) => "the delta is sent anew by itself",
             Self::Busy(_) => {
                 "it is tried again by itself; if it repeats, raise `relay-memory` in collector.toml of the collector that keeps the objects"
@@ -147,6 +151,7 @@ impl RelayError {
         match self {
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::Exists(_) => StatusCode::CONFLICT,
+            Self::Kept(_) => StatusCode::LOCKED,
             Self::Range(_) => StatusCode::RANGE_NOT_SATISFIABLE,
             Self::UploadGone(_) => StatusCode::GONE,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
@@ -177,7 +182,9 @@ impl RelayError {
         match &self {
             Self::NotFound(_) => Error::NotFound { path, source: self.into() },
             Self::Exists(_) => Error::AlreadyExists { path, source: self.into() },
-            Self::Wire(WireError::RelayRevoked(_)) => Error::PermissionDenied { path, source: self.into() },
+            Self::Kept(_) | Self::Wire(WireError::RelayRevoked(_)) => {
+                Error::PermissionDenied { path, source: self.into() }
+            }
             _ => Error::Generic { store: "relay", source: self.into() },
         }
     }

@@ -184,7 +184,7 @@ pub enum VaultError {
     #[error("what was given opens the vault already, as key {0}")]
     SameSecret(WrappingId),
     /// A legal hold is taken away by nothing but its release.
-    #[error("point {0} is under legal hold: pinning it would end that")]
+    #[error("point {0} is under legal hold already: this would take the place of what is said of that")]
     UnderHold(CommitId),
     /// The bucket is asked to lock objects, and does not.
     #[error("the bucket does not lock objects: {0}")]

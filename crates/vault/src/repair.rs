@@ -102,6 +102,8 @@ pub struct Plan {
     pub runs: Vec<(CommitId, CommitId)>,
     /// Shortcuts that are dropped, likewise.
     pub shortcuts: Vec<(CommitId, CommitId)>,
+    /// What is wrong with records and marks, of which nothing can be made anew.
+    pub records: Vec<Problem>,
     /// What cannot be read now.
     pub losses: Losses,
 }
@@ -151,7 +153,8 @@ pub async fn plan(
 ) -> Result<Plan> {
     let (keys, host_name) = vault.machine_keys(machine).await?;
     let damaged = Bad::of(machine, damaged);
-    let (state, checkpoints) = good_state(vault, machine, &keys, host_name.clone(), &settings.pace).await?;
+    let (state, checkpoints, records) =
+        good_state(vault, machine, &keys, host_name.clone(), &settings.pace).await?;
     let strays = strays::Found::list(vault, &keys, &state).await?;
     let (old, left) = strays.older_than(settings.grace, vault.now_ms());
     let runs = heal::damaged_runs(vault, &keys, &state, &damaged).await?;
@@ -165,6 +168,7 @@ pub async fn plan(
         checkpoints,
         runs: runs.iter().map(|run| (run.from, run.to)).collect(),
         shortcuts,
+        records,
         losses: loss::losses(vault, &keys, &state, &damaged).await?,
     })
 }
@@ -192,7 +196,7 @@ pub async fn machine(
         records: Vec::new(),
         losses: Losses::default(),
     };
-    let (state, bad) = good_state(vault, machine, &keys, host_name, &settings.pace).await?;
+    let (state, bad, _) = good_state(vault, machine, &keys, host_name, &settings.pace).await?;
     if !bad.is_empty() {
         checkpoint_anew(vault, &keys, &state, &bad).await?;
         report.checkpoints = bad.len() as u64;
@@ -272,20 +276,24 @@ fn names(item: Item<'_>) -> impl Iterator<Item = ObjectName> {
     item.objects().iter().map(move |object| ObjectName { kind, id: object.id })
 }
 
-/// The state, and the checkpoints that are bad, from none of which it is.
+/// The state, the checkpoints that are bad, from none of which it is, and what else is wrong with its documents.
 async fn good_state(
     vault: &Vault,
     machine: MachineId,
     keys: &MachineKeys,
     host_name: String,
     pace: &Pace,
-) -> Result<(MachineState, Vec<u64>)> {
-    let (replayed, _) = verify::by_records(vault, machine, keys, host_name.clone(), pace).await?;
-    match replayed.whole && !replayed.bad.is_empty() {
-        true => Ok((replayed.state, replayed.bad)),
-        // As readers have it.
-        false => Ok((vault.load_state(machine, keys, host_name, Begin::Checkpoint).await?, Vec::new())),
+) -> Result<(MachineState, Vec<u64>, Vec<Problem>)> {
+    let (replayed, mut problems) = verify::by_records(vault, machine, keys, host_name.clone(), pace).await?;
+    if replayed.whole && !replayed.bad.is_empty() {
+        // Those are made anew.
+        let paths: Vec<String> =
+            replayed.bad.iter().map(|number| store::checkpoint_path(machine, *number).to_string()).collect();
+        problems.retain(|problem| !paths.iter().any(|path| problem.cause.contains(path)));
+        return Ok((replayed.state, replayed.bad, problems));
     }
+    // As readers have it.
+    Ok((vault.load_state(machine, keys, host_name, Begin::Checkpoint).await?, Vec::new(), problems))
 }
 
 /// Deletes checkpoints and makes one of the state. Between both, readers replay more records.

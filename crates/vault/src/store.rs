@@ -40,6 +40,7 @@ pub struct Store {
     objects: Arc<dyn ObjectStore>,
     part_bytes: usize,
     lock: Option<Arc<dyn ObjectLock>>,
+    is_relay: bool,
 }
 
 impl Store {
@@ -50,26 +51,31 @@ impl Store {
     /// The directory cannot be used; the address or the credentials make no sense ([`VaultError::Location`]).
     pub fn open(location: &Location) -> Result<Self> {
         match location {
-            Location::Directory(dir) => {
-                Ok(Self { objects: local_store(dir)?, part_bytes: PART_BYTES_LOCAL, lock: None })
-            }
+            Location::Directory(dir) => Ok(Self {
+                objects: local_store(dir)?,
+                part_bytes: PART_BYTES_LOCAL,
+                lock: None,
+                is_relay: false,
+            }),
             Location::Bucket(bucket) => {
                 let (objects, lock) = remote::open(bucket)?;
                 Ok(Self { lock, ..Self::exact(objects, PART_BYTES_REMOTE) })
             }
             // Which may keep it in a bucket.
-            Location::Relay(relay) => Ok(Self::exact(relay::open(relay)?, PART_BYTES_REMOTE)),
+            Location::Relay(relay) => {
+                Ok(Self { is_relay: true, ..Self::exact(relay::open(relay)?, PART_BYTES_REMOTE) })
+            }
         }
     }
 
     /// The same with a layer over it, which takes parts as the store does.
     #[must_use]
     pub fn layered<S: ObjectStore>(self, layer: impl FnOnce(Arc<dyn ObjectStore>) -> Arc<S>) -> Self {
-        Self { lock: self.lock, ..Self::exact(layer(self.objects), self.part_bytes) }
+        Self { objects: Arc::new(Exact(layer(self.objects))), ..self }
     }
 
     fn exact(objects: Arc<dyn ObjectStore>, part_bytes: usize) -> Self {
-        Self { objects: Arc::new(Exact(objects)), part_bytes, lock: None }
+        Self { objects: Arc::new(Exact(objects)), part_bytes, lock: None, is_relay: false }
     }
 
     /// All that lies there, a vault or not.
@@ -80,6 +86,10 @@ impl Store {
     /// What keeps objects from being deleted, where that is wanted.
     pub(crate) const fn lock(&self) -> Option<&Arc<dyn ObjectLock>> {
         self.lock.as_ref()
+    }
+    /// Whether another collector keeps it, which lists what lies at its root by going through everything.
+    pub(crate) const fn is_relay(&self) -> bool {
+        self.is_relay
     }
     #[cfg(test)]
     pub(crate) fn with_lock(self, lock: Arc<dyn ObjectLock>) -> Self {

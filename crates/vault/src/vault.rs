@@ -109,6 +109,11 @@ impl Vault {
         }
     }
 
+    /// Whether another collector keeps it.
+    pub(crate) fn is_at_relay(&self) -> bool {
+        self.inner.store.is_relay()
+    }
+
     /// What locks objects of the store, if that is wanted.
     pub(crate) fn object_lock(&self) -> Option<&Arc<dyn store::ObjectLock>> {
         self.inner.store.lock()

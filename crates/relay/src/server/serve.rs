@@ -106,7 +106,7 @@ async fn change(
                 let options = PutOptions { mode, ..PutOptions::default() };
                 store.put_opts(&name.path(), payload, options).await.map(drop).map_err(|e| of_store(&name, e))
             }
-            Request::Delete { name } => store.delete(&name.path()).await.map_err(|e| of_store(&name, e)),
+            Request::Delete { name } => store.delete(&name.path()).await.map_err(|e| of_deletion(&name, e)),
             Request::Begin { name, upload } => area.uploads.begin(store, &name, upload).await,
             Request::Part { name, upload, part } => {
                 area.uploads.part(&name, upload, part, payload, crc).await
@@ -183,6 +183,17 @@ async fn list(
     };
     let text = serde_json::to_vec(&page).map_err(|_| RelayError::Store("a page".to_owned()))?;
     Ok(with_type(full(text), "application/json"))
+}
+
+/// What a store does not delete now, because something there protects it, is not tried again by the client for a minute.
+fn of_deletion(name: &Name, error: object_store::Error) -> RelayError {
+    use object_store::Error::{AlreadyExists, PermissionDenied, Precondition};
+    match error {
+        PermissionDenied { .. } | Precondition { .. } | AlreadyExists { .. } => {
+            RelayError::Kept(name.to_string())
+        }
+        other => of_store(name, other),
+    }
 }
 
 fn of_store(name: &Name, error: object_store::Error) -> RelayError {

@@ -34,7 +34,7 @@ pub async fn set_hold(
     let may_be = |state: &MachineState| {
         state.point(point)?;
         match state.holds.get(&point).map(|held| held.hold) {
-            Some(Hold::Legal) if hold == Some(Hold::Pin) => Err(VaultError::UnderHold(point)),
+            Some(Hold::Legal) if hold.is_some() => Err(VaultError::UnderHold(point)),
             _ => Ok(()),
         }
     };

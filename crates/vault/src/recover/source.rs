@@ -78,9 +78,15 @@ impl Source {
         let mut current = self.map.write().await;
         // Another task may have done it.
         if current.times == times {
-            let state = self.vault.machine(self.machine).await?;
-            state.point(self.point)?;
-            let map = self.vault.block_map_of(&state, self.disk, self.point).await?;
+            let map = match self.vault.machine(self.machine).await {
+                Ok(state) => {
+                    state.point(self.point)?;
+                    self.vault.block_map_of(&state, self.disk, self.point).await?
+                }
+                // Behind a record that is damaged nobody knows what there is.
+                Err(error) if error.is_damage() => current.map.clone(),
+                Err(error) => return Err(error),
+            };
             *current = Made { map, at: Instant::now(), times: times + 1 };
         }
         Ok(())

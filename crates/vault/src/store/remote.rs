@@ -34,8 +34,11 @@ const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// A request as a whole: a part of 5 MiB passes at 45 KiB/s.
 const REQUEST_MAX: Duration = Duration::from_secs(120);
 
+/// A bucket, and what locks its objects, if that is wanted.
+type Opened = (Arc<dyn ObjectStore>, Option<Arc<dyn ObjectLock>>);
+
 /// Opens a bucket, and with it what locks its objects, if that is wanted. Nothing is asked of it yet.
-pub(super) fn open(bucket: &Bucket) -> Result<(Arc<dyn ObjectStore>, Option<Arc<dyn ObjectLock>>)> {
+pub(super) fn open(bucket: &Bucket) -> Result<Opened> {
     let refuse =
         |e: object_store::Error| VaultError::Location { location: bucket.to_string(), cause: e.to_string() };
     let plain = bucket.endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http://"));

@@ -7,6 +7,7 @@ use crate::{
     record::Envelope,
     seal::{self, DOCUMENT_BYTES_MAX},
     state, store,
+    vault::STATE_BYTES_MAX,
 };
 use futures::{StreamExt, TryStreamExt, stream};
 use highwater_delta::MachineId;
@@ -149,6 +150,29 @@ impl Vault {
             index.write(self.id(), keys, &state);
         }
         Ok(state)
+    }
+
+    /// What is known of a machine up to a record that cannot be read, and why that cannot be. What was merged behind it may have been deleted.
+    ///
+    /// # Errors
+    /// The store fails; the machine's key, or all its checkpoints, cannot be read. [`VaultError::Order`]: no record is damaged.
+    pub async fn machine_before_damage(&self, machine: MachineId) -> Result<(MachineState, VaultError)> {
+        let (keys, host_name) = self.machine_keys(machine).await?;
+        let checkpoints = self.checkpoints(machine).await?;
+        let found = self.newest_checkpoint(machine, &keys, STATE_BYTES_MAX, checkpoints).await?;
+        let (mut state, records) = match found {
+            Some(found) => found,
+            None => (MachineState::empty(machine, host_name), self.records_after(machine, 0).await?),
+        };
+        for (number, bytes) in records {
+            // A record that does not apply may have changed something before that was seen.
+            match self.replay(state.clone(), &keys, vec![(number, bytes)], STATE_BYTES_MAX).await {
+                Ok(next) => state = next,
+                Err(error) if error.is_damage() => return Ok((state, error)),
+                Err(error) => return Err(error),
+            }
+        }
+        Err(VaultError::Order("no record of it is damaged"))
     }
 
     /// Whether records behind that one could not be read because they were deleted meanwhile: others who were held up may have found

@@ -8,8 +8,12 @@ use futures::TryStreamExt;
 /// looks at the store's clock.
 const FOLDERS: [&str; 5] = ["keys", "control", "machines", "relays", "clock"];
 
-/// Notes them, and no more than are told.
+/// Notes them, and no more than are told; of a vault at another collector, none.
 pub(super) async fn note(vault: &Vault, own: &mut Report) -> Result<()> {
+    // There the other side can look.
+    if vault.is_at_relay() {
+        return Ok(());
+    }
     let root = vault.store().list_with_delimiter(None).await?;
     let vault_file = store::vault_path();
     let files = root.objects.iter().map(|meta| &meta.location).filter(|path| **path != vault_file);
