@@ -300,7 +300,9 @@ async fn run(steps: Vec<Step>) {
                 }
                 let id = state.points[which.index(state.points.len())].id;
                 let hold = on.then_some(Hold::Legal);
-                set_hold(&model.vault, machine(), id, hold, "a test".into()).await.unwrap();
+                let done = set_hold(&model.vault, machine(), id, hold, "a test".into()).await;
+                // What is said of a legal hold is not replaced by something else.
+                assert_eq!(done.is_err(), on && model.held.contains(&id), "{done:?}");
                 model.held.retain(|held| *held != id);
                 model.held.extend(on.then_some(id));
             }
