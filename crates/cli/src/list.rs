@@ -35,7 +35,10 @@ pub(crate) async fn machines(global: &Global, console: &mut Console<'_>) -> Resu
             Err(error) => {
                 unreadable += 1;
                 let code = format!("HW-{}", error.code());
-                rows.push(vec![id.to_string(), format!("unreadable, {code}: {error}")]);
+                rows.push(vec![id.to_string(), format!("unreadable, {code}")]);
+                if !global.json {
+                    writeln!(console.err, "{id}: {code}: {error}\n  → {}", error.action())?;
+                }
                 let error = document!({ "code": code, "cause": error.to_string(), "action": error.action() });
                 documents.push(document!({ "machine": id, "error": error }));
             }

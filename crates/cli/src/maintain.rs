@@ -5,7 +5,7 @@ use crate::{
     args::Global,
     confirm::{Question, confirm},
     context,
-    output::{are, bytes_text, json, plain},
+    output::{bytes_text, count, json, plain},
 };
 use highwater_delta::{Code, MachineId};
 use highwater_vault::{
@@ -161,22 +161,22 @@ fn show(console: &mut Console<'_>, maintainer: &Maintainer, plan: &Plan) -> Resu
         writeln!(out, "  {n} would, but are held or protected: {}", named(&plan.protected))?;
     }
     for (purpose, text) in [
-        (Purpose::Expire, "stretches between points are merged"),
-        (Purpose::Clean, "are cleaned of what no point needs"),
-        (Purpose::Shortcut, "shortcuts are made, through which points open faster"),
+        (Purpose::Expire, "stretches between points that are merged"),
+        (Purpose::Clean, "stretches that are cleaned of what no point needs"),
+        (Purpose::Shortcut, "shortcuts that are made, through which points open faster"),
     ] {
         let of: Vec<&Merge> = plan.merges.iter().filter(|merge| merge.purpose == purpose).collect();
         if !of.is_empty() {
             let bytes = bytes_text(of.iter().map(|merge| merge.bytes).sum());
             writeln!(
                 out,
-                "  {} {text} (they hold {bytes}; mostly only the index is read and written)",
+                "  {text}: {} (with {bytes}; mostly only the index is read and written)",
                 of.len()
             )?;
         }
     }
     if plan.delete > 0 {
-        writeln!(out, "  {} objects with {} are deleted", plan.delete, bytes_text(plan.delete_bytes))?;
+        writeln!(out, "  objects that are deleted: {}, with {}", plan.delete, bytes_text(plan.delete_bytes))?;
     }
     Ok(())
 }
@@ -209,10 +209,10 @@ fn done(console: &mut Console<'_>, machine: MachineId, report: &Report) -> Resul
     }
     writeln!(
         out,
-        "{machine}: {} points expired, {} runs merged, {} shortcuts made, {} written; {} go to the trash, {} deleted",
-        report.expired,
-        report.merged_runs,
-        report.shortcuts,
+        "{machine}: {} expired, {} merged, {} made, {} written; {} into the trash, {} deleted",
+        count(report.expired, "point"),
+        count(report.merged_runs, "run"),
+        count(report.shortcuts, "shortcut"),
         bytes_text(report.written_bytes),
         bytes_text(report.trashed_bytes),
         bytes_text(report.deleted_bytes)
@@ -225,11 +225,7 @@ fn done(console: &mut Console<'_>, machine: MachineId, report: &Report) -> Resul
         )?;
     }
     if report.locked > 0 {
-        writeln!(
-            out,
-            "  {} that immutable points need locked by the bucket",
-            are(report.locked as usize, "object")
-        )?;
+        writeln!(out, "  locked by the bucket, for immutable points: {}", count(report.locked, "object"))?;
     }
     if report.kept_by_store > 0 {
         writeln!(

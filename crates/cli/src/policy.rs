@@ -15,7 +15,7 @@ use highwater_vault::{
     policy::{self, Policy, Rules, Tier},
 };
 use serde_json::json as document;
-use std::io::Write;
+use std::{collections::BTreeMap, io::Write};
 
 pub(crate) async fn run(
     global: &Global,
@@ -51,7 +51,10 @@ pub(crate) async fn run(
 
 /// Asks before something is promised that cannot be taken back.
 fn immutable(console: &mut Console<'_>, json: bool, policy: &Policy) -> Result<(), CliError> {
-    let what = format!("points stored from now on could not go before {}", time_text(policy.immutable_for));
+    let what = format!(
+        "no point, stored already or from now on, could go before {} are over",
+        time_text(policy.immutable_for)
+    );
     let question = Question {
         word: "yes",
         prompt: format!(
@@ -172,7 +175,22 @@ async fn show(
         let protects_ms = until_ms.saturating_add(u64::try_from(keep_for.as_millis()).unwrap_or(u64::MAX));
         (protects_ms > now_ms).then_some((until_ms, keep_for))
     });
+    // A policy can be read without them.
+    let holds = match machine {
+        Some(machine) => match vault.machine(machine).await {
+            Err(error) if error.is_damage() => None,
+            state => Some(state?.holds),
+        },
+        None => Some(BTreeMap::new()),
+    };
     if global.json {
+        let holds = holds.map(|holds| {
+            let documents = holds.iter().map(|(point, held)| {
+                let since = rfc3339(held.since_ms);
+                document!({ "point": point, "hold": held.hold, "reason": held.reason, "since": since })
+            });
+            documents.collect::<Vec<_>>()
+        });
         let earlier: Vec<_> = earlier
             .map(|(until_ms, keep_for)| {
                 document!({ "stored-until": rfc3339(until_ms), "immutable-for": time_text(keep_for) })
@@ -180,7 +198,13 @@ async fn show(
             .collect();
         json(
             console,
-            &document!({ "machine": machine, "own": is_own, "policy": rules.policy, "earlier-immutable": earlier }),
+            &document!({
+                "machine": machine,
+                "own": is_own,
+                "policy": rules.policy,
+                "earlier-immutable": earlier,
+                "holds": holds,
+            }),
         )?;
         return Ok(Exit::Success);
     }
@@ -204,12 +228,13 @@ async fn show(
         let (until, time) = (rfc3339(until_ms), time_text(keep_for));
         writeln!(out, "  of those stored before {until} none goes before {time}, as an earlier policy said")?;
     }
-    if let Some(machine) = machine {
-        for (point, held) in &vault.machine(machine).await?.holds {
-            let how = if held.hold == Hold::Legal { "under legal hold" } else { "pinned" };
-            let since = rfc3339(held.since_ms);
-            writeln!(out, "  point {point} is {how} since {since}: {}", plain(&held.reason))?;
-        }
+    if holds.is_none() {
+        writeln!(out, "  which of its points are held cannot be read; `highwater verify` says why")?;
+    }
+    for (point, held) in holds.iter().flatten() {
+        let how = if held.hold == Hold::Legal { "under legal hold" } else { "pinned" };
+        let since = rfc3339(held.since_ms);
+        writeln!(out, "  point {point} is {how} since {since}: {}", plain(&held.reason))?;
     }
     Ok(Exit::Success)
 }

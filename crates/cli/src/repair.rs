@@ -186,14 +186,16 @@ fn show(console: &mut Console<'_>, plan: &Plan) -> Result<(), CliError> {
         writeln!(out, "  nothing to do")?;
     }
     if plan.strays > 0 {
-        let (n, bytes) = (plan.strays, bytes_text(plan.stray_bytes));
-        writeln!(
-            out,
-            "  {n} objects that no record names are deleted ({bytes}); a session under way begins anew"
-        )?;
+        let (n, bytes) = (count(plan.strays, "object"), bytes_text(plan.stray_bytes));
+        writeln!(out, "  deleted: {n} that no record names ({bytes}); a session under way begins anew")?;
     }
     if plan.left > 0 {
-        writeln!(out, "  {} more stay: not old enough, or a damaged map may name them", plan.left)?;
+        let why = if plan.runs.is_empty() { "" } else { ", or a damaged map may name them" };
+        writeln!(
+            out,
+            "  left: {} that no record names, not old enough (--grace){why}",
+            count(plan.left, "object")
+        )?;
     }
     if !plan.checkpoints.is_empty() {
         writeln!(out, "  {} made anew", are(plan.checkpoints.len(), "checkpoint"))?;
@@ -248,27 +250,36 @@ fn done(console: &mut Console<'_>, plan: &Plan, report: &Report) -> Result<(), C
 fn losses(console: &mut Console<'_>, losses: &Losses) -> Result<(), CliError> {
     let out = &mut console.out;
     for point in losses.points.iter().take(NAMED_MAX) {
-        let (id, bytes, disks) = (point.point, bytes_text(point.bytes), point.disks);
-        writeln!(out, "    point {id}: {} blocks ({bytes}) of {disks} disk(s) cannot be read", point.blocks)?;
+        let (id, bytes, disks) = (point.point, bytes_text(point.bytes), count(point.disks, "disk"));
+        writeln!(
+            out,
+            "    point {id}: {} ({bytes}) of {disks} cannot be read",
+            count(point.blocks, "block")
+        )?;
     }
     if let Some(more) = losses.points.len().checked_sub(NAMED_MAX).filter(|more| *more > 0) {
-        writeln!(out, "    and {more} points more")?;
+        writeln!(out, "    and {} more", count(more as u64, "point"))?;
     }
     let newest = losses.newest_whole.map(|id| format!("; the newest is {id}")).unwrap_or_default();
-    writeln!(out, "    {} points are whole{newest}", losses.whole)?;
+    writeln!(out, "    {} whole{newest}", are(losses.whole as usize, "point"))?;
     let mut disks: BTreeMap<_, Vec<&repair::Lost>> = BTreeMap::new();
     losses.ranges.iter().for_each(|lost| disks.entry(lost.disk).or_default().push(lost));
     for (disk, ranges) in disks {
         for lost in ranges.iter().take(NAMED_MAX) {
-            let end = lost.first + lost.blocks - 1;
-            let (first, from, to) = (lost.first, lost.from, lost.to);
-            writeln!(out, "    disk {disk}: blocks {first} to {end}, at points {from} to {to}")?;
+            let blocks = span("block", lost.first, lost.first + lost.blocks - 1);
+            let points = span("point", lost.from.0, lost.to.0);
+            writeln!(out, "    disk {disk}: {blocks}, at {points}")?;
         }
         if let Some(more) = ranges.len().checked_sub(NAMED_MAX).filter(|more| *more > 0) {
             writeln!(out, "    disk {disk}: and {more} ranges more (--json tells them)")?;
         }
     }
     Ok(())
+}
+
+/// `block 5`, or `blocks 5 to 7`.
+fn span(what: &str, from: u64, to: u64) -> String {
+    if from == to { format!("{what} {from}") } else { format!("{what}s {from} to {to}") }
 }
 
 fn advise(console: &mut Console<'_>, lost: bool) -> Result<(), CliError> {

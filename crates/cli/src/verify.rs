@@ -4,7 +4,7 @@ use crate::{
     CliError, Console, Exit,
     args::{Global, Verify},
     context,
-    output::{bytes_text, json},
+    output::{bytes_text, count, json},
 };
 use highwater_vault::{
     Pace, Vault, VaultError,
@@ -162,9 +162,9 @@ fn text(console: &mut Console<'_>, report: &Report, sampled: bool) -> Result<(),
     let out = &mut console.out;
     writeln!(
         out,
-        "Read {} of {} machine(s): {} points, {} records, {} checkpoints, {} segments, {} maps with {} entries, {} chunks, {} blocks.",
+        "Read {} of {}: {} points, {} records, {} checkpoints, {} segments, {} maps with {} entries, {} chunks, {} blocks.",
         bytes_text(report.bytes),
-        report.machines,
+        count(report.machines, "machine"),
         report.points,
         report.records,
         report.checkpoints,
@@ -193,7 +193,11 @@ fn text(console: &mut Console<'_>, report: &Report, sampled: bool) -> Result<(),
     match report.problems.len() {
         0 if sampled => writeln!(out, "What was read is authentic and whole.")?,
         0 => writeln!(out, "Everything is authentic and whole.")?,
-        n => writeln!(out, "{n} problem(s) found; `highwater vault repair` says what is lost.")?,
+        n => writeln!(
+            out,
+            "{} found; `highwater vault repair` says what is lost.",
+            count(n as u64, "problem")
+        )?,
     }
     Ok(())
 }

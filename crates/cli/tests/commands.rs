@@ -373,7 +373,7 @@ fn a_repair_shows_its_plan_and_what_is_lost() {
     let asked = place.run(&["vault", "repair", "--grace", "0s"]);
     assert_eq!(asked.exit, Exit::NotConfirmed, "{}", asked.err);
     assert!(
-        asked.out.contains("2 stretches are made anew") && asked.out.contains("1 objects"),
+        asked.out.contains("2 stretches are made anew") && asked.out.contains("1 object that"),
         "{}",
         asked.out
     );
@@ -387,7 +387,7 @@ fn a_repair_shows_its_plan_and_what_is_lost() {
     let done = place.run(&["vault", "repair", "--grace", "0s", "--yes"]);
     assert_eq!(done.exit, Exit::Damaged, "{}", done.err);
     assert!(
-        done.out.contains("LOST") && done.out.contains("1 points are whole; the newest is 1"),
+        done.out.contains("LOST") && done.out.contains("1 point is whole; the newest is 1"),
         "{}",
         done.out
     );
@@ -582,7 +582,7 @@ fn points_expire_as_policies_say_and_held_ones_do_not() {
     let nothing = place.run(&["vault", "plan", "db-1"]);
     assert!(nothing.out.contains("nothing to do"), "{}", nothing.out);
     let plan = place.run(&["vault", "plan", "web-1"]);
-    assert!(plan.out.contains("1 stretches") && !plan.out.contains("expire"), "{}", plan.out);
+    assert!(plan.out.contains("merged: 1 (with") && !plan.out.contains("expire"), "{}", plan.out);
 
     // A tier that is no coarser than the one before, and what is no time.
     let refused = place.run(&["vault", "policy", "set", "--keep-all", "2h", "--tier", "1h:1h", "--json"]);

@@ -155,7 +155,8 @@ impl Shared {
 }
 
 fn failure() -> Error {
-    Error::Generic { store: "faulty", source: "injected".into() }
+    // Whoever reads errors' words for what they might say of ranges takes an outage for damage.
+    Error::Generic { store: "faulty", source: "injected, at http://orange.example/range".into() }
 }
 
 fn kept(keeps: Keeps, path: &Path) -> Error {

@@ -94,7 +94,7 @@ pub(crate) struct SetPolicy {
     /// Then one point of each EVERY, for TIME, like 1h:1day; may be given several times, each coarser and for longer
     #[arg(long, value_name = "EVERY:TIME", value_parser = parse_tier)]
     pub(crate) tier: Vec<Tier>,
-    /// No point stored from now on goes before; can't be taken back
+    /// No point that there is, or that is stored from now on, goes before; can't be taken back
     #[arg(long, default_value = "0s", value_name = "TIME", value_parser = parse_time)]
     pub(crate) immutable_for: Duration,
     /// Don't ask, though points would no longer be kept, or could not go for --immutable-for
