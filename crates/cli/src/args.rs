@@ -1,8 +1,10 @@
 //! The command line. Help, man page and completions come from here.
 
 mod keep;
+mod values;
 
 pub(crate) use keep::{KeepVerb, PolicyVerb, SetPolicy};
+use values::{parse_bytes, parse_percent, parse_time};
 
 use clap::{Args, Parser, Subcommand};
 use highwater_delta::CommitId;
@@ -117,7 +119,7 @@ pub(crate) struct Verify {
     #[arg(long, value_name = "N", requires = "sample")]
     pub(crate) seed: Option<u64>,
     /// Bytes read a second, like 64MiB [default: as many as it can]
-    #[arg(long, value_name = "BYTES", value_parser = crate::maintain::parse_bytes)]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub(crate) rate: Option<u64>,
     /// Keep how far it is in this file, and go on from there if it is there already; it is removed at the end
     #[arg(long, value_name = "FILE")]
@@ -129,10 +131,10 @@ pub(crate) struct Repair {
     /// One machine only: id, unambiguous begin of an id, or host name
     pub(crate) machine: Option<String>,
     /// How old objects that no record names must be to be deleted
-    #[arg(long, default_value = "1day", value_name = "TIME", value_parser = crate::maintain::parse_time)]
+    #[arg(long, default_value = "1day", value_name = "TIME", value_parser = parse_time)]
     pub(crate) grace: Duration,
     /// Bytes read and written a second, like 64MiB [default: as many as it can]
-    #[arg(long, value_name = "BYTES", value_parser = crate::maintain::parse_bytes)]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub(crate) rate: Option<u64>,
     /// Keep how far the verification is in this file, and go on from there if it is there already
     #[arg(long, value_name = "FILE")]
@@ -143,13 +145,6 @@ pub(crate) struct Repair {
     /// Don't ask
     #[arg(long, short)]
     pub(crate) yes: bool,
-}
-
-fn parse_percent(text: &str) -> Result<f64, String> {
-    let percent = text.trim_end_matches('%').parse::<f64>().ok();
-    percent
-        .filter(|percent| *percent > 0.0 && *percent <= 100.0)
-        .ok_or_else(|| format!("{text:?} is no part; write it like 5 or 0.1, up to 100"))
 }
 
 #[derive(Debug, Args)]

@@ -259,17 +259,6 @@ impl Progress for Bars {
     }
 }
 
-/// A rate or size, like `64MiB`.
-pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
-    highwater_delta::size::parse(text).ok_or_else(|| format!("{text:?} is no size; write it like 64MiB"))
-}
-
-/// A time, like `6h`.
-pub(crate) fn parse_time(text: &str) -> Result<Duration, String> {
-    humantime_serde::re::humantime::parse_duration(text)
-        .map_err(|_| format!("{text:?} is no time; write it like 90s, 2h or 15days"))
-}
-
 /// What is written of a time.
 pub(crate) fn time_text(time: Duration) -> String {
     humantime_serde::re::humantime::format_duration(time).to_string()

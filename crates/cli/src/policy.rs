@@ -238,13 +238,3 @@ async fn show(
     }
     Ok(Exit::Success)
 }
-
-/// A tier, as `1h:1day`: one point of each hour, for a day.
-pub(crate) fn parse_tier(text: &str) -> Result<Tier, String> {
-    let refuse = || format!("{text:?} is no tier; write it like 1h:1day (one point of each hour, for a day)");
-    let (every, keep_for) = text.split_once(':').ok_or_else(refuse)?;
-    Ok(Tier {
-        every: crate::maintain::parse_time(every).map_err(|_| refuse())?,
-        keep_for: crate::maintain::parse_time(keep_for).map_err(|_| refuse())?,
-    })
-}

@@ -1,9 +1,6 @@
 //! `vault plan`, `maintain`, `policy`, `pin`, `hold`, `release`: how long points are kept.
 
-use crate::{
-    maintain::{parse_bytes, parse_time},
-    policy::parse_tier,
-};
+use super::values::{parse_bytes, parse_tier, parse_time};
 use clap::{Args, Subcommand};
 use highwater_delta::CommitId;
 use highwater_vault::policy::Tier;
