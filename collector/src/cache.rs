@@ -16,7 +16,7 @@ pub mod budget;
 pub mod medium;
 pub mod spool;
 
-use crate::shared::locked;
+use crate::lock::locked;
 use crate::{CollectorError, metrics::CacheMetrics};
 use budget::Budget;
 use highwater_delta::{Code, MachineId};

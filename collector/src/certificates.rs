@@ -7,8 +7,9 @@
 //! token, and what it buys, are of the next generation. A token made before the revocation is void with it.
 
 use crate::CollectorError;
+use crate::clock::now_ms;
 use crate::holder::Holder;
-use crate::shared::{Shared, now_ms};
+use crate::shared::Shared;
 use futures::{StreamExt, TryStreamExt, stream};
 use highwater_delta::MachineId;
 use highwater_vault::Vault;

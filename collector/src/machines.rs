@@ -3,7 +3,7 @@
 use crate::open;
 use crate::say::say;
 use highwater_collector::certificates::{self, Listed, State};
-use highwater_collector::shared::now_ms;
+use highwater_collector::clock::now_ms;
 use serde_json::json;
 use std::path::Path;
 

@@ -6,9 +6,9 @@ mod say;
 
 use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use highwater_collector::clock::now_ms;
 use highwater_collector::config::LogFormat;
 use highwater_collector::init::{CONFIG_FILE, Key, init};
-use highwater_collector::shared::now_ms;
 use highwater_collector::tokens::{self, Returning};
 use highwater_collector::{Collector, CollectorError, Config, authority, certificates};
 use highwater_vault::{Location, Vault, keys::KeyCommand};

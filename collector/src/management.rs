@@ -9,10 +9,12 @@
 
 use crate::bucket::Bucket;
 use crate::certificates::{self, Origin};
+use crate::clock::now_ms;
 use crate::holder::Holder;
+use crate::lock::locked;
 use crate::log_limit::LogLimit;
 use crate::per_peer::{PerPeer, Source};
-use crate::shared::{Shared, locked, now_ms};
+use crate::shared::Shared;
 use crate::tokens::{Checked, Returning};
 use crate::{CollectorError, relays, tokens};
 use highwater_delta::{Code, MachineId, RelayId};

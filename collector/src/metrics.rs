@@ -4,7 +4,8 @@ mod relay;
 
 pub use relay::RelayMetrics;
 
-use crate::shared::{locked, now_ms};
+use crate::clock::now_ms;
+use crate::lock::locked;
 use highwater_delta::{Consistency, MachineId};
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text};
 use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram};

@@ -5,7 +5,7 @@ use crate::{ConfigFile, open, parse_ttl, until};
 use anyhow::Context;
 use clap::Subcommand;
 use highwater_collector::certificates::{self, State};
-use highwater_collector::shared::now_ms;
+use highwater_collector::clock::now_ms;
 use highwater_collector::tokens::{self, Returning};
 use highwater_collector::{CollectorError, authority, relays};
 use highwater_delta::RelayId;

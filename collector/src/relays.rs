@@ -5,8 +5,9 @@
 
 use crate::CollectorError;
 use crate::certificates::{self, Origin, Standing, State};
+use crate::clock::now_ms;
 use crate::metrics::RelayMetrics;
-use crate::shared::{Shared, now_ms};
+use crate::shared::Shared;
 use async_trait::async_trait;
 use highwater_delta::{Code, RelayId};
 use highwater_relay::RelayError;

@@ -10,8 +10,9 @@
 //! [`SHUTDOWN_MAX`] at most; what it then interrupts is as safe as after a kill.
 
 use crate::cache::Cache;
+use crate::clock::now_ms;
 use crate::relays::{self, Told};
-use crate::shared::{REVOCATIONS_UNKNOWN_MAX, Shared, now_ms};
+use crate::shared::{REVOCATIONS_UNKNOWN_MAX, Shared};
 use crate::{
     CollectorError, Config, authority, authority::OwnCert, maintenance, management, memory, metrics::Metrics,
     session, verification,

@@ -2,6 +2,8 @@
 
 use crate::bucket::Bucket;
 use crate::cache::Cache;
+use crate::clock::now_ms;
+use crate::lock::locked;
 use crate::log_limit::LogLimit;
 use crate::memory::{Memory, Share};
 use crate::per_peer::{PerPeer, Source};
@@ -15,8 +17,8 @@ use highwater_wire::tls::Revoked;
 use highwater_wire::{Credential, RelayCredential, WireError};
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tracing::Level;
@@ -384,16 +386,4 @@ impl Allowance {
             claims: Bucket::new(claims, claims / 86_400.0, now),
         }
     }
-}
-
-/// Locks, also after a panic of another holder: all that is kept under these locks is whole between statements.
-pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Milliseconds since 1970.
-#[must_use]
-pub fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -7,8 +7,9 @@
 //! - Of several collectors of a vault each reads by itself: set `verify-every = "0s"` in all but one.
 
 use crate::CollectorError;
+use crate::clock::now_ms;
 use crate::rounds::{self, Rounds};
-use crate::shared::{Shared, now_ms};
+use crate::shared::Shared;
 use crate::state_dir::not_kept;
 use async_trait::async_trait;
 use highwater_delta::{Code, VaultId};
@@ -239,7 +240,7 @@ impl Watch for Told<'_> {
     async fn done(&self, pass: &Pass) -> Result<(), VaultError> {
         let report = pass.report();
         let is_time = {
-            let mut seen = crate::shared::locked(&self.seen);
+            let mut seen = crate::lock::locked(&self.seen);
             let objects = report.segments + report.maps;
             let (more, bytes) =
                 (objects - seen.objects.min(objects), report.bytes - seen.bytes.min(report.bytes));
@@ -262,7 +263,7 @@ impl Watch for Told<'_> {
         if let Some(file) = self.file.clone().filter(|_| is_time)
             && let Err(error) = resume::save_beside(file, pass.clone()).await
         {
-            let mut seen = crate::shared::locked(&self.seen);
+            let mut seen = crate::lock::locked(&self.seen);
             if !std::mem::replace(&mut seen.not_kept, true) {
                 not_kept(&error);
             }

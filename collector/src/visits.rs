@@ -3,7 +3,7 @@
 //! Each holds a socket and its buffers, and a seat holds back only what comes after it. So each machine has at most
 //! [`VISITS_MAX`] of them, whoever else has how many; one beyond that is closed at once.
 
-use crate::shared::locked;
+use crate::lock::locked;
 use highwater_delta::MachineId;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

@@ -3,8 +3,8 @@
 //! A session may hold up to twice what is left over. So one alone gets two thirds of all, two get two fifths each, and there is always
 //! something for whoever comes next; nobody has to be asked for anything, since what a session holds it gives back as the vault takes it.
 
+use crate::lock::locked;
 use crate::metrics::CacheMetrics;
-use crate::shared::locked;
 use std::sync::{Arc, Mutex};
 
 /// See the module.

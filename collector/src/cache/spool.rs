@@ -14,7 +14,7 @@
 use super::budget::Budget;
 use super::medium::{Backing, Medium};
 use crate::CollectorError;
-use crate::shared::locked;
+use crate::lock::locked;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::rand;
 use bytes::Bytes;

@@ -10,7 +10,7 @@
 //! others wait for its memory, and only then. All that are so slow are asked: one that cannot hear it at that moment must not be
 //! the others' excuse. One that is complete, and waits to be committed, is slow no longer, however long the vault takes.
 
-use crate::shared::locked;
+use crate::lock::locked;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};

@@ -1,8 +1,8 @@
 //! What a session says to its peer, by whoever of it has something to say: one message at a time, and acknowledgements in order.
 
 use crate::CollectorError;
+use crate::lock::locked;
 use crate::metrics::Metrics;
-use crate::shared::locked;
 use highwater_delta::DeltaId;
 use highwater_wire::message::CollectorMessage;
 use highwater_wire::{FrameWriter, Timeouts, codec};

@@ -2,7 +2,7 @@
 
 use crate::support::{Agent, Site};
 use highwater_collector::certificates::{self, Origin, State};
-use highwater_collector::shared::now_ms;
+use highwater_collector::clock::now_ms;
 use highwater_collector::tokens::{self, Returning};
 use highwater_collector::{Collector, Config, init};
 use highwater_delta::{CommitId, DiskId, MachineId};

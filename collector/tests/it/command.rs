@@ -1,7 +1,7 @@
 //! The command itself, as a process.
 
 use crate::support::{Agent, block, point};
-use highwater_collector::shared::now_ms;
+use highwater_collector::clock::now_ms;
 use highwater_delta::{BLOCK_BYTES, BlockRange, CommitId, DeltaId, DiskId};
 use highwater_vault::{KeySource, Vault, local_store};
 use highwater_wire::enroll::enroll;

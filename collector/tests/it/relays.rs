@@ -3,7 +3,7 @@
 use crate::command;
 use crate::support::Site;
 use highwater_collector::certificates::{self, State};
-use highwater_collector::shared::now_ms;
+use highwater_collector::clock::now_ms;
 use highwater_collector::{relays, tokens};
 use highwater_delta::{DiskId, RelayId};
 use highwater_vault::{KeySource, Location, Store, Vault, VaultError, VaultKey, local_store, verify};

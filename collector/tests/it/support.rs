@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use highwater_collector::certificates::{self, Origin};
+use highwater_collector::clock::now_ms;
 use highwater_collector::config::Config;
-use highwater_collector::shared::now_ms;
 use highwater_collector::{Collector, Running, init, tokens};
 use highwater_delta::{
     BLOCK_BYTES, Block, CommitId, CommitKind, Consistency, DeltaId, DiskId, Extent, Fill, HashKey, MachineId,
