@@ -119,3 +119,30 @@ fn a_number_far_away_keeps_verify_no_longer_than_others() {
         );
     });
 }
+
+/// A store that does not answer says nothing of what it holds, in whatever words.
+#[test]
+fn an_outage_is_no_damage() {
+    runtime().block_on(async {
+        let model = grown().await;
+        let point = *model.points.keys().next_back().unwrap();
+        for n in 1.. {
+            // With caches of its own.
+            let vault = Vault::open(model.faulty.clone(), &model.key).await.unwrap();
+            let map = vault.block_map(machine(), disk(10), point).await.unwrap();
+            let mut rest = vec![0; BLOCKS as usize * B];
+            model.faulty.fail_call(Some((n, When::Before)));
+            let read = map.read_rest(BlockRange::new(0, BLOCKS), &mut rest).await;
+            model.faulty.fail_call(None);
+            match read {
+                Err(VaultError::Store(_)) => {}
+                Err(error) => panic!("call {n}: {error}"),
+                Ok(lacking) => {
+                    assert!(lacking.blocks.is_empty(), "call {n}: {lacking:?}");
+                    assert!(n > 3, "{n} calls");
+                    break;
+                }
+            }
+        }
+    });
+}
