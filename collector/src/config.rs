@@ -303,7 +303,7 @@ impl Config {
         file.into_iter().chain(text).chain(command).collect()
     }
 
-    /// Opens the vault. One in a directory that is not there is made, and is no vault.
+    /// Opens the vault. A directory that is not there is no vault, and is not made.
     pub async fn open_vault(&self) -> Result<Vault, CollectorError> {
         let (_, source) = self.key_sources().pop().ok_or(VaultError::WrongKey)?;
         // One that is mistyped, or not mounted, would be made.

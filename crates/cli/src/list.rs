@@ -7,7 +7,7 @@ use crate::{
     output::{age, bytes_text, json, plain, rfc3339, table},
 };
 use futures::{StreamExt, stream};
-use highwater_delta::{CommitId, Consistency, DiskId, MachineId, PointInfo};
+use highwater_delta::{Code, CommitId, Consistency, DiskId, MachineId, PointInfo};
 use highwater_vault::{DiskRecord, Hold, MachineState, PointRecord, policy::Rules};
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json as document};
@@ -34,7 +34,7 @@ pub(crate) async fn machines(global: &Global, console: &mut Console<'_>) -> Resu
             }
             Err(error) => {
                 unreadable += 1;
-                let code = format!("HW-{}", error.code());
+                let code = Code(error.code()).to_string();
                 rows.push(vec![id.to_string(), format!("unreadable, {code}")]);
                 if !global.json {
                     writeln!(console.err, "{id}: {code}: {error}\n  → {}", error.action())?;
@@ -134,8 +134,18 @@ pub(crate) async fn points(
     let vault = context::open(global, console).await?;
     let id = context::machine(&vault, machine).await?;
     let (state, damage) = context::state(&vault, id, true, global.json, console).await?;
+    let now_ms = vault.now_ms();
+    let (rules, damage) = match Rules::load(&vault, id).await {
+        // The points are there all the same; only what protects them is not known.
+        Err(error) if error.is_damage() => {
+            if !global.json {
+                writeln!(console.err, "{error}: which points are immutable is not known")?;
+            }
+            (Rules::of(&[], &[]), damage.or(Some(error)))
+        }
+        rules => (rules?, damage),
+    };
     let exit = if damage.is_none() { Exit::Success } else { Exit::Damaged };
-    let (rules, now_ms) = (Rules::load(&vault, id).await?, vault.now_ms());
     if global.json {
         let (machine, host_name) = (state.machine, state.host_name.as_str());
         let points = Points { state: &state, rules: &rules, now_ms };

@@ -1,7 +1,7 @@
 //! Arguments that make no sense: told as every other error is.
 
 use clap::Parser;
-use std::ffi::OsString;
+use std::{ffi::OsString, io::Write};
 
 /// The code of arguments that make no sense, of every program.
 pub const USAGE_CODE: &str = "HW-1501";
@@ -13,7 +13,8 @@ pub fn parse<P: Parser>() -> P {
     match P::try_parse_from(&args) {
         Ok(parsed) => parsed,
         Err(error) if error.use_stderr() && wants_json(&args) => {
-            println!("{}", document(&error, P::command().get_name()));
+            // Where even this cannot be written, the exit code still tells.
+            let _ = writeln!(std::io::stdout(), "{}", document(&error, P::command().get_name()));
             std::process::exit(2)
         }
         Err(error) => error.exit(),

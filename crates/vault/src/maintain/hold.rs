@@ -20,7 +20,8 @@ pub(crate) async fn fence(vault: &Vault, machine: MachineId) -> Result<()> {
 /// Holds a point, so that it does not expire, or lets it go.
 ///
 /// # Errors
-/// There is no such point, or not any more; the reason is too long; [`VaultError::UnderHold`]: it would be no more than pinned.
+/// There is no such point, or not any more; the reason is too long; [`VaultError::UnderHold`]: it is under legal hold, and would be
+/// pinned or held for another reason.
 pub async fn set_hold(
     vault: &Vault,
     machine: MachineId,

@@ -126,7 +126,7 @@ impl Maintainer {
             self.settings.locks.note(machine, &format!("{map}{READ}"));
         }
         self.settings.locks.through(machine, state.last_record);
-        Ok(locked)
+        named.damage.map_or(Ok(locked), Err)
     }
 
     async fn retain(&self, lock: &Arc<dyn ObjectLock>, paths: Vec<Path>, until_ms: u64) -> Result<u64> {
@@ -174,7 +174,14 @@ impl Maintainer {
                 }
                 let store = vault.store().clone();
                 let reader = SegmentReader::new(store, state.machine, &self.journal.keys, Kind::Map, map)?;
-                let rows = rows(&reader).await?;
+                let rows = match rows(&reader).await {
+                    // What it names is not known; all else is locked.
+                    Err(error) if error.is_damage() => {
+                        named.damage.get_or_insert(error);
+                        continue;
+                    }
+                    rows => rows?,
+                };
                 named.paths.extend(rows.iter().map(|row| object_path(state.machine, row.kind, row.id)));
                 named.maps.push(path);
             }
@@ -206,6 +213,8 @@ impl Maintainer {
 struct Named {
     paths: Vec<Path>,
     maps: Vec<Path>,
+    /// Why some could not be read.
+    damage: Option<VaultError>,
 }
 
 #[cfg(test)]

@@ -142,3 +142,26 @@ fn a_lock_that_is_refused_is_told_and_tried_again() {
         assert_eq!(check(&model, &book, now, now).await, 5);
     });
 }
+
+#[test]
+fn a_damaged_map_keeps_nothing_else_from_being_locked() {
+    runtime().block_on(async {
+        let (mut model, book) = locking().await;
+        let settings = Settings { grace: Duration::ZERO, ..model.settings() };
+        for _ in 0..6 {
+            model.pass(5).await;
+            round(&model, &settings).await.unwrap();
+        }
+        let state = model.state().await;
+        let map = state.runs.iter().find(|run| run.is_merged()).unwrap().objects()[0].id;
+        let path = crate::store::object_path(machine(), crate::Kind::Map, map);
+        model.vault.store().delete(&path).await.unwrap();
+        model.pass(2).await;
+        // By somebody who knows of nothing that is locked.
+        let stranger = Settings { grace: Duration::ZERO, ..model.settings() };
+        assert!(round(&model, &stranger).await.unwrap_err().is_damage());
+        let newest = model.state().await.runs.last().unwrap().objects()[0].id;
+        let newest = crate::store::object_path(machine(), crate::Kind::Segment, newest);
+        assert!(book.until_ms.lock().unwrap().contains_key(&newest));
+    });
+}
