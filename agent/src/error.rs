@@ -92,6 +92,18 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// An error with all its sources: aya's errors tell the cause only there.
+#[must_use]
+pub fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        text = format!("{text}: {source}");
+        next = source.source();
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,6 +3,7 @@
 //! Data flows one way: `tracker` (which blocks changed) → `engine` (what to send, and when a state is a recovery
 //! point) → `source` (reads them) → the session of `highwater-wire`.
 
+pub mod capture;
 pub mod config;
 pub mod control;
 pub mod daemon;

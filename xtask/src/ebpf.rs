@@ -17,8 +17,8 @@ use anyhow::{Context, Result, bail};
 use crate::sh;
 use crate::workspace;
 
-/// The package and the binary in `agent-ebpf/`.
-const NAME: &str = "highwater-agent-ebpf";
+/// The binaries in `agent-ebpf/`, each an object: tracking, and write-ordered capture.
+const NAMES: [&str; 2] = ["highwater-agent-ebpf", "highwater-capture-ebpf"];
 const TARGET: &str = "bpfel-unknown-none";
 /// Debug information becomes BTF in the link. The CPU must not be given to the linker a second time.
 const FLAGS: [&str; 3] = ["-Cdebuginfo=2", "-Ctarget-cpu=v3", "-Clink-arg=--btf"];
@@ -42,19 +42,18 @@ pub enum Toolchain {
     },
 }
 
-/// The object's place, whether or not it has been built.
-pub fn object_path() -> PathBuf {
-    workspace::target_dir().join("ebpf").join(format!("{NAME}.o"))
+/// Where the objects are put.
+pub fn objects_dir() -> PathBuf {
+    workspace::target_dir().join("ebpf")
 }
 
-/// Builds the object if it is out of date and returns its path.
+/// Builds the objects that are out of date and returns their directory.
 pub fn build() -> Result<PathBuf> {
-    let dir = workspace::root().join("agent-ebpf");
-    build_in(&dir, &object_path())?;
-    Ok(object_path())
+    build_in(&workspace::root().join("agent-ebpf"), &objects_dir())?;
+    Ok(objects_dir())
 }
 
-fn build_in(dir: &Path, object: &Path) -> Result<()> {
+fn build_in(dir: &Path, objects: &Path) -> Result<()> {
     let Some(toolchain) = find_toolchain() else { bail!(missing_compiler()) };
     let Some(linker) = find_linker() else { bail!(missing_linker()) };
     let build_dir = workspace::target_dir().join("ebpf/build");
@@ -77,7 +76,11 @@ fn build_in(dir: &Path, object: &Path) -> Result<()> {
     };
     sh::run(&mut cargo)
         .with_context(|| format!("the eBPF programs did not build with {}", toolchain.rustc().display()))?;
-    install(&build_dir.join(TARGET).join("release").join(NAME), object)
+    for name in NAMES {
+        let built = build_dir.join(TARGET).join("release").join(name);
+        install(&built, &objects.join(format!("{name}.o")))?;
+    }
+    Ok(())
 }
 
 impl Toolchain {

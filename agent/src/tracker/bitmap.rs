@@ -44,6 +44,11 @@ impl Bitmap {
         Self::map(map)
     }
 
+    /// An array of 64-bit words that was made mmapable.
+    pub fn of(map: MapData) -> Result<Self, TrackerError> {
+        Self::map(map)
+    }
+
     fn map(map: MapData) -> Result<Self, TrackerError> {
         let info = map.info().map_err(|e| TrackerError::kernel("read a bitmap's size", &e))?;
         let (words, id) = (info.max_entries() as usize, info.id());

@@ -115,6 +115,15 @@ impl KernelBtf {
         Ok(offset)
     }
 
+    /// Bytes of a structure.
+    ///
+    /// # Errors
+    /// [`BtfError::Missing`] if there is none of that name.
+    pub fn size(&self, name: &str) -> Result<u32, BtfError> {
+        let id = self.structs.get(name).ok_or_else(|| BtfError::Missing(name.to_owned()))?;
+        self.types.get(*id).map(|ty| ty.size_or_type).ok_or(BtfError::Malformed(*id))
+    }
+
     /// Whether a typedef or function of that name is there: `btf_trace_block_rq_complete` says that the tracepoint exists.
     #[must_use]
     pub fn has_name(&self, name: &str) -> bool {

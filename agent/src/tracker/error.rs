@@ -44,14 +44,7 @@ pub enum TrackerError {
 
 impl TrackerError {
     pub(super) fn kernel(what: impl Into<String>, cause: &dyn std::error::Error) -> Self {
-        // aya's errors tell the cause only through their sources.
-        let mut text = cause.to_string();
-        let mut next = cause.source();
-        while let Some(source) = next {
-            text = format!("{text}: {source}");
-            next = source.source();
-        }
-        Self::Kernel { what: what.into(), cause: text }
+        Self::Kernel { what: what.into(), cause: crate::error::with_sources(cause) }
     }
 }
 

@@ -19,7 +19,7 @@
 pub mod account;
 pub mod barrier;
 pub mod bitmap;
-mod bpf;
+pub(crate) mod bpf;
 pub mod btf;
 mod counts;
 mod disks;

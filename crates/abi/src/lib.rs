@@ -4,6 +4,8 @@
 //! Everything is `repr(C)`, made of fixed-width integers without padding, so that the two compilers agree.
 #![no_std]
 
+pub mod stream;
+
 /// Changes with every change of a map's meaning; part of the pin directory's name, so that an agent never takes
 /// over programs and maps it does not understand.
 pub const ABI_VERSION: u32 = 5;
