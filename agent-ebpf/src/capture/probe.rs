@@ -71,7 +71,7 @@ pub unsafe fn queue(ctx: &BtfTracePointContext, copy: u32) {
         }
         probe::CAPTURE => {
             let Some(element) = WALKS.get_ptr_mut(copy) else { return };
-            let header = Header { at: sector << 9, bio: 0, dev: 0, bytes, kind: kind::PROBE, flags };
+            let header = Header { at: sector << 9, bio: 0, dev: 0, bytes, kind: kind::PROBE, more: 0, flags };
             // SAFETY: `struct bio *`; the element is the probe's own.
             unsafe {
                 walk::begin(&mut *element, bio, header, bytes);

@@ -57,7 +57,7 @@ pub unsafe fn queue(ctx: &BtfTracePointContext, copy: u32) {
     // SAFETY: `struct bio *`.
     let (sector, bytes): (u64, u32) =
         unsafe { (load(bio, offset!(bio_sector)), load(bio, offset!(bio_size))) };
-    let header = Header { at: sector << 9, bio, dev, bytes, kind: kind_of(op, bytes), flags };
+    let header = Header { at: sector << 9, bio, dev, bytes, kind: kind_of(op, bytes), more: 0, flags };
     count.bios += 1;
     if header.kind == kind::WRITE {
         // SAFETY: `struct bio *`; the element is this copy's own.
@@ -94,7 +94,7 @@ fn slot(key: u64) -> Option<*mut u64> {
 
 /// 0: it changes what its bio does not tell (zone append and reset).
 #[inline(always)]
-fn kind_of(op: u32, bytes: u32) -> u32 {
+fn kind_of(op: u32, bytes: u32) -> u16 {
     match op {
         OP_WRITE if bytes == 0 => kind::FLUSH,
         OP_WRITE => kind::WRITE,

@@ -138,6 +138,7 @@ fn put<const N: usize>(walk: &mut Walk, content: u64, bytes: u32) -> u32 {
         let header = place.cast::<Header>();
         header.write(walk.header);
         (*header).bytes = bytes;
+        (*header).more = (walk.left > bytes).into();
         let payload = place.cast::<u8>().add(HEADER_BYTES).cast::<c_void>();
         let read = bpf_probe_read_kernel(payload, bytes, content as *const c_void);
         if read != 0 {

@@ -3,11 +3,13 @@
 //! The programs (`agent-ebpf/src/capture`) put each change of the captured devices into one ring at submission. Nothing here
 //! takes a bit away from the tracker: what capture lacks, or loses, is read from the device as in bitmap mode.
 
+pub mod assemble;
 mod bases;
 mod error;
 mod layout;
 mod object;
 mod page;
+pub mod pool;
 pub mod record;
 mod ring;
 mod tap;

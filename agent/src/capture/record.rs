@@ -13,7 +13,8 @@ pub fn split(record: &[u8]) -> Option<(Header, &[u8])> {
         bio: long(8)?,
         dev: word(16)?,
         bytes: word(20)?,
-        kind: word(24)?,
+        kind: word(24)? as u16,
+        more: (word(24)? >> 16) as u16,
         flags: word(28)?,
     };
     let payload = match header.kind {
@@ -29,7 +30,7 @@ mod tests {
 
     #[test]
     fn a_record_is_split_as_it_was_laid_out() {
-        let header = Header { at: 1 << 40, bio: 2, dev: 3, bytes: 5, kind: kind::WRITE, flags: 6 };
+        let header = Header { at: 1 << 40, bio: 2, dev: 3, bytes: 5, kind: kind::WRITE, more: 1, flags: 6 };
         // SAFETY: integers without padding.
         let mut record =
             unsafe { std::slice::from_raw_parts((&raw const header).cast::<u8>(), HEADER_BYTES) }.to_vec();

@@ -5,9 +5,6 @@
 //! segments becomes several records. A record may come twice (another copy of the program was not sure of the first): both
 //! precede the bio's issue.
 
-/// Changes with every change of what is below; part of the pin directory's name.
-pub const STREAM_VERSION: u32 = 1;
-
 /// Most copies of the capture program. Slots carry a copy's number in the three low bits of a bio's address.
 pub const CAPTURE_COPIES_MAX: usize = 6;
 /// Slots in which copies tell each other which bio they have captured.
@@ -22,17 +19,17 @@ pub const PAYLOAD_BYTES: [usize; 4] = [512, 4096, 16384, 65536];
 /// What a record tells.
 pub mod kind {
     /// Submitted: data, which follow.
-    pub const WRITE: u32 = 1;
+    pub const WRITE: u16 = 1;
     /// Submitted: the range is discarded.
-    pub const DISCARD: u32 = 2;
+    pub const DISCARD: u16 = 2;
     /// Submitted: the range becomes zeros.
-    pub const ZEROES: u32 = 3;
+    pub const ZEROES: u16 = 3;
     /// Submitted: a flush without data.
-    pub const FLUSH: u32 = 4;
+    pub const FLUSH: u16 = 4;
     /// A range of a request has completed (request-based devices), or a bio (bio-based ones: then `bytes` is 0).
-    pub const COMPLETE: u32 = 5;
+    pub const COMPLETE: u16 = 5;
     /// The content of a page of the agent's own, read back through the way of capture.
-    pub const PROBE: u32 = 6;
+    pub const PROBE: u16 = 6;
 }
 
 /// What every record begins with.
@@ -48,7 +45,10 @@ pub struct Header {
     /// Bytes of the range; of payload, where there is some.
     pub bytes: u32,
     /// One of [`kind`].
-    pub kind: u32,
+    pub kind: u16,
+    /// Not 0: more records of this bio follow. Between them no state of the disk is to be taken: the device may promise to
+    /// write a bio as a whole or not at all.
+    pub more: u16,
     /// Submissions: `bi_opf`. Completions: the status, 0 if it went well.
     pub flags: u32,
 }

@@ -1,0 +1,95 @@
+//! Which blocks the stream has told of lately (pure): what explains a bit that the tracker's programs set when a write
+//! completed. A bit that nothing explains stands for a change that the stream lacks.
+
+use super::ranges::Ranges;
+use std::collections::HashMap;
+
+/// A set of blocks: single ones by words of a bitmap, long runs as ranges.
+#[derive(Clone, Debug, Default)]
+pub struct Captured {
+    words: HashMap<u64, u64>,
+    runs: Ranges,
+}
+
+/// Ranges of more blocks are kept as such.
+const RUN_BLOCKS: u64 = 128;
+
+impl Captured {
+    /// Adds blocks `from..to`.
+    pub fn insert(&mut self, from: u64, to: u64) {
+        if to.saturating_sub(from) > RUN_BLOCKS {
+            return self.runs.insert(from, to);
+        }
+        let mut at = from;
+        while at < to {
+            let end = to.min((at / 64 + 1) * 64);
+            let bits = if end - at == 64 { !0 } else { ((1u64 << (end - at)) - 1) << (at % 64) };
+            *self.words.entry(at / 64).or_default() |= bits;
+            at = end;
+        }
+    }
+    /// Adds all of another.
+    pub fn union(&mut self, other: &Self) {
+        for (word, bits) in &other.words {
+            *self.words.entry(*word).or_default() |= bits;
+        }
+        other.runs.iter().for_each(|r| self.runs.insert(r.start.0, r.end()));
+    }
+    /// Which of these 64 granules (of `1 << shift` blocks) it tells of, in any block.
+    #[must_use]
+    pub fn granules(&self, index: usize, shift: u32) -> u64 {
+        let first = (index as u64 * 64) << shift;
+        let mut bits = 0;
+        if shift == 0 {
+            bits = self.words.get(&(index as u64)).copied().unwrap_or(0);
+        } else {
+            for word in first / 64..(first + (64 << shift)).div_ceil(64) {
+                let mut blocks = self.words.get(&word).copied().unwrap_or(0);
+                while blocks != 0 {
+                    bits |= 1 << (((word * 64 + u64::from(blocks.trailing_zeros())) - first) >> shift);
+                    blocks &= blocks - 1;
+                }
+            }
+        }
+        if !self.runs.is_empty() {
+            for granule in 0..64 {
+                let start = first + (granule << shift);
+                // A run is longer than a granule or touches its edges: its ends and middle are asked for.
+                if (start..start + (1 << shift)).any(|block| self.runs.contains(block)) {
+                    bits |= 1 << granule;
+                }
+            }
+        }
+        bits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn granules_are_those_touched(ranges in proptest::collection::vec((0u64..1000, 1u64..200), 1..8), shift in 0u32..4) {
+            let mut captured = Captured::default();
+            let mut other = Captured::default();
+            let mut model = [false; 1300];
+            for (at, (from, count)) in ranges.iter().enumerate() {
+                if at % 2 == 0 { captured.insert(*from, from + count) } else { other.insert(*from, from + count) }
+                model[*from as usize..(from + count) as usize].fill(true);
+            }
+            captured.union(&other);
+            for index in 0..1280usize.div_ceil(64 << shift) {
+                let mut expected = 0u64;
+                for granule in 0..64 {
+                    let start = (index * 64 + granule) << shift;
+                    if (start..start + (1 << shift)).any(|block| model.get(block).copied().unwrap_or(false)) {
+                        expected |= 1 << granule;
+                    }
+                }
+                prop_assert_eq!(captured.granules(index, shift), expected);
+            }
+        }
+    }
+}
