@@ -137,7 +137,7 @@ fn work_max(config: &Config) -> Duration {
 }
 
 /// The kernel's types, read to load the programs, took some 15 MiB, which the allocator would keep for this process.
-fn give_memory_back() {
+pub(crate) fn give_memory_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: it takes a number, and may be called at any time from any thread.
     unsafe {
@@ -220,6 +220,7 @@ pub fn run(config: &Config, metrics: Arc<Metrics>) -> Result<()> {
         freeze_hook: config.freeze_hook.command.clone(),
         endpoint,
         stored_max: config.limits.stored.0,
+        capture: config.capture.options(),
     };
     let parts = Parts {
         tracker,

@@ -1,8 +1,10 @@
 //! Prometheus metrics of the agent. Counters are raised where things happen; gauges are set once a second by the engine.
 //! Names: `highwater_agent_*`, base units.
 
+mod capture;
+
 use crate::{
-    control::status::{DiskState as Kind, DiskStatus},
+    control::status::{CaptureStatus, DiskState as Kind, DiskStatus},
     tracker::{DeviceFigures, Fault},
 };
 use highwater_abi::class;
@@ -62,6 +64,7 @@ pub struct Metrics {
     misses: Family<Labels, Gauge>,
     failed: Family<Labels, Gauge>,
     compared: Family<Labels, Gauge>,
+    capture: capture::Capture,
     inner: Mutex<Inner>,
 }
 
@@ -124,6 +127,7 @@ impl Metrics {
             misses: Family::default(),
             failed: Family::default(),
             compared: Family::default(),
+            capture: capture::Capture::default(),
             inner: Mutex::new(Inner {
                 published: Instant::now(),
                 churn: HashMap::new(),
@@ -233,6 +237,7 @@ impl Metrics {
             "1 if the tracker's counts are held against the kernel's",
             self.compared.clone(),
         );
+        self.capture.register(r);
     }
 
     /// The text that Prometheus scrapes.
@@ -256,6 +261,15 @@ impl Metrics {
             self.blocks_compared.inc_by(blocks);
             self.blocks_different.inc_by(different);
         }
+    }
+    pub(crate) fn left_order(&self, kind: &str) {
+        self.capture.left(kind);
+    }
+    pub(crate) fn read_again(&self, healed: u64, lacking: u64) {
+        self.capture.again(healed, lacking);
+    }
+    pub(crate) fn captured(&self, status: &CaptureStatus) {
+        self.capture.publish(status);
     }
     pub(crate) fn resync(&self) {
         self.resyncs.inc();

@@ -41,7 +41,7 @@ fn what_is_written_is_in_the_stream() {
     assert_eq!(tap.after().unwrap(), None);
     let mut image = vec![0u8; 64 << 20];
     let (mut writes, mut completions) = (0, 0);
-    while let Some(bytes) = ring.next() {
+    while let Some((bytes, _)) = ring.take() {
         let (header, payload) = record::split(bytes).unwrap();
         match header.kind {
             kind::WRITE => {

@@ -43,6 +43,8 @@ pub struct SiteOptions {
     pub collector: Vec<String>,
     /// Lines for the agent's `[tracking]`.
     pub tracking: Vec<String>,
+    /// Lines for the agent's `[capture]`; it is off by default, so that tests of bitmap mode are such.
+    pub capture: Vec<String>,
     /// Lines for the agent's `[limits]`.
     pub limits: Vec<String>,
     /// Whether devices are copied while frozen.
@@ -61,6 +63,15 @@ pub struct SiteOptions {
     pub dir: Option<PathBuf>,
 }
 
+impl SiteOptions {
+    /// With capture on, and a crash-consistent point so often (`5s`).
+    #[must_use]
+    pub fn ordered(point_interval: &str) -> Self {
+        let capture = vec!["memory = \"256MiB\"".into(), format!("point-interval = \"{point_interval}\"")];
+        Self { capture, ..Self::default() }
+    }
+}
+
 impl Default for SiteOptions {
     fn default() -> Self {
         Self {
@@ -68,6 +79,7 @@ impl Default for SiteOptions {
             replication: vec![],
             collector: vec![],
             tracking: vec![],
+            capture: vec!["mode = \"off\"".into()],
             limits: vec![],
             copy_frozen: true,
             through: None,
@@ -226,6 +238,10 @@ impl Site {
         }
         writeln!(toml, "[tracking]")?;
         for line in &options.tracking {
+            writeln!(toml, "{line}")?;
+        }
+        writeln!(toml, "[capture]")?;
+        for line in &options.capture {
             writeln!(toml, "{line}")?;
         }
         writeln!(toml, "[limits]")?;
@@ -416,6 +432,10 @@ impl Site {
             }
             thread::sleep(Duration::from_millis(50));
         }
+    }
+    /// Waits until all disks are replicated in the order of their writes.
+    pub fn wait_ordered(&self) -> Result<()> {
+        self.devices.keys().try_for_each(|name| self.wait_state(name, "write-ordered", GUARD))
     }
     /// Waits until the first copy of all disks is complete.
     pub fn wait_replicated(&self) -> Result<()> {

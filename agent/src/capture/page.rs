@@ -132,7 +132,7 @@ pub fn read_back(object: &mut Object, ring: &mut Ring, device: &BlockDevice) -> 
     captured?;
     let mut right = false;
     for _ in 0..RECORDS_MAX {
-        let Some(record) = ring.next() else { break };
+        let Some((record, _)) = ring.take() else { break };
         if let Some((header, payload)) = super::record::split(record)
             && header.kind == kind::PROBE
         {

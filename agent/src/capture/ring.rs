@@ -152,9 +152,9 @@ impl Ring {
         StreamPosition(self.read)
     }
 
-    /// The next record, if there is one that is written: its bytes, as many as were reserved. The ring keeps them until
-    /// [`Ring::release`].
-    pub fn next(&mut self) -> Option<&[u8]> {
+    /// The next record, if there is one that is written: its bytes, as many as were reserved, and the position behind it. The ring
+    /// keeps them until [`Ring::release`].
+    pub fn take(&mut self) -> Option<(&[u8], StreamPosition)> {
         loop {
             if self.read >= self.shared.producer().load(Ordering::Acquire) {
                 return None;
@@ -170,9 +170,10 @@ impl Ring {
             if word & DISCARDED == 0 {
                 // SAFETY: the record lies in the ring as a whole (mapped twice), and the programs do not write it again before it is
                 // released, which needs `&mut self`.
-                return Some(unsafe {
+                let bytes = unsafe {
                     std::slice::from_raw_parts(record.as_ptr().add(HEADER as usize), length as usize)
-                });
+                };
+                return Some((bytes, StreamPosition(self.read)));
             }
         }
     }
@@ -185,7 +186,7 @@ impl Ring {
     /// Passes over everything up to the stream's end now. Records still being written before it end up behind the reader, which
     /// the kernel allows: their place is not reused before they are written.
     pub fn skip_all(&mut self) {
-        while self.next().is_some() {}
+        while self.take().is_some() {}
         self.release();
     }
 }

@@ -2,8 +2,11 @@
 //!
 //! [`Config::parse`] reports *all* problems of a file, each with its line, not only the first.
 
+mod capture;
 mod reader;
 mod units;
+
+pub use capture::{Capture, CaptureMode};
 
 pub use units::{Bandwidth, ByteSize, Interval};
 
@@ -44,6 +47,8 @@ pub struct Config {
     pub replication: Replication,
     /// How writes are tracked.
     pub tracking: Tracking,
+    /// How writes are captured in their order.
+    pub capture: Capture,
     /// What to run around a freeze.
     pub freeze_hook: FreezeHook,
     /// How long others may take.
@@ -189,6 +194,7 @@ impl Default for Config {
             collector: Collector::default(),
             replication: Replication::default(),
             tracking: Tracking::default(),
+            capture: Capture::default(),
             freeze_hook: FreezeHook::default(),
             limits: Limits::default(),
         }

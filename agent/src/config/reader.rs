@@ -1,6 +1,6 @@
 //! From TOML with positions to a configuration and its problems.
 
-use super::{Config, LogFormat, Problem, Resync};
+use super::{ByteSize, CaptureMode, Config, LogFormat, Problem, Resync};
 use std::{fmt::Display, net::SocketAddr, ops::Range, path::PathBuf, str::FromStr, time::Duration};
 use toml::{
     Spanned,
@@ -46,6 +46,7 @@ impl<'a> Reader<'a> {
         self.collector(&mut root, &mut config);
         self.replication(&mut root, &mut config);
         self.tracking(&mut root, &mut config);
+        self.capture(&mut root, &mut config);
         let mut hook = self.table(&mut root, "freeze-hook");
         self.command(&mut hook, &mut config);
         self.rest(hook, "freeze-hook.");
@@ -140,6 +141,36 @@ impl<'a> Reader<'a> {
         self.parsed(&mut table, IN, "bitmap-memory", &mut config.tracking.bitmap_memory, |v| {
             (v.0 < 64 << 10).then(|| "must be at least 64KiB".to_owned())
         });
+        self.rest(table, IN);
+    }
+
+    fn capture(&mut self, root: &mut Table<'a>, config: &mut Config) {
+        const IN: &str = "capture.";
+        let mut table = self.table(root, "capture");
+        let c = &mut config.capture;
+        let mut mode = String::from("automatic");
+        let known =
+            |m: &String| (m != "automatic" && m != "off").then(|| "write \"automatic\" or \"off\"".to_owned());
+        self.parsed(&mut table, IN, "mode", &mut mode, known);
+        c.mode = if mode == "off" { CaptureMode::Off } else { CaptureMode::Automatic };
+        self.parsed(&mut table, IN, "point-interval", &mut c.point_interval, |v| {
+            let wrong = v.0 < Duration::from_secs(1) || v.0 > Duration::from_secs(3600);
+            wrong.then(|| "must be between 1s and 1h".to_owned())
+        });
+        let mut memory = ByteSize(0);
+        if self.parsed(&mut table, IN, "memory", &mut memory, |v| {
+            (v.0 < 4 << 20).then(|| "must be at least 4MiB".to_owned())
+        }) {
+            c.memory = Some(memory);
+        }
+        let mut ring = ByteSize(0);
+        if self.parsed(&mut table, IN, "ring", &mut ring, |v| {
+            (v.0 < 1 << 20 || v.0 > 1 << 30).then(|| "must be between 1MiB and 1GiB".to_owned())
+        }) {
+            c.ring = Some(ring);
+        }
+        let copies = self.integer(&mut table, IN, "copies", 0u32, 1..7);
+        c.copies = (copies > 0).then_some(copies);
         self.rest(table, IN);
     }
 

@@ -1,6 +1,6 @@
 //! The status as a person reads it.
 
-use super::status::{ConnectionState, DiskStatus, StatusReport};
+use super::status::{CaptureStatus, ConnectionState, DiskStatus, StatusReport};
 use crate::config::ByteSize;
 use std::fmt::Write;
 
@@ -63,6 +63,7 @@ fn fill(out: &mut String, status: &StatusReport, now_ms: u64) -> std::fmt::Resul
         )?,
     }
     writeln!(out, "bandwidth  {}", status.bandwidth)?;
+    capture(out, &status.capture, now_ms)?;
     if status.guardian_pid.is_none() {
         writeln!(out, "guardian   NOT RUNNING: nothing is frozen, so no points of filesystems")?;
     }
@@ -77,6 +78,33 @@ fn fill(out: &mut String, status: &StatusReport, now_ms: u64) -> std::fmt::Resul
     }
     for note in &status.notes {
         writeln!(out, "! {note}")?;
+    }
+    Ok(())
+}
+
+fn capture(out: &mut String, capture: &CaptureStatus, now_ms: u64) -> std::fmt::Result {
+    if let Some(reason) = &capture.unavailable {
+        return writeln!(out, "capture    none: {reason}");
+    }
+    if capture.active {
+        write!(
+            out,
+            "capture    in order: ring {} of {}, buffers {} of {}",
+            size(capture.ring_filled_bytes),
+            size(capture.ring_bytes),
+            size(capture.buffered_bytes),
+            size(capture.buffer_bytes)
+        )?;
+        if capture.captured_bytes > 0 {
+            write!(out, "; {} captured, {} sent", size(capture.captured_bytes), size(capture.coalesced_bytes))?;
+        }
+        writeln!(out)?;
+    } else {
+        writeln!(out, "capture    not now")?;
+    }
+    if let (Some(reason), Some(at)) = (&capture.last_left, capture.last_left_at_ms) {
+        let times: u64 = capture.left.values().sum();
+        writeln!(out, "           left {times} times, last {} ago: {reason}", ago(at, now_ms))?;
     }
     Ok(())
 }

@@ -31,8 +31,55 @@ pub struct StatusReport {
     pub guardian_pid: Option<u32>,
     /// The protected disks.
     pub disks: Vec<DiskStatus>,
+    /// Write-ordered capture.
+    #[serde(default)]
+    pub capture: CaptureStatus,
     /// What the operator should know, worst first.
     pub notes: Vec<String>,
+}
+
+/// Write-ordered capture.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct CaptureStatus {
+    /// Writes are captured in order.
+    pub active: bool,
+    /// Why they never are on this machine; none if they can be.
+    pub unavailable: Option<String>,
+    /// How often it was left or could not be entered, by kind.
+    pub left: std::collections::BTreeMap<String, u64>,
+    /// Why it was left last.
+    pub last_left: Option<String>,
+    /// When that was, ms since 1970.
+    pub last_left_at_ms: Option<u64>,
+    /// Size of the ring; 0 if there is none.
+    pub ring_bytes: u64,
+    /// Of it in use now.
+    pub ring_filled_bytes: u64,
+    /// Most memory of what is held of the stream beside the ring.
+    pub buffer_bytes: u64,
+    /// Of it in use now.
+    pub buffered_bytes: u64,
+    /// Payload captured since the stream began.
+    pub captured_bytes: u64,
+    /// What was left of it after coalescing between points.
+    pub coalesced_bytes: u64,
+    /// Records of changes since the stream began.
+    pub writes: u64,
+    /// Records that the stream lacked, since the programs were loaded.
+    pub lost_records: u64,
+    /// Events that single copies of the program missed (others saw them).
+    pub misses: u64,
+    /// Copies of the program.
+    pub copies: u32,
+    /// Blocks written in part whose rest was read from the disk.
+    pub completed_blocks: u64,
+    /// Blocks with two writes to one sector in flight.
+    pub overlaps: u64,
+    /// Blocks that wait to be read again.
+    pub doubtful_blocks: u64,
+    /// When the next point of the stream is due, ms since 1970.
+    pub next_point_at_ms: Option<u64>,
 }
 
 /// The connection to the collector.

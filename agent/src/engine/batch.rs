@@ -59,6 +59,27 @@ impl<'k> Batcher<'k> {
         Ok(())
     }
 
+    /// Adds a range of zeros, however long.
+    ///
+    /// # Errors
+    /// As [`Self::push`].
+    pub fn push_zeros<E: From<ChunkError>>(
+        &mut self,
+        range: BlockRange,
+        emit: &mut impl FnMut(Vec<u8>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if self.extents.last().is_some_and(|last| last.end() > range.start.0) {
+            self.flush(emit)?;
+        }
+        let mut at = range.start.0;
+        while at < range.end() {
+            let count = u32::try_from(range.end() - at).unwrap_or(u32::MAX);
+            self.add(Extent { start: Block(at), count, fill: Fill::Zero }, emit)?;
+            at += u64::from(count);
+        }
+        Ok(())
+    }
+
     fn push_data<E: From<ChunkError>>(
         &mut self,
         mut number: u64,

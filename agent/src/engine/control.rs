@@ -114,7 +114,7 @@ fn why_no_point<'a>(
             "Wait for a comparison that runs; else see to the disk, or begin with `highwater-agent resync DISK`",
         ));
     }
-    if disks.clone().any(|(_, state)| *state == DiskState::Bitmap) {
+    if disks.clone().any(|(_, state)| matches!(state, DiskState::Bitmap | DiskState::WriteOrdered)) {
         return None;
     }
     Some((

@@ -1,8 +1,12 @@
 //! Which granules of a disk must be sent, and which are under way (pure).
 //!
-//! *Pending* (kept by the tracker, outliving the agent) = *to send* ∪ *under way*. A granule goes to *under way* when it
-//! is read for a delta, and leaves pending when that delta is stored, unless it was marked again since it was read: then
+//! *Pending* (kept by the tracker, outliving the agent) = *to send* ∪ *covered* ∪ *under way*. A granule goes to *under way* when
+//! it is read for a delta, and leaves pending when that delta is stored, unless it was marked again since it was read: then
 //! what was stored is old already.
+//!
+//! *Covered* is what need not be read, because the captured stream has it: it goes to *under way* with the delta that takes the
+//! stream in, up to a position that every change to it lies before. A granule that is read while it is covered stays
+//! covered: what the stream says of it is applied after what was read, and may be older until all of it has been.
 
 use highwater_delta::{BlockRange, BlockSet, DeltaId};
 use std::collections::VecDeque;
@@ -11,6 +15,7 @@ use std::collections::VecDeque;
 #[derive(Debug)]
 pub struct Ledger {
     to_send: BlockSet,
+    covered: BlockSet,
     under_way: VecDeque<(DeltaId, BlockSet)>,
     skip: Vec<BlockRange>,
 }
@@ -21,7 +26,7 @@ impl Ledger {
     pub fn new(granules: u64, pending: &[u64]) -> Self {
         let mut to_send = BlockSet::new(granules);
         to_send.union_words(&fit(pending, granules));
-        Self { to_send, under_way: VecDeque::new(), skip: vec![] }
+        Self { to_send, covered: BlockSet::new(granules), under_way: VecDeque::new(), skip: vec![] }
     }
 
     /// What is to be sent.
@@ -74,10 +79,66 @@ impl Ledger {
         }
     }
 
+    /// Bits of one word were marked in an epoch that has ended, by changes that the captured stream has.
+    pub fn marked_covered(&mut self, index: usize, bits: u64) {
+        self.covered.words_mut(|words| {
+            if let Some(word) = words.get_mut(index) {
+                *word |= bits;
+            }
+        });
+        for (_, set) in &mut self.under_way {
+            set.words_mut(|words| {
+                if let Some(word) = words.get_mut(index) {
+                    *word &= !bits;
+                }
+            });
+        }
+    }
+
+    /// What is covered.
+    #[must_use]
+    pub fn covered(&self) -> u64 {
+        self.covered.count()
+    }
+
+    /// This delta takes the stream in as far as it covers anything: all that is covered goes under way, but these granules.
+    pub fn take_covered(&mut self, delta: DeltaId, except: impl IntoIterator<Item = u64>) {
+        let mut kept = BlockSet::new(self.covered.blocks());
+        for granule in except {
+            if self.covered.contains(granule) {
+                kept.insert(granule);
+            }
+        }
+        let mut taken = std::mem::replace(&mut self.covered, kept);
+        taken.subtract(&self.covered);
+        if !taken.is_empty() {
+            self.under_way_of(delta).union(&taken);
+        }
+    }
+
+    /// These granules are to be read, whatever was said of them.
+    pub fn again(&mut self, granules: impl IntoIterator<Item = u64>) {
+        for granule in granules {
+            if granule < self.to_send.blocks() {
+                self.to_send.insert(granule);
+            }
+        }
+        self.settle();
+    }
+
+    fn under_way_of(&mut self, delta: DeltaId) -> &mut BlockSet {
+        if self.under_way.back().is_none_or(|(id, _)| *id != delta) {
+            self.under_way.push_back((delta, BlockSet::new(self.to_send.blocks())));
+        }
+        let last = self.under_way.len() - 1;
+        &mut self.under_way[last].1
+    }
+
     /// After the last `marked` of an epoch: leaves out again what is never sent.
     pub fn settle(&mut self) {
         for range in &self.skip {
             self.to_send.remove_range(*range);
+            self.covered.remove_range(*range);
         }
     }
 
@@ -94,14 +155,10 @@ impl Ledger {
         for range in &taken {
             self.to_send.remove_range(*range);
         }
-        if self.under_way.back().is_none_or(|(id, _)| *id != delta) {
-            self.under_way.push_back((delta, BlockSet::new(self.to_send.blocks())));
-        }
-        if let Some((_, set)) = self.under_way.back_mut() {
-            for range in &taken {
-                set.insert_range(*range);
-            }
-        }
+        let mut set = BlockSet::new(self.to_send.blocks());
+        taken.iter().for_each(|range| set.insert_range(*range));
+        set.subtract(&self.covered);
+        self.under_way_of(delta).union(&set);
         taken
     }
 
@@ -126,6 +183,7 @@ impl Ledger {
             again.subtract(set);
         }
         self.to_send.union(&again);
+        self.covered.clear();
         self.settle();
     }
 }

@@ -18,6 +18,7 @@ pub mod doubts;
 mod last_point;
 pub mod ledger;
 pub mod link;
+pub mod ordered;
 mod point;
 mod protect;
 pub mod registry;
@@ -38,13 +39,14 @@ use crate::{
     pulse::Pulse,
     source::BufferPool,
     throttle::Throttle,
-    tracker::{Fault, Tracker, TrackerError},
+    tracker::{EpochEnd, Fault, Tracker, TrackerError},
 };
 use disk::Disk;
 use doubts::Doubts;
 use highwater_delta::{DeltaId, DiskId, HashKey, MachineId, PointInfo, VaultId};
 use last_point::{Kept, LastPoint};
 use link::{LinkDown, LinkEvent, Outgoing};
+use ordered::{CaptureOptions, Make, Ordered};
 use registry::{Acknowledged, Registry};
 use state::DiskState;
 use std::{
@@ -84,6 +86,8 @@ pub struct EngineOptions {
     pub freeze_hook: Option<Vec<String>>,
     /// Collector, for status.
     pub endpoint: Option<String>,
+    /// Write-ordered mode.
+    pub capture: CaptureOptions,
     /// How long a commit may take. A collector that shows that it lives and never says `Stored` must not stop the points unnoticed.
     pub stored_max: Duration,
 }
@@ -179,6 +183,7 @@ pub struct Engine {
     attempt_wanted: Vec<oneshot::Sender<Response>>,
     point_trouble: Option<String>,
     looked_at_devices: Instant,
+    ordered: Ordered,
     /// The question about hashes that is open, and its answer.
     asked: Option<(DiskId, highwater_delta::BlockRange)>,
     hashes: Option<Vec<highwater_delta::StoredBlock>>,
@@ -202,6 +207,7 @@ impl Engine {
         let last_point = Kept::load(&options.run_dir, &options.state_dir);
         let doubts = Doubts::load(&options.run_dir, registry.disks.iter().map(|d| d.disk));
         let mut engine = Self {
+            ordered: Ordered::new(options.capture.clone()),
             options,
             tracker: parts.tracker,
             guardian: parts.guardian,
@@ -251,7 +257,7 @@ impl Engine {
             let worked = matches!(self.link, Link::Up(_)) && self.step();
             self.publish();
             if !worked {
-                self.wait(Duration::from_millis(200));
+                self.wait(self.until_due().min(Duration::from_millis(200)));
             }
         }
         if let Some(point) = &self.last_point
@@ -260,6 +266,14 @@ impl Engine {
             tracing::warn!(%error, "cannot note the last recovery point; after a reboot its age is not known");
         }
         tracing::info!("stopping; tracking goes on in the kernel");
+    }
+
+    /// How long until the next point of the stream.
+    fn until_due(&self) -> Duration {
+        if !self.in_order() {
+            return Duration::MAX;
+        }
+        self.ordered.due.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
     }
 
     /// Does one piece of work; false if there is none now.
@@ -278,9 +292,20 @@ impl Engine {
         }
         // Who has gone was told that it was not done.
         self.point_wanted.retain(|waiting| !waiting.is_closed());
-        let due = Instant::now() >= self.point_due || !self.point_wanted.is_empty();
+        self.keep_order();
+        let now = Instant::now();
+        let due = now >= self.point_due || !self.point_wanted.is_empty();
         self.delta_open = true;
-        let worked = if due && self.points_possible() {
+        let worked = if self.in_order() && due {
+            self.make_ordered(Make::Frozen);
+            true
+        } else if self.in_order() && now >= self.ordered.due {
+            self.make_ordered(Make::Crash);
+            true
+        } else if self.ordered.is_pressed() {
+            self.make_ordered(Make::Progress);
+            true
+        } else if due && !self.ordered.is_streaming() && self.points_possible() {
             self.make_point();
             true
         } else {
@@ -300,6 +325,11 @@ impl Engine {
                 disk.ledger.marked(index, bits);
             }
         })?;
+        self.epoch_ended(end, started)
+    }
+
+    /// What an epoch's end found, once its bits are in the ledgers.
+    fn epoch_ended(&mut self, end: EpochEnd, started: Instant) -> Result<Vec<DiskId>, TrackerError> {
         for disk in &mut self.disks {
             disk.ledger.settle();
         }

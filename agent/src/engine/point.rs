@@ -19,6 +19,7 @@ use super::{
     state::DiskState,
 };
 use crate::{
+    capture::{CaptureError, Loss},
     device::{self, BlockDevice},
     error::Coded,
     freeze::{FreezeError, FrozenSet},
@@ -74,10 +75,19 @@ pub(super) enum PointError {
     /// The operator's hook failed.
     #[error("the freeze hook failed: {0}")]
     Hook(String),
+    /// The captured stream lacks something.
+    #[error("the captured stream is not complete: {0}")]
+    Lost(Loss),
+    /// The kernel refused something about capture.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    /// The captured stream cannot be used.
+    #[error("the captured stream cannot be used: {0}")]
+    Disordered(&'static str),
 }
 
 impl PointError {
-    fn code(&self) -> u16 {
+    pub(super) fn code(&self) -> u16 {
         match self {
             Self::Send(_) => 1463,
             Self::Tracker(e) => e.code(),
@@ -89,6 +99,18 @@ impl PointError {
             Self::NotCounted(_) => 1488,
             Self::Suspect => 1460,
             Self::Hook(_) => 1467,
+            Self::Lost(_) => 1495,
+            Self::Capture(e) => e.code(),
+            Self::Disordered(_) => 1496,
+        }
+    }
+    /// A word for metrics.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::Lost(loss) => loss.as_str(),
+            Self::Disordered(_) => "stalled",
+            Self::Suspect => "suspect",
+            _ => "failed",
         }
     }
 }
@@ -280,7 +302,7 @@ impl Engine {
         if members.iter().all(trusted) { Ok(unsettled) } else { Err(PointError::Suspect) }
     }
 
-    fn send_live(&mut self, open: &OpenDelta<'_>, id: DiskId) -> Result<(), PointError> {
+    pub(super) fn send_live(&mut self, open: &OpenDelta<'_>, id: DiskId) -> Result<(), PointError> {
         let (readers, pool) = (self.options.readers, self.pool.clone());
         let Some(disk) = self.disk_mut(id) else { return Ok(()) };
         let Some(reader) = disk.open(readers, &pool) else { return Err(PointError::Suspect) };
@@ -288,8 +310,9 @@ impl Engine {
         let taken = disk.ledger.take(open.delta, 0, u64::MAX);
         let ranges = disk.blocks(&taken);
         open.expect(&ranges);
-        let job = reader.read_ranges(ranges);
+        let job = reader.read_ranges(ranges.clone());
         open.send(id, job, None)?;
+        self.ordered.was_read(id, &ranges);
         Ok(())
     }
 
@@ -414,6 +437,7 @@ impl Engine {
             let Some(disk) = self.disks.iter_mut().find(|d| d.id() == *id) else { continue };
             disk.has_filesystem = found.has_filesystem;
             let skip = skipped(&found.swap, disk.shift);
+            self.ordered.set_skip(*id, disk.blocks(&skip));
             let freed = disk.ledger.set_skip(skip);
             if !freed.is_empty() {
                 let mut set = highwater_delta::BlockSet::new(disk.granules());
@@ -439,7 +463,7 @@ impl Engine {
         }
     }
 
-    fn hook(&self, moment: &str) -> Result<(), PointError> {
+    pub(super) fn hook(&self, moment: &str) -> Result<(), PointError> {
         let Some((program, arguments)) = self.options.freeze_hook.as_ref().and_then(|c| c.split_first())
         else {
             return Ok(());

@@ -2,12 +2,13 @@
 
 use super::{batch::Batcher, link::Outgoing};
 use crate::{
+    capture::pool::PoolBlock,
     metrics::Metrics,
     pulse::Pulse,
     source::{Buffer, ReadJob, SourceError},
 };
 use highwater_delta::{
-    BLOCK_BYTES, BlockHash, BlockRange, ChunkError, DeltaId, DiskId, HashKey, StoredBlock,
+    BLOCK_BYTES, BlockHash, BlockRange, ChunkError, DeltaId, DiskId, HashKey, StoredBlock, chunk::CHUNK_BLOCKS_MAX,
 };
 use std::{
     collections::HashMap,
@@ -69,6 +70,8 @@ pub struct OpenDelta<'a> {
 enum Content {
     Pooled(Buffer),
     Held(Vec<u8>),
+    /// All of the range.
+    Zeros,
 }
 impl std::ops::Deref for Content {
     type Target = [u8];
@@ -76,6 +79,7 @@ impl std::ops::Deref for Content {
         match self {
             Self::Pooled(buffer) => buffer,
             Self::Held(bytes) => bytes,
+            Self::Zeros => &[],
         }
     }
 }
@@ -111,6 +115,39 @@ impl OpenDelta<'_> {
         self.send_from(disk, known, || {
             let run = job.lock().unwrap_or_else(PoisonError::into_inner).next_blocking()?;
             Some(run.map(|run| (run.range, Content::Pooled(run.buffer))))
+        })
+    }
+
+    /// Sends what was captured: blocks, ascending, and ranges of zeros.
+    ///
+    /// # Errors
+    /// See [`SendError`].
+    pub fn send_captured(
+        &self,
+        disk: DiskId,
+        data: Vec<(u64, PoolBlock)>,
+        zeros: Vec<BlockRange>,
+    ) -> Result<u64, SendError> {
+        self.expect(&zeros);
+        self.unsent_blocks.fetch_add(data.len() as i64, Ordering::AcqRel);
+        let work = Mutex::new((data.into_iter().peekable(), zeros.into_iter()));
+        self.send_from(disk, None, || {
+            let mut work = work.lock().unwrap_or_else(PoisonError::into_inner);
+            let (data, zeros) = &mut *work;
+            if let Some(range) = zeros.next() {
+                return Some(Ok((range, Content::Zeros)));
+            }
+            let (first, block) = data.next()?;
+            let mut content = Vec::with_capacity(BLOCK_BYTES);
+            content.extend_from_slice(&block[..]);
+            let mut count = 1;
+            while count < CHUNK_BLOCKS_MAX as u64
+                && let Some((_, block)) = data.next_if(|(number, _)| *number == first + count)
+            {
+                content.extend_from_slice(&block[..]);
+                count += 1;
+            }
+            Some(Ok((BlockRange::new(first, count), Content::Held(content))))
         })
     }
 
@@ -173,6 +210,7 @@ impl OpenDelta<'_> {
             self.metrics.read(content.len());
             self.unsent_blocks.fetch_sub(range.count as i64, Ordering::AcqRel);
             match known {
+                None if matches!(content, Content::Zeros) => batcher.push_zeros(range, &mut emit)?,
                 None => {
                     different.fetch_add(range.count, Ordering::Relaxed);
                     batcher.push(range, &content, &mut emit)?;

@@ -56,7 +56,7 @@ impl Engine {
             Link::Up(Session { queue, key: welcome.hash_key, vault: welcome.vault, since: Instant::now() });
         self.remember(welcome.vault, welcome.last_commit);
         let unknown: Vec<DiskId> = (self.disks.iter().filter(|d| !welcome.disks.contains(&d.id())))
-            .filter(|d| matches!(d.state.state(), DiskState::Bitmap | DiskState::Unreadable(_)))
+            .filter(|d| matches!(d.state.state(), DiskState::Bitmap | DiskState::WriteOrdered | DiskState::Unreadable(_)))
             .map(super::disk::Disk::id)
             .collect();
         for id in unknown {
@@ -205,6 +205,7 @@ impl Engine {
 
     /// Nothing under way will be acknowledged any more.
     pub(super) fn forget_under_way(&mut self) {
+        self.lose_order();
         // Whoever waits for a point waits for the next one.
         for awaited in std::mem::take(&mut self.awaited) {
             self.point_wanted.extend(awaited.waiting);

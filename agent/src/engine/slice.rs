@@ -21,11 +21,8 @@ use tokio::sync::mpsc;
 impl Engine {
     /// Copies a slice of the first disk that needs it; false if none does.
     pub(super) fn copy_slice(&mut self) -> bool {
-        let wants = |d: &Disk| {
-            matches!(d.state.state(), DiskState::InitialReplication | DiskState::Resynchronizing(_))
-                && d.device.is_some()
-        };
         self.finish_copies();
+        let wants = |d: &Disk| self.is_copying(d) && d.device.is_some();
         let Some(at) = self.disks.iter().position(|d| wants(d) && !d.ledger.to_send().is_empty()) else {
             return false;
         };
@@ -80,6 +77,7 @@ impl Engine {
         }
         let sent = open.send(id, job, known.as_ref());
         drop(reader);
+        self.ordered.was_read(id, &blocks);
         if let Err(SendError::Source(..)) = &sent {
             // In the order of the queue: after every chunk of it.
             let abort = Outgoing::Message(AgentMessage::DeltaAbort(delta));
@@ -99,6 +97,15 @@ impl Engine {
         }
         let queue = open.queue.clone();
         self.commit(&queue, delta, chunks, CommitKind::Partial)
+    }
+
+    /// Whether a disk is being read: for its first copy, to be compared, or to enter write-ordered mode.
+    fn is_copying(&self, disk: &Disk) -> bool {
+        match disk.state.state() {
+            DiskState::InitialReplication | DiskState::Resynchronizing(_) => true,
+            DiskState::Bitmap => self.ordered.captures(disk.id()),
+            _ => false,
+        }
     }
 
     /// Closes a delta, in the session in which it was opened, and awaits that it is stored.
@@ -123,9 +130,8 @@ impl Engine {
     /// A disk of which nothing is left to send or to be acknowledged has been copied.
     pub(super) fn finish_copies(&mut self) {
         let mut changed = false;
-        for disk in &mut self.disks {
-            let copying =
-                matches!(disk.state.state(), DiskState::InitialReplication | DiskState::Resynchronizing(_));
+        let copying: Vec<bool> = self.disks.iter().map(|d| self.is_copying(d)).collect();
+        for (disk, copying) in self.disks.iter_mut().zip(copying) {
             if !copying
                 || !disk.ledger.to_send().is_empty()
                 || disk.ledger.under_way() > 0
@@ -141,7 +147,8 @@ impl Engine {
                 seconds,
                 "copy complete"
             );
-            disk.state.set(DiskState::Bitmap);
+            let captured = self.ordered.captures(disk.id());
+            disk.state.set(if captured { DiskState::WriteOrdered } else { DiskState::Bitmap });
             disk.copy_began = None;
             for known in &mut self.registry.disks {
                 if known.disk == disk.protected.disk && !known.replicated {
@@ -152,7 +159,11 @@ impl Engine {
             disk.protected.replicated = true;
             self.doubts.settle(disk.protected.disk);
             // The first point follows at once.
-            self.point_due = Instant::now();
+            if captured {
+                self.ordered.due = Instant::now();
+            } else {
+                self.point_due = Instant::now();
+            }
         }
         if changed {
             self.save_registry();
@@ -182,6 +193,7 @@ impl Engine {
 
     pub(super) fn on_send_error(&mut self, id: DiskId, error: &SendError) {
         tracing::error!(code = "HW-1463", %error, "sending stopped; everything not stored is sent again");
+        self.lose_order();
         self.forget_under_way();
         if let Some(disk) = self.disk_mut(id) {
             tracing::warn!(disk = disk.protected.name, "sending is tried again");

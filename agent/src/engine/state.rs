@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 pub enum DiskState {
     /// Its content is being copied for the first time: no point covers it yet.
     InitialReplication,
+    /// Its writes are captured in their order; each position of the stream is a point.
+    WriteOrdered,
     /// Changed blocks are tracked and sent round by round; points cover it.
     Bitmap,
     /// The vault's copy is known to lack something, and nothing is done about it until an operator says so.
@@ -28,6 +30,7 @@ impl DiskState {
     pub fn kind(&self) -> Kind {
         match self {
             Self::InitialReplication => Kind::InitialReplication,
+            Self::WriteOrdered => Kind::WriteOrdered,
             Self::Bitmap => Kind::Bitmap,
             Self::ResyncRequired(_) => Kind::ResyncRequired,
             Self::Resynchronizing(_) => Kind::Resynchronizing,
@@ -39,7 +42,7 @@ impl DiskState {
     #[must_use]
     pub fn reason(&self) -> Option<&str> {
         match self {
-            Self::InitialReplication | Self::Bitmap => None,
+            Self::InitialReplication | Self::WriteOrdered | Self::Bitmap => None,
             Self::ResyncRequired(r)
             | Self::Resynchronizing(r)
             | Self::Suspect(r)
@@ -52,7 +55,7 @@ impl DiskState {
     /// read is left out too: while a disk fails, the others need their points most.
     #[must_use]
     pub fn allows_points(&self) -> bool {
-        matches!(self, Self::InitialReplication | Self::Bitmap | Self::Unreadable(_))
+        matches!(self, Self::InitialReplication | Self::WriteOrdered | Self::Bitmap | Self::Unreadable(_))
     }
 }
 

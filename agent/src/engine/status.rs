@@ -4,7 +4,7 @@ use super::{Engine, Link, disk::Disk, state::DiskState};
 use crate::{
     config::Bandwidth,
     control::status::{
-        CollectorStatus, ConnectionState, DiskStatus, PointStatus, Progress, StatusReport, TrackerStatus,
+        CaptureStatus, CollectorStatus, ConnectionState, DiskStatus, PointStatus, Progress, StatusReport, TrackerStatus,
     },
 };
 use highwater_abi::class;
@@ -35,8 +35,40 @@ impl Engine {
             bandwidth: Bandwidth(self.throttle.rate_per_s()),
             guardian_pid: self.guardian.pid(),
             disks: self.disks.iter().map(|d| self.disk_status(d, now)).collect(),
+            capture: self.capture_status(self.in_order().then(|| in_ms(self.ordered.due))),
             notes: self.notes(),
         }
+    }
+
+    fn capture_status(&self, next_point_at_ms: Option<u64>) -> CaptureStatus {
+        let ordered = &self.ordered;
+        let mut status = CaptureStatus {
+            active: ordered.is_streaming(),
+            unavailable: ordered.unavailable().map(ToString::to_string),
+            left: ordered.drops.iter().map(|(kind, times)| ((*kind).to_owned(), *times)).collect(),
+            last_left: ordered.last_drop.as_ref().map(|d| format!("{}: {}", d.kind, d.reason)),
+            last_left_at_ms: ordered.last_drop.as_ref().map(|d| ms(d.at)),
+            buffer_bytes: ordered.options().buffer_bytes,
+            next_point_at_ms,
+            ..CaptureStatus::default()
+        };
+        let Some((tap, reader)) = ordered.figures() else { return status };
+        let figures = reader.figures();
+        status.ring_bytes = reader.producer().size_bytes();
+        status.ring_filled_bytes = reader.producer().filled_bytes();
+        status.buffered_bytes = reader.pool().used_bytes();
+        status.captured_bytes = figures.bytes;
+        status.coalesced_bytes = figures.sealed_bytes;
+        status.writes = figures.records;
+        status.completed_blocks = figures.completed_blocks;
+        status.overlaps = figures.overlaps;
+        status.doubtful_blocks = reader.doubtful() as u64;
+        status.copies = tap.copies() as u32;
+        if let Ok(counters) = tap.counters() {
+            status.lost_records = counters.dropped + counters.faults + counters.unsupported;
+        }
+        status.misses = tap.misses().unwrap_or(0);
+        status
     }
 
     fn notes(&self) -> Vec<String> {
@@ -153,6 +185,7 @@ impl Engine {
         let connected = matches!(self.link, Link::Up(_));
         let age = self.last_point.as_ref().and_then(|p| SystemTime::now().duration_since(p.at()).ok());
         self.metrics.publish(&rows, connected, age, self.pool.allocated_bytes());
+        self.metrics.captured(&report.capture);
         self.board.put(report);
     }
 }

@@ -53,18 +53,41 @@ impl Checked {
     }
 }
 
+/// What is done around the one barrier of an epoch's end by whoever needs one at the same moment.
+pub trait Beside {
+    /// Before the programs are sent to the other bitmaps.
+    fn before(&mut self) {}
+    /// After the barrier that outlasts every program that was running then.
+    fn after(&mut self) {}
+}
+
+impl Beside for () {}
+
 impl Tracker {
     /// Ends the epoch of every disk at once. Bits found are in pending afterwards, and told to `each` (disk, index of the
     /// 64-bit word, bits). Answers which can't be trusted.
     ///
     /// # Errors
     /// The kernel refused something: no bit and no fault is lost, the epoch is to be ended again.
-    pub fn end_epoch(&mut self, mut each: impl FnMut(DiskId, usize, u64)) -> Result<EpochEnd, TrackerError> {
+    pub fn end_epoch(&mut self, each: impl FnMut(DiskId, usize, u64)) -> Result<EpochEnd, TrackerError> {
+        self.end_epoch_beside(each, &mut ())
+    }
+
+    /// The same, with something beside it.
+    ///
+    /// # Errors
+    /// As [`Tracker::end_epoch`]; whether `beside` was called is open then.
+    pub fn end_epoch_beside(
+        &mut self,
+        mut each: impl FnMut(DiskId, usize, u64),
+        beside: &mut dyn Beside,
+    ) -> Result<EpochEnd, TrackerError> {
         let began = Instant::now();
         if self.spares_full {
             self.barrier.wait()?;
             self.empty_spares(&mut each);
         }
+        beside.before();
         let before = self.object.misses()?;
         let looks: Vec<Look> =
             self.devices.keys().map(|dev| self.look(*dev)).collect::<Result<_, TrackerError>>()?;
@@ -74,6 +97,7 @@ impl Tracker {
             self.epochs.set(slot.record.slot, slot.parity);
         }
         self.barrier.wait()?;
+        beside.after();
         let turned_us = began.elapsed().as_micros();
         let after = self.object.misses()?;
         let proved: Vec<bool> = (self.provers.iter_mut().zip(before).zip(&after))

@@ -29,14 +29,14 @@ pub mod object;
 mod pending;
 pub mod probe;
 pub mod proof;
-mod quiet;
+pub(crate) mod quiet;
 pub mod record;
 pub mod selfcheck;
 mod slot;
 
 pub use account::Fault;
 pub use counts::DeviceFigures;
-pub use epoch::EpochEnd;
+pub use epoch::{Beside, EpochEnd};
 pub use error::TrackerError;
 
 use barrier::Barrier;
@@ -199,6 +199,14 @@ impl Tracker {
     /// The pins could not be removed.
     pub fn detach(self) -> Result<(), TrackerError> {
         detach_all(&self.options.bpf_dir, &self.options.run_dir)
+    }
+
+    /// Changes of a bio-based device that were submitted before `until_ns` (CLOCK_MONOTONIC), and not seen to complete.
+    ///
+    /// # Errors
+    /// [`TrackerError::Unknown`], or the kernel refuses.
+    pub fn submitted_before(&self, disk: DiskId, until_ns: u64) -> Result<usize, TrackerError> {
+        self.object.unseen_bios(self.slot(disk)?.record.dev, until_ns)
     }
 
     fn slot(&self, disk: DiskId) -> Result<&Slot, TrackerError> {

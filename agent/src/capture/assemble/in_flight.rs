@@ -265,8 +265,8 @@ impl InFlight {
         self.wide.iter().map(|w| (w.from / 4096, w.to.div_ceil(4096)))
     }
     /// Whether nothing is in flight.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
+    #[cfg(test)]
+    fn is_empty(&self) -> bool {
         self.first.is_empty() && self.wide.is_empty()
     }
 }

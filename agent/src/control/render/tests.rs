@@ -58,6 +58,7 @@ pub(in crate::control) fn report() -> StatusReport {
         bandwidth: Bandwidth(None),
         guardian_pid: Some(10),
         disks: vec![disk],
+        capture: Default::default(),
         notes: vec!["a note".into()],
     }
 }

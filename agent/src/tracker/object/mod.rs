@@ -232,6 +232,14 @@ impl Object {
         Ok(unseen)
     }
 
+    /// How many bios of a device were noted before `until_ns` (CLOCK_MONOTONIC), and not seen to complete.
+    pub fn unseen_bios(&self, dev: u32, until_ns: u64) -> Result<usize, TrackerError> {
+        let Some((name, fd)) = self.maps.iter().find(|(map, _)| *map == "INFLIGHT") else { return Ok(0) };
+        let all: Vec<(u64, PodIssued)> = bpf::elements(fd).map_err(|e| looking(name, &e))?;
+        let old = |PodIssued(note): &PodIssued| note.dev == dev && note.seen == 0 && note.issued_ns < until_ns;
+        Ok(all.iter().filter(|(_, note)| old(note)).count())
+    }
+
     /// Takes the note of a request away, or finds it gone. False if another is in its place: the request has been used again, and
     /// the issue program has counted what was left of it, or it has ended after all.
     pub fn forget(&mut self, noted: &Noted) -> Result<bool, TrackerError> {

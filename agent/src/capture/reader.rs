@@ -1,0 +1,377 @@
+//! The thread that takes records out of the ring, and the one that reads what the stream tells in part only.
+//!
+//! **Nobody wakes the reader**, since a wake-up for each record would cost as much as the record: it looks every 100 µs while there
+//! is something, and ever more rarely, down to a hundred times a second, while there is nothing. Without a stream to
+//! assemble it sleeps.
+//!
+//! **Memory.** Records are taken as long as the pool has room ([`BlockPool`]). Then they stay in the ring, and when that is
+//! full the programs drop what comes, and count it: the stretch is not believed, nothing is lost. [`StreamReader::is_pressed`]
+//! says in time that something should be sealed.
+//!
+//! The threads end when this is dropped.
+
+use super::{
+    assemble::{Again, Assembler, Captured, CapturedDisk, Figures, Sealed, Tick, Wanted},
+    pool::BlockPool,
+    record,
+    ring::{Producer, Ring, StreamPosition},
+};
+use crate::{
+    device::BlockDevice,
+    source::{BufferPool, SourceError, SourceReader},
+};
+use highwater_delta::{BLOCK_BYTES, BlockRange, DiskId};
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, Sender, channel},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+/// Between looks while there is something.
+const POLL: Duration = Duration::from_micros(100);
+/// Between looks when there has been nothing for a while.
+const POLL_IDLE: Duration = Duration::from_millis(10);
+/// Bytes taken out of the ring before others may look at what came of it.
+const BURST_BYTES: usize = 1 << 20;
+/// The longest record.
+const RECORD_BYTES_MAX: usize = 65536;
+/// A write that was not seen to complete for so long is taken to be over, and read again.
+const COMPLETION_MS_MAX: Tick = 3000;
+/// How often that is looked for.
+const AGE_EVERY_MS: Tick = 500;
+/// Part of the pool that may be in use before something should be sealed.
+const PRESSED_PERCENT: u64 = 50;
+
+struct State {
+    /// What is assembled, while there is a stream.
+    assembler: Option<Assembler>,
+    /// Which assembler: answers to questions of an earlier one are not its.
+    generation: u64,
+    /// A stream is to begin with these disks.
+    begin: Option<Vec<CapturedDisk>>,
+    /// The rest of a block could not be read.
+    broken: Option<(DiskId, SourceError)>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+    stop: AtomicBool,
+    pool: Arc<BlockPool>,
+    producer: Producer,
+    began: Instant,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    fn now(&self) -> Tick {
+        self.began.elapsed().as_millis() as Tick
+    }
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+}
+
+/// See the module.
+pub struct StreamReader {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    devices: Sender<Order>,
+}
+
+/// For the thread that reads blocks.
+enum Order {
+    /// Where disks are from now on.
+    Devices(BTreeMap<DiskId, BlockDevice>),
+    /// The rest of these blocks is wanted.
+    Read(u64, Vec<Wanted>),
+}
+
+impl StreamReader {
+    /// Starts the threads; nothing is assembled yet.
+    ///
+    /// # Errors
+    /// A thread could not be started.
+    pub fn start(ring: Ring, pool: Arc<BlockPool>, buffers: Arc<BufferPool>) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State { assembler: None, generation: 0, begin: None, broken: None }),
+            changed: Condvar::new(),
+            stop: AtomicBool::new(false),
+            pool,
+            producer: ring.producer(),
+            began: Instant::now(),
+        });
+        let (orders, fetch) = channel();
+        let (of_reader, of_fetcher, wanted) = (shared.clone(), shared.clone(), orders.clone());
+        let reader = std::thread::Builder::new()
+            .name("stream".into())
+            .spawn(move || read(&of_reader, ring, &wanted))?;
+        let fetcher = std::thread::Builder::new()
+            .name("stream-blocks".into())
+            .spawn(move || serve(&of_fetcher, &fetch, &buffers));
+        let mut reader = Self { shared, threads: vec![reader], devices: orders };
+        reader.threads.push(fetcher?);
+        Ok(reader)
+    }
+
+    /// Passes over what is in the ring, and assembles what comes from now on. Before capture begins.
+    pub fn begin(&self, disks: Vec<CapturedDisk>, devices: BTreeMap<DiskId, BlockDevice>) {
+        let _ = self.devices.send(Order::Devices(devices));
+        let mut state = self.shared.lock();
+        state.begin = Some(disks);
+        state.broken = None;
+        self.shared.changed.notify_all();
+        while state.begin.is_some() && !self.shared.stopped() {
+            state = self.wait(state, Duration::from_millis(100));
+        }
+    }
+
+    /// Assembles nothing any more; all memory of it is given back.
+    pub fn end(&self) {
+        let mut state = self.shared.lock();
+        state.assembler = None;
+        state.begin = None;
+        state.generation += 1;
+        drop(state);
+        self.shared.pool.trim();
+    }
+
+    fn wait<'g>(&self, state: MutexGuard<'g, State>, most: Duration) -> MutexGuard<'g, State> {
+        self.shared.changed.wait_timeout(state, most).unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// The end of the stream now.
+    #[must_use]
+    pub fn position(&self) -> StreamPosition {
+        self.shared.producer.position()
+    }
+    /// The ring.
+    #[must_use]
+    pub fn producer(&self) -> &Producer {
+        &self.shared.producer
+    }
+    /// Memory of what is assembled.
+    #[must_use]
+    pub fn pool(&self) -> &BlockPool {
+        &self.shared.pool
+    }
+
+    /// Whether much of the memory is in use: something should be sealed and sent.
+    #[must_use]
+    pub fn is_pressed(&self) -> bool {
+        self.shared.pool.used_bytes() * 100 >= self.shared.pool.limit_bytes() * PRESSED_PERCENT
+    }
+
+    /// A disk that could not be read when the rest of a block was wanted.
+    pub fn take_broken(&self) -> Option<(DiskId, SourceError)> {
+        self.shared.lock().broken.take()
+    }
+
+    /// What leads to a position that is `at_least` so far; waits until there is one. `None`: there was none in that time, or
+    /// nothing is assembled.
+    #[must_use]
+    pub fn seal(&self, at_least: StreamPosition, most: Duration) -> Option<Sealed> {
+        self.until(most, |assembler| assembler.seal(at_least))
+    }
+
+    /// Which blocks explain the bits of an epoch that ended when the stream was at this position.
+    #[must_use]
+    pub fn explain(&self, at_least: StreamPosition, most: Duration) -> Option<Vec<(DiskId, Captured)>> {
+        self.until(most, |assembler| (assembler.applied() >= at_least).then(|| assembler.explain()))
+    }
+
+    fn until<T>(&self, most: Duration, mut done: impl FnMut(&mut Assembler) -> Option<T>) -> Option<T> {
+        let until = Instant::now() + most;
+        let mut state = self.shared.lock();
+        loop {
+            if state.broken.is_some() {
+                return None;
+            }
+            if let Some(answer) = done(state.assembler.as_mut()?) {
+                return Some(answer);
+            }
+            let left = until.checked_duration_since(Instant::now())?;
+            state = self.wait(state, left.min(POLL_IDLE));
+        }
+    }
+
+    /// See [`Assembler::take_again`].
+    #[must_use]
+    pub fn take_again(&self) -> Vec<(DiskId, Again)> {
+        self.shared.lock().assembler.as_mut().map(Assembler::take_again).unwrap_or_default()
+    }
+    /// See [`Assembler::is_lacking`].
+    #[must_use]
+    pub fn is_lacking(&self) -> bool {
+        self.shared.lock().assembler.as_ref().is_some_and(Assembler::is_lacking)
+    }
+    /// See [`Assembler::doubtful`].
+    #[must_use]
+    pub fn doubtful(&self) -> usize {
+        self.shared.lock().assembler.as_ref().map_or(0, Assembler::doubtful)
+    }
+    /// See [`Assembler::forget`].
+    pub fn forget(&self, disk: DiskId, ranges: &[BlockRange]) {
+        if let Some(assembler) = &mut self.shared.lock().assembler {
+            assembler.forget(disk, ranges);
+        }
+    }
+    /// See [`Assembler::set_skip`].
+    pub fn set_skip(&self, disk: DiskId, skip: Vec<BlockRange>) {
+        if let Some(assembler) = &mut self.shared.lock().assembler {
+            assembler.set_skip(disk, skip);
+        }
+    }
+    /// What has happened since the stream began.
+    #[must_use]
+    pub fn figures(&self) -> Figures {
+        self.shared.lock().assembler.as_ref().map(Assembler::figures).unwrap_or_default()
+    }
+    /// The content of the last page that was read back, waiting for it.
+    #[must_use]
+    pub fn probed(&self, most: Duration) -> Option<Vec<u8>> {
+        self.until(most, Assembler::take_probed)
+    }
+}
+
+impl Drop for StreamReader {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        self.shared.changed.notify_all();
+        // Ends the fetcher: the reader's own end of the channel goes with its thread.
+        self.devices = channel().0;
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The stream's thread.
+fn read(shared: &Shared, mut ring: Ring, fetch: &Sender<Order>) {
+    let mut pause = POLL;
+    let mut aged = 0;
+    while !shared.stopped() {
+        let mut state = shared.lock();
+        if let Some(disks) = state.begin.take() {
+            ring.skip_all();
+            state.generation += 1;
+            state.assembler = Some(Assembler::new(shared.pool.clone(), disks, ring.position()));
+            shared.changed.notify_all();
+        }
+        let generation = state.generation;
+        let Some(assembler) = state.assembler.as_mut() else {
+            ring.skip_all();
+            let _unused = shared.changed.wait_timeout(state, Duration::from_secs(1));
+            continue;
+        };
+        let now = shared.now();
+        let taken = burst(assembler, &mut ring, now);
+        if now >= aged + AGE_EVERY_MS {
+            assembler.age(now, COMPLETION_MS_MAX);
+            aged = now;
+        }
+        let wanted = assembler.take_wanted();
+        if !wanted.is_empty() {
+            let _ = fetch.send(Order::Read(generation, wanted));
+        }
+        shared.changed.notify_all();
+        drop(state);
+        ring.release();
+        if taken {
+            pause = POLL;
+        } else {
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(POLL_IDLE);
+        }
+    }
+}
+
+/// Takes records out of the ring while there are some and there is room; whether there was any.
+fn burst(assembler: &mut Assembler, ring: &mut Ring, now: Tick) -> bool {
+    let mut bytes = 0;
+    while bytes < BURST_BYTES && assembler.has_room_for(RECORD_BYTES_MAX) {
+        let Some((content, end)) = ring.take() else { break };
+        bytes += content.len();
+        if let Some((header, payload)) = record::split(content) {
+            assembler.apply(&header, payload, end, now);
+        }
+    }
+    assembler.advance(ring.position());
+    bytes > 0
+}
+
+/// The thread that reads blocks.
+fn serve(shared: &Shared, orders: &Receiver<Order>, buffers: &Arc<BufferPool>) {
+    let mut devices = BTreeMap::new();
+    while let Ok(order) = orders.recv() {
+        if shared.stopped() {
+            return;
+        }
+        match order {
+            Order::Devices(new) => devices = new,
+            Order::Read(generation, wanted) => fetch(shared, &devices, generation, wanted, buffers),
+        }
+    }
+}
+
+fn fetch(
+    shared: &Shared,
+    devices: &BTreeMap<DiskId, BlockDevice>,
+    generation: u64,
+    wanted: Vec<Wanted>,
+    buffers: &Arc<BufferPool>,
+) {
+    let mut by_disk: BTreeMap<DiskId, Vec<Wanted>> = BTreeMap::new();
+    wanted.into_iter().for_each(|w| by_disk.entry(w.disk).or_default().push(w));
+    for (disk, mut wanted) in by_disk {
+        let Some(device) = devices.get(&disk) else { continue };
+        wanted.sort_by_key(|w| w.block);
+        let read = read_blocks(device, &wanted, buffers);
+        // After the reads: whatever they saw is in the stream before this.
+        let until = shared.producer.position();
+        let mut state = shared.lock();
+        if state.generation != generation {
+            return;
+        }
+        match read {
+            Ok(contents) => {
+                if let Some(assembler) = state.assembler.as_mut() {
+                    for (wanted, content) in wanted.iter().zip(&contents) {
+                        assembler.base(*wanted, content, until);
+                    }
+                }
+            }
+            Err(error) => state.broken = Some((disk, error)),
+        }
+        shared.changed.notify_all();
+    }
+}
+
+/// The content of these blocks, which ascend, in their order.
+fn read_blocks(
+    device: &BlockDevice,
+    wanted: &[Wanted],
+    buffers: &Arc<BufferPool>,
+) -> Result<Vec<[u8; BLOCK_BYTES]>, SourceError> {
+    let reader = SourceReader::open_with_pool(device, 1, buffers.clone())?;
+    let blocks: Vec<_> = wanted.iter().map(|w| BlockRange::new(w.block, 1)).collect();
+    let mut job = reader.read_ranges(blocks);
+    let mut contents = vec![[0; BLOCK_BYTES]; wanted.len()];
+    while let Some(run) = job.next_blocking() {
+        let run = run?;
+        for (number, content) in (run.range.start.0..).zip(run.buffer.chunks_exact(BLOCK_BYTES)) {
+            for (at, _) in wanted.iter().enumerate().filter(|(_, w)| w.block == number) {
+                contents[at].copy_from_slice(content);
+            }
+        }
+    }
+    Ok(contents)
+}

@@ -1,0 +1,144 @@
+//! Write-ordered replication: every point is a state that a crash could have left, whatever is written; and at a freeze the
+//! replica is the device, byte for byte.
+
+use anyhow::{Context, Result, ensure};
+use highwater_tests::{
+    Arena, Backing, Chains, Churn, FileSystem, Fio, FioKind, LoopDisk, Mounted, Plan, Site, SiteOptions, Zram,
+};
+use std::{
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+const MIB: u64 = 1 << 20;
+
+/// Waits until so many points are in the vault.
+fn wait_points(site: &Site, count: usize) -> Result<Vec<u64>> {
+    let until = Instant::now() + Duration::from_secs(120);
+    loop {
+        let points = site.points()?;
+        if points.len() >= count {
+            return Ok(points.into_iter().map(|(point, _)| point).collect());
+        }
+        ensure!(Instant::now() < until, "only {} points of {count}: {:#}", points.len(), site.status()?);
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// Chains of writes over these disks, protected from the first write on: every point is a state that a crash could have left.
+fn chains(arena: &Arena, disks: &[&Path], plan: Plan) -> Result<()> {
+    let options = SiteOptions { copy_frozen: false, ..SiteOptions::ordered("1s") };
+    let writers = plan.writers;
+    let mut site = Site::new(arena, &options)?;
+    site.start_agent()?;
+    let chains = Chains::start(Plan { disks: disks.iter().map(|d| d.to_path_buf()).collect(), ..plan })?;
+    let names: Vec<String> = (0..disks.len()).map(|at| format!("disk{at}")).collect();
+    for (disk, name) in disks.iter().zip(&names) {
+        site.protect(disk, name)?;
+    }
+    site.wait_ordered()?;
+    let first = wait_points(&site, 1)?.len();
+    let points = wait_points(&site, first + 6)?;
+    let history = chains.stop()?;
+    ensure!(history.writes() > 500, "only {} writes", history.writes());
+    let mut before = vec![0; writers as usize];
+    for point in &points {
+        let recovered = site.recover(*point)?;
+        let images: Vec<PathBuf> = names.iter().map(|name| recovered.image(name)).collect();
+        if images.iter().any(|image| !image.exists()) {
+            // Of before the first copy of all was complete.
+            continue;
+        }
+        let images: Vec<&Path> = images.iter().map(PathBuf::as_path).collect();
+        let present = history.check(&images).with_context(|| format!("point {point}"))?;
+        ensure!(present.iter().zip(&before).all(|(now, then)| now >= then), "point {point} goes back");
+        before = present;
+    }
+    println!("{} writes, {} points, the last with {before:?}", history.writes(), points.len());
+    let status = site.status()?;
+    println!("{:#}", status["capture"]);
+    ensure!(status["capture"]["left"].as_object().is_some_and(serde_json::Map::is_empty), "{status:#}");
+    site.verify()?;
+    site.stop_agent()
+}
+
+#[test]
+fn chains_on_a_raw_disk() -> Result<()> {
+    let arena = Arena::enter("raw")?;
+    let disk = LoopDisk::new(Backing::Tmpfs, 96 * MIB)?;
+    chains(&arena, &[disk.path()], Plan::default())
+}
+
+#[test]
+fn chains_over_two_disks() -> Result<()> {
+    let arena = Arena::enter("two")?;
+    let (a, b) = (LoopDisk::new(Backing::Tmpfs, 64 * MIB)?, LoopDisk::new(Backing::File, 64 * MIB)?);
+    chains(&arena, &[a.path(), b.path()], Plan { whole_blocks: true, ..Plan::default() })
+}
+
+#[test]
+fn chains_on_a_bio_based_disk() -> Result<()> {
+    let arena = Arena::enter("zram")?;
+    let disk = Zram::new(64 * MIB)?;
+    chains(&arena, &[disk.path()], Plan { whole_blocks: true, ..Plan::default() })
+}
+
+/// A mounted filesystem under every load at once: at each freeze the replica is the device; each point in between is clean.
+fn file_system(arena: &Arena, device: &Path, kind: FileSystem) -> Result<()> {
+    let mounted = Mounted::make(kind, device)?;
+    let mut site = Site::new(arena, &SiteOptions::ordered("1s"))?;
+    site.start_agent()?;
+    let loads = [FioKind::Direct, FioKind::Buffered, FioKind::Mmap];
+    let running: Vec<_> = (loads.iter().enumerate())
+        .map(|(i, how)| {
+            Fio::new(&mounted.path().join(format!("fio{i}")), *how, 16 * MIB)
+                .runtime_s(15)
+                .rate_bytes_per_s(8 * MIB)
+                .seed(i as u64)
+                .start()
+        })
+        .collect::<Result<_>>()?;
+    let files = Churn::start(mounted.path(), 7)?;
+    site.protect(device, "data")?;
+    site.wait_ordered()?;
+    let mut frozen = vec![];
+    for _ in 0..4 {
+        frozen.push(site.point()?);
+        thread::sleep(Duration::from_millis(1300));
+    }
+    files.stop()?;
+    for fio in running {
+        fio.wait()?;
+    }
+    frozen.push(site.point()?);
+    for point in &frozen {
+        site.assert_exact(*point)?;
+    }
+    let points = site.points()?;
+    ensure!(points.len() >= frozen.len() + 3, "only {} points", points.len());
+    for (point, _) in &points {
+        let recovered = site.recover(*point)?;
+        let image = recovered.image("data");
+        let disk = LoopDisk::new(Backing::Tmpfs, std::fs::metadata(&image)?.len())?;
+        std::fs::copy(&image, disk.path())?;
+        std::fs::File::open(disk.path())?.sync_all()?;
+        kind.replay_and_check(disk.path()).with_context(|| format!("point {point}"))?;
+    }
+    println!("{:#}", site.status()?["capture"]);
+    site.stop_agent()
+}
+
+#[test]
+fn ext4_under_load() -> Result<()> {
+    let arena = Arena::enter("ext4")?;
+    let disk = LoopDisk::new(Backing::Tmpfs, 192 * MIB)?;
+    file_system(&arena, disk.path(), FileSystem::Ext4)
+}
+
+#[test]
+fn xfs_under_load() -> Result<()> {
+    let arena = Arena::enter("xfs")?;
+    let disk = LoopDisk::new(Backing::Tmpfs, FileSystem::Xfs.size_bytes_min().max(192 * MIB))?;
+    file_system(&arena, disk.path(), FileSystem::Xfs)
+}
