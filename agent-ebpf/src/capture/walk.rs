@@ -109,6 +109,10 @@ unsafe extern "C" fn segment(_: u64, context: *mut c_void) -> i64 {
         put::<4096>(walk, content, 4096)
     } else if room <= 512 {
         put::<512>(walk, content, room)
+    } else if room <= 1024 {
+        put::<1024>(walk, content, room)
+    } else if room <= 2048 {
+        put::<2048>(walk, content, room)
     } else {
         put::<4096>(walk, content, room & 4095)
     };

@@ -4,6 +4,10 @@
 //! is something, and ever more rarely, down to a hundred times a second, while there is nothing. Without a stream to
 //! assemble it sleeps.
 //!
+//! **Sealing.** A position that can be sealed comes by itself, unless blocks are written in part all the time: then the rest of some
+//! block is being read at any moment. Whoever waits for a position makes the reader stop at the next one that waits for
+//! reads only; what came while they lasted is still in the ring, and if none of it changes what was read, the position is clean.
+//!
 //! **Memory.** Records are taken as long as the pool has room ([`BlockPool`]). Then they stay in the ring, and when that is
 //! full the programs drop what comes, and count it: the stretch is not believed, nothing is lost. [`StreamReader::is_pressed`]
 //! says in time that something should be sealed.
@@ -11,13 +15,13 @@
 //! The threads end when this is dropped.
 
 use super::{
-    assemble::{Again, Assembler, Captured, CapturedDisk, Figures, Sealed, Tick, Wanted},
+    assemble::{Again, Assembler, Captured, CapturedDisk, Figures, Ranges, Sealed, Tick, Wanted},
     pool::BlockPool,
     record,
     ring::{Producer, Ring, StreamPosition},
 };
 use crate::{
-    device::BlockDevice,
+    device::{self, BlockDevice, DevNumber},
     source::{BufferPool, SourceError, SourceReader},
 };
 use highwater_delta::{BLOCK_BYTES, BlockRange, DiskId};
@@ -39,10 +43,14 @@ const POLL: Duration = Duration::from_micros(100);
 const POLL_IDLE: Duration = Duration::from_millis(10);
 /// Bytes taken out of the ring before others may look at what came of it.
 const BURST_BYTES: usize = 1 << 20;
+/// Reads of single blocks under way at once.
+const READERS: usize = 4;
 /// The longest record.
 const RECORD_BYTES_MAX: usize = 65536;
 /// A write that was not seen to complete for so long is taken to be over, and read again.
 const COMPLETION_MS_MAX: Tick = 3000;
+/// When nothing has come for so long, it is looked whether anything is in flight at all.
+const REST_MS: Tick = 3;
 /// How often that is looked for.
 const AGE_EVERY_MS: Tick = 500;
 /// Part of the pool that may be in use before something should be sealed.
@@ -55,6 +63,10 @@ struct State {
     generation: u64,
     /// A stream is to begin with these disks.
     begin: Option<Vec<CapturedDisk>>,
+    /// The whole devices that are captured.
+    devices: Vec<DevNumber>,
+    /// Somebody waits for a position that can be sealed, at least so far.
+    wanted: Option<StreamPosition>,
     /// The rest of a block could not be read.
     broken: Option<(DiskId, SourceError)>,
 }
@@ -102,7 +114,7 @@ impl StreamReader {
     /// A thread could not be started.
     pub fn start(ring: Ring, pool: Arc<BlockPool>, buffers: Arc<BufferPool>) -> io::Result<Self> {
         let shared = Arc::new(Shared {
-            state: Mutex::new(State { assembler: None, generation: 0, begin: None, broken: None }),
+            state: Mutex::new(State { assembler: None, generation: 0, begin: None, devices: vec![], wanted: None, broken: None }),
             changed: Condvar::new(),
             stop: AtomicBool::new(false),
             pool,
@@ -124,8 +136,10 @@ impl StreamReader {
 
     /// Passes over what is in the ring, and assembles what comes from now on. Before capture begins.
     pub fn begin(&self, disks: Vec<CapturedDisk>, devices: BTreeMap<DiskId, BlockDevice>) {
+        let whole = devices.values().map(|device| device.whole).collect();
         let _ = self.devices.send(Order::Devices(devices));
         let mut state = self.shared.lock();
+        state.devices = whole;
         state.begin = Some(disks);
         state.broken = None;
         self.shared.changed.notify_all();
@@ -179,7 +193,18 @@ impl StreamReader {
     /// nothing is assembled.
     #[must_use]
     pub fn seal(&self, at_least: StreamPosition, most: Duration) -> Option<Sealed> {
-        self.until(most, |assembler| assembler.seal(at_least))
+        self.shared.lock().wanted = Some(at_least);
+        let sealed = self.until(most, |assembler| assembler.seal(at_least));
+        let mut state = self.shared.lock();
+        state.wanted = None;
+        if let (None, Some(assembler)) = (&sealed, &state.assembler) {
+            let (unfinished, reading, unasked) = assembler.waits_for();
+            let applied = assembler.applied();
+            tracing::debug!(?at_least, clean = ?assembler.clean(), ?applied, until = ?assembler.all_read(), end = ?self.position(),
+                unfinished, reading, unasked, room = self.shared.pool.room(), "no position could be sealed");
+        }
+        drop(state);
+        sealed
     }
 
     /// Which blocks explain the bits of an epoch that ended when the stream was at this position.
@@ -210,8 +235,8 @@ impl StreamReader {
     }
     /// See [`Assembler::is_lacking`].
     #[must_use]
-    pub fn is_lacking(&self) -> bool {
-        self.shared.lock().assembler.as_ref().is_some_and(Assembler::is_lacking)
+    pub fn is_lacking(&self, before: StreamPosition) -> bool {
+        self.shared.lock().assembler.as_ref().is_some_and(|assembler| assembler.is_lacking(before))
     }
     /// See [`Assembler::doubtful`].
     #[must_use]
@@ -257,7 +282,8 @@ impl Drop for StreamReader {
 /// The stream's thread.
 fn read(shared: &Shared, mut ring: Ring, fetch: &Sender<Order>) {
     let mut pause = POLL;
-    let mut aged = 0;
+    let (mut aged, mut quiet_since) = (0, 0);
+    let mut gone_on_to = StreamPosition::default();
     while !shared.stopped() {
         let mut state = shared.lock();
         if let Some(disks) = state.begin.take() {
@@ -266,14 +292,35 @@ fn read(shared: &Shared, mut ring: Ring, fetch: &Sender<Order>) {
             state.assembler = Some(Assembler::new(shared.pool.clone(), disks, ring.position()));
             shared.changed.notify_all();
         }
-        let generation = state.generation;
-        let Some(assembler) = state.assembler.as_mut() else {
+        let (generation, sealing) = (state.generation, state.wanted);
+        let parts = &mut *state;
+        let Some(assembler) = parts.assembler.as_mut() else {
             ring.skip_all();
             let _unused = shared.changed.wait_timeout(state, Duration::from_secs(1));
             continue;
         };
         let now = shared.now();
-        let taken = burst(assembler, &mut ring, now);
+        // Where it did not help to stop, it is gone on to where the reads had been over.
+        let stop_at = sealing.map(|wanted| wanted.max(gone_on_to)).filter(|_| assembler.clean() < assembler.applied());
+        let taken = burst(assembler, &mut ring, now, stop_at);
+        if taken {
+            quiet_since = now;
+        }
+        if stop_at.is_some() && now >= quiet_since + REST_MS && assembler.applied() == shared.producer.position() {
+            // Where nothing is in flight, nothing has to be waited for whose completion was not shown.
+            let rests = |dev: &DevNumber| device::inflight(*dev).is_ok_and(|(_, writes)| writes == 0);
+            if parts.devices.iter().all(rests) {
+                assembler.age(now + 1, 0);
+            }
+        }
+        let stopped = stop_at.is_some_and(|at| assembler.applied() >= at) && assembler.waits_for_reads_only();
+        if stopped && let Some(until) = assembler.all_read() {
+            match is_untouched(assembler, &mut ring, until) {
+                Some(true) => assembler.settle_here(),
+                Some(false) => gone_on_to = until,
+                None => {}
+            }
+        }
         if now >= aged + AGE_EVERY_MS {
             assembler.age(now, COMPLETION_MS_MAX);
             aged = now;
@@ -283,6 +330,12 @@ fn read(shared: &Shared, mut ring: Ring, fetch: &Sender<Order>) {
             let _ = fetch.send(Order::Read(generation, wanted));
         }
         shared.changed.notify_all();
+        if stopped && assembler.all_read().is_none() {
+            // Until what was asked for has been read; what was taken before lies in the assembler.
+            ring.release();
+            let _unused = shared.changed.wait_timeout(state, POLL_IDLE);
+            continue;
+        }
         drop(state);
         ring.release();
         if taken {
@@ -294,10 +347,14 @@ fn read(shared: &Shared, mut ring: Ring, fetch: &Sender<Order>) {
     }
 }
 
-/// Takes records out of the ring while there are some and there is room; whether there was any.
-fn burst(assembler: &mut Assembler, ring: &mut Ring, now: Tick) -> bool {
+/// Takes records out of the ring while there are some and there is room; whether there was any. Stops at a position behind
+/// `stop_at` that waits for nothing but reads of blocks.
+fn burst(assembler: &mut Assembler, ring: &mut Ring, now: Tick, stop_at: Option<StreamPosition>) -> bool {
     let mut bytes = 0;
-    while bytes < BURST_BYTES && assembler.has_room_for(RECORD_BYTES_MAX) {
+    let stops = |assembler: &Assembler| {
+        stop_at.is_some_and(|at| assembler.applied() >= at) && assembler.waits_for_reads_only()
+    };
+    while bytes < BURST_BYTES && assembler.has_room_for(RECORD_BYTES_MAX) && !stops(assembler) {
         let Some((content, end)) = ring.take() else { break };
         bytes += content.len();
         if let Some((header, payload)) = record::split(content) {
@@ -306,6 +363,14 @@ fn burst(assembler: &mut Assembler, ring: &mut Ring, now: Tick) -> bool {
     }
     assembler.advance(ring.position());
     bytes > 0
+}
+
+/// Whether no record up to `until`, none of which is applied yet, changes a block whose rest was read. `None`: not all of them are
+/// written yet.
+fn is_untouched(assembler: &Assembler, ring: &mut Ring, until: StreamPosition) -> Option<bool> {
+    ring.look_ahead(until, |content| {
+        record::split(content).is_none_or(|(header, _)| !assembler.touches_what_was_read(&header))
+    })
 }
 
 /// The thread that reads blocks.
@@ -331,9 +396,8 @@ fn fetch(
 ) {
     let mut by_disk: BTreeMap<DiskId, Vec<Wanted>> = BTreeMap::new();
     wanted.into_iter().for_each(|w| by_disk.entry(w.disk).or_default().push(w));
-    for (disk, mut wanted) in by_disk {
+    for (disk, wanted) in by_disk {
         let Some(device) = devices.get(&disk) else { continue };
-        wanted.sort_by_key(|w| w.block);
         let read = read_blocks(device, &wanted, buffers);
         // After the reads: whatever they saw is in the stream before this.
         let until = shared.producer.position();
@@ -344,8 +408,15 @@ fn fetch(
         match read {
             Ok(contents) => {
                 if let Some(assembler) = state.assembler.as_mut() {
-                    for (wanted, content) in wanted.iter().zip(&contents) {
-                        assembler.base(*wanted, content, until);
+                    for wanted in &wanted {
+                        if let Some(content) = contents.get(&wanted.block) {
+                            assembler.base(*wanted, content, until);
+                        }
+                        for block in wanted.block + 1..=wanted.block + wanted.ahead {
+                            if let Some(content) = contents.get(&block) {
+                                assembler.ahead(*wanted, block, content, until);
+                            }
+                        }
                     }
                 }
             }
@@ -355,22 +426,22 @@ fn fetch(
     }
 }
 
-/// The content of these blocks, which ascend, in their order.
+/// The content of blocks that are wanted, and of those ahead of them.
 fn read_blocks(
     device: &BlockDevice,
     wanted: &[Wanted],
     buffers: &Arc<BufferPool>,
-) -> Result<Vec<[u8; BLOCK_BYTES]>, SourceError> {
-    let reader = SourceReader::open_with_pool(device, 1, buffers.clone())?;
-    let blocks: Vec<_> = wanted.iter().map(|w| BlockRange::new(w.block, 1)).collect();
-    let mut job = reader.read_ranges(blocks);
-    let mut contents = vec![[0; BLOCK_BYTES]; wanted.len()];
+) -> Result<BTreeMap<u64, Box<[u8; BLOCK_BYTES]>>, SourceError> {
+    let mut ranges = Ranges::default();
+    wanted.iter().for_each(|w| ranges.insert(w.block, w.block + 1 + w.ahead));
+    let readers = if wanted.len() > 1 { READERS } else { 1 };
+    let reader = SourceReader::open_with_pool(device, readers, buffers.clone())?;
+    let mut job = reader.read_ranges(ranges.iter().collect::<Vec<_>>());
+    let mut contents = BTreeMap::new();
     while let Some(run) = job.next_blocking() {
         let run = run?;
-        for (number, content) in (run.range.start.0..).zip(run.buffer.chunks_exact(BLOCK_BYTES)) {
-            for (at, _) in wanted.iter().enumerate().filter(|(_, w)| w.block == number) {
-                contents[at].copy_from_slice(content);
-            }
+        for (number, content) in (run.range.start.0..).zip(run.buffer.as_chunks::<BLOCK_BYTES>().0) {
+            contents.insert(number, Box::new(*content));
         }
     }
     Ok(contents)

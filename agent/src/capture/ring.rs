@@ -178,6 +178,28 @@ impl Ring {
         }
     }
 
+    /// Whether this holds for each record between what was read and `until`, which stay where they are. `None`: it did for those
+    /// that are written.
+    pub fn look_ahead(&mut self, until: StreamPosition, holds: impl Fn(&[u8]) -> bool) -> Option<bool> {
+        let from = self.read;
+        let mut all = Some(true);
+        while self.read < until.0 {
+            match self.take() {
+                None => {
+                    all = None;
+                    break;
+                }
+                Some((record, _)) if !holds(record) => {
+                    all = Some(false);
+                    break;
+                }
+                Some(_) => {}
+            }
+        }
+        self.read = from;
+        all
+    }
+
     /// Gives what was read back to the programs.
     pub fn release(&mut self) {
         self.shared.consumer().store(self.read, Ordering::Release);

@@ -290,8 +290,18 @@ impl Engine {
         *ordered.drops.entry(kind).or_default() += 1;
         ordered.last_drop = Some(Dropped { kind, reason: reason.to_owned(), at: SystemTime::now() });
         self.metrics.left_order(kind);
-        tracing::warn!(code = "HW-1494", kind, reason, retry_s = (ordered.retry_at - Instant::now()).as_secs(),
-            "write-ordered mode is left; nothing is lost, and it is entered again");
+        let retry_s = ordered.retry_at.saturating_duration_since(Instant::now()).as_secs();
+        if matches!(kind, "disks-changed" | "disconnected") {
+            tracing::info!(kind, reason, "write-ordered mode is left, and entered again");
+        } else {
+            tracing::warn!(
+                code = "HW-1494",
+                kind,
+                reason,
+                retry_s,
+                "write-ordered mode is left; nothing is lost, and it is entered again"
+            );
+        }
         if was.is_some() {
             self.forget_taken();
             for disk in &mut self.disks {

@@ -13,9 +13,6 @@ pub const HANDLED_MAX: u32 = 4096;
 pub const CAPTURED_MAX: u32 = 256;
 /// The element of per-copy maps that the probe uses: beside all copies.
 pub const PROBE_COPY: u32 = 7;
-/// Payload sizes that a record is reserved with; the ring takes no others. Smaller payload leaves the rest unused.
-pub const PAYLOAD_BYTES: [usize; 4] = [512, 4096, 16384, 65536];
-
 /// What a record tells.
 pub mod kind {
     /// Submitted: data, which follow.
@@ -49,7 +46,7 @@ pub struct Header {
     /// Not 0: more records of this bio follow. Between them no state of the disk is to be taken: the device may promise to
     /// write a bio as a whole or not at all.
     pub more: u16,
-    /// Submissions: `bi_opf`. Completions: the status, 0 if it went well.
+    /// Submissions: `bi_opf`. Completions: the status, 0 if it went well, and above its 8 bits the operation.
     pub flags: u32,
 }
 

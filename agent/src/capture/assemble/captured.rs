@@ -28,6 +28,12 @@ impl Captured {
             at = end;
         }
     }
+    /// Whether it holds a block.
+    #[must_use]
+    pub fn contains(&self, block: u64) -> bool {
+        self.words.get(&(block / 64)).is_some_and(|word| word >> (block % 64) & 1 == 1)
+            || self.runs.contains(block)
+    }
     /// Adds all of another.
     pub fn union(&mut self, other: &Self) {
         for (word, bits) in &other.words {

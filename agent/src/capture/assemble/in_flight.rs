@@ -7,6 +7,7 @@
 //! **Lost completions.** A completion need not be shown. Then a write seems to be in flight for ever: [`InFlight::stale`] ends
 //! that, and what it ended is read again. Erring that way costs a read.
 
+use super::ranges::Ranges;
 use std::collections::HashMap;
 
 /// A moment of the reader, in milliseconds.
@@ -41,7 +42,7 @@ pub struct InFlight {
     first: HashMap<u64, Entry>,
     more: HashMap<u64, Vec<Entry>>,
     wide: Vec<Wide>,
-    /// Where bios lie, for devices that tell completions by bio.
+    /// Where bios lie that may be in flight.
     bios: HashMap<u64, (u64, u64)>,
 }
 
@@ -57,23 +58,25 @@ pub enum Met {
 }
 
 impl InFlight {
-    /// Bytes `from..to` were submitted. `by_bio`: its completion will be told by its bio. Tells of each block what it met.
+    /// Bytes `from..to` were submitted. `goes_on`: as a further part of a bio. Tells of each block what it met.
     pub fn submitted(
         &mut self,
         bio: u64,
         from: u64,
         to: u64,
         now: Tick,
-        by_bio: bool,
+        goes_on: bool,
         mut each: impl FnMut(u64, Met),
     ) {
         if from >= to {
             return;
         }
-        if by_bio {
-            let range = self.bios.entry(bio).or_insert((from, to));
-            *range = (range.0.min(from), range.1.max(to));
+        if !goes_on {
+            // A bio that is used again has ended, shown or not.
+            self.completed_bio(bio, |_| ());
         }
+        let range = self.bios.entry(bio).or_insert((from, to));
+        *range = (range.0.min(from), range.1.max(to));
         let (first, end) = (from / 4096, to.div_ceil(4096));
         if end - first > WIDE_BLOCKS {
             // Whoever is in the way of it is told; the rest of the range is too long to be told block by block.
@@ -134,32 +137,38 @@ impl InFlight {
         if from >= to {
             return;
         }
-        let (first, end) = (from / 4096, to.div_ceil(4096));
-        if !self.wide.is_empty() && self.complete_wide(bio, from, to) {
-            return;
+        if self.bios.get(&bio).is_some_and(|(start, stop)| from <= *start && *stop <= to) {
+            self.bios.remove(&bio);
         }
-        if end - first > WIDE_BLOCKS * 64 {
-            // Longer than any write: a discard that is not known here.
-            return;
-        }
-        for block in first..end {
-            let unknown = self.leave(block, bio, sectors_of(block, from, to));
-            each(block, unknown);
+        let mut rest = Ranges::default();
+        rest.insert(from, to);
+        self.complete_wide(from, to, &mut rest);
+        for range in rest.iter() {
+            let (from, to) = (range.start.0, range.end());
+            for block in from / 4096..to.div_ceil(4096) {
+                let unknown = self.leave(block, bio, sectors_of(block, from, to));
+                each(block, unknown);
+            }
         }
     }
 
-    /// Takes a range out of the wide one that it belongs to: its own bio's, else the oldest that it lies in.
-    fn complete_wide(&mut self, bio: u64, from: u64, to: u64) -> bool {
-        let lies = |w: &Wide| w.from <= from && w.to >= to;
-        let at = self.wide.iter().position(|w| w.bio == bio && lies(w)).or_else(|| self.wide.iter().position(lies));
-        let Some(at) = at else { return false };
-        let whole = self.wide.swap_remove(at);
-        for (from, to) in [(whole.from, from), (to, whole.to)] {
-            if from < to {
-                self.wide.push(Wide { from, to, ..whole });
+    /// Takes bytes `from..to` out of the wide ranges that they lie in, and what lay there out of `rest`. One request can complete
+    /// several of them.
+    fn complete_wide(&mut self, from: u64, to: u64, rest: &mut Ranges) {
+        let mut at = 0;
+        while let Some(whole) = self.wide.get(at).copied() {
+            if whole.from >= to || whole.to <= from {
+                at += 1;
+                continue;
+            }
+            self.wide.swap_remove(at);
+            rest.remove(whole.from.max(from), whole.to.min(to));
+            for (from, to) in [(whole.from, from), (to, whole.to)] {
+                if from < to {
+                    self.wide.push(Wide { from, to, ..whole });
+                }
             }
         }
-        true
     }
 
     /// Takes sectors of a block out: of this bio, if it is known, else of the oldest. Answers those that were not in flight.
@@ -324,14 +333,18 @@ mod tests {
         assert_eq!(unknown(&mut f, 8, 0, 4096), [0]);
         assert!(f.is_empty());
         assert_eq!(unknown(&mut f, 8, 512, 1024), [2]);
+        // Its end was not shown, and it is used again elsewhere.
+        met(&mut f, 8, 0, 8192);
+        met(&mut f, 8, 40960, 45056);
+        assert!(!f.is_busy(0, 0xff) && !f.is_busy(1, 0xff) && f.is_busy(10, 1));
     }
 
     #[test]
     fn a_bios_completion_takes_all_of_it() {
         let mut f = InFlight::default();
-        f.submitted(8, 512, 8192, 1, true, |_, _| ());
+        f.submitted(8, 512, 8192, 1, false, |_, _| ());
         f.submitted(8, 8192, 8704, 1, true, |_, _| ());
-        f.submitted(16, 8704, 9216, 2, true, |_, _| ());
+        f.submitted(16, 8704, 9216, 2, false, |_, _| ());
         let mut blocks = vec![];
         f.completed_bio(8, |block| blocks.push(block));
         assert_eq!(blocks, [0, 1, 2]);

@@ -27,6 +27,7 @@ mod ranges;
 pub use batch::Batch;
 pub use captured::Captured;
 pub use in_flight::Tick;
+pub use ranges::Ranges;
 
 use super::{
     pool::{BlockPool, PoolBlock},
@@ -44,6 +45,11 @@ use std::{
 };
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
+/// REQ_OP_DISCARD.
+const OP_DISCARD: u32 = 3;
+/// Blocks that are read beside one that is wanted, where writes seem to go on in sequence: a journal's next write begins in the next
+/// block, and what was read before it began need not be waited for.
+const AHEAD: u64 = if cfg!(test) { 2 } else { 32 };
 /// Blocks of a disk that were written in part are remembered, since the next write often begins where the last one ended.
 const CACHE_MAX: usize = if cfg!(test) { 1 } else { 1024 };
 
@@ -125,6 +131,10 @@ pub struct Wanted {
     pub block: u64,
     /// Which question it is: a read that began for an earlier one is too old for this.
     pub number: u64,
+    /// How many blocks behind it may be wanted soon: for [`Assembler::ahead`].
+    pub ahead: u64,
+    /// The window in which it was asked for.
+    window: u64,
 }
 
 struct Disk {
@@ -135,6 +145,8 @@ struct Disk {
     /// Blocks of the batch that were written in part.
     edges: BTreeSet<u64>,
     cache: HashMap<u64, Box<[u8; BLOCK_BYTES]>>,
+    /// Read before they were wanted, and the position from which on they are known, if no record has changed them until then.
+    ahead: BTreeMap<u64, (Box<[u8; BLOCK_BYTES]>, StreamPosition)>,
     in_flight: InFlight,
     doubtful: BTreeSet<u64>,
     lacking: BTreeSet<u64>,
@@ -152,6 +164,10 @@ pub struct Assembler {
     clean: StreamPosition,
     /// Reads for blocks told in part were over at this position.
     read_until: StreamPosition,
+    /// Blocks whose rest was read, and when that was over, as long as that position was not applied.
+    resolved: Vec<(DiskId, u64, StreamPosition)>,
+    /// Before this position there was none without a change that the stream lacked.
+    lacked_until: StreamPosition,
     /// Records go to `open`.
     opened: bool,
     /// Bios of which more records are to come.
@@ -159,6 +175,8 @@ pub struct Assembler {
     wanted: Vec<Wanted>,
     /// Number of the last one.
     asked: u64,
+    /// How often it was asked what explains an epoch.
+    windows: u64,
     now: Tick,
     figures: Figures,
     probed: Option<Vec<u8>>,
@@ -177,10 +195,13 @@ impl Assembler {
             applied: from,
             clean: from,
             read_until: from,
+            resolved: vec![],
+            lacked_until: from,
             opened: false,
             unfinished: HashSet::new(),
             wanted: vec![],
             asked: 0,
+            windows: 0,
             now: 0,
             figures: Figures::default(),
             probed: None,
@@ -221,18 +242,18 @@ impl Assembler {
         self.applied = end;
         match header.kind {
             kind::WRITE => {
+                let goes_on = !self.unfinished.is_empty() && self.unfinished.remove(&header.bio);
                 if header.more != 0 {
-                    self.opened |= self.unfinished.insert(header.bio);
-                } else if !self.unfinished.is_empty() {
-                    self.unfinished.remove(&header.bio);
+                    self.unfinished.insert(header.bio);
+                    self.opened = true;
                 }
                 self.figures.records += 1;
                 self.figures.bytes += payload.len() as u64;
-                self.change(header, header.at + payload.len() as u64, Some(payload));
+                self.change(header, header.at + payload.len() as u64, Some(payload), goes_on);
             }
             kind::DISCARD | kind::ZEROES => {
                 self.figures.records += 1;
-                self.change(header, header.at + u64::from(header.bytes), None);
+                self.change(header, header.at + u64::from(header.bytes), None, false);
             }
             kind::FLUSH => self.figures.flushes += 1,
             kind::COMPLETE => self.complete(header),
@@ -243,7 +264,7 @@ impl Assembler {
     }
 
     /// Bytes up to `end` of the device are written, or (without payload) zeros.
-    fn change(&mut self, header: &Header, end: u64, payload: Option<&[u8]>) {
+    fn change(&mut self, header: &Header, end: u64, payload: Option<&[u8]>, goes_on: bool) {
         for at in 0..self.disks.len() {
             let disk = &self.disks[at];
             let (from, to) = (header.at.max(disk.is.start), end.min(disk.is.start + disk.is.bytes));
@@ -253,18 +274,21 @@ impl Assembler {
             let payload = payload.map(|p| &p[(from - header.at) as usize..(to - header.at) as usize]);
             let (from, to) = (from - disk.is.start, to - disk.is.start);
             if !disk.skips(from / BLOCK, to.div_ceil(BLOCK)) {
-                self.change_disk(at, header.bio, from, to, payload);
+                self.change_disk(at, (header.bio, goes_on), from, to, payload);
             }
         }
     }
 
-    fn change_disk(&mut self, at: usize, bio: u64, from: u64, to: u64, payload: Option<&[u8]>) {
+    fn change_disk(&mut self, at: usize, (bio, goes_on): (u64, bool), from: u64, to: u64, payload: Option<&[u8]>) {
         let (first, end) = (from / BLOCK, to.div_ceil(BLOCK));
+        let applied = self.applied;
         let disk = &mut self.disks[at];
+        disk.use_ahead(first, end, applied);
         disk.captured.insert(first, end);
-        let (figures, by_bio) = (&mut self.figures, disk.is.by_bio);
-        let (doubtful, cache) = (&mut disk.doubtful, &mut disk.cache);
-        disk.in_flight.submitted(bio, from, to, self.now, by_bio, |block, met| match met {
+        let figures = &mut self.figures;
+        let (doubtful, lacking, cache) = (&mut disk.doubtful, &mut disk.lacking, &mut disk.cache);
+        let (lacked_until, applied) = (&mut self.lacked_until, self.applied);
+        disk.in_flight.submitted(bio, from, to, self.now, goes_on, |block, met| match met {
             Met::Same => {
                 figures.overlaps += 1;
                 doubtful.insert(block);
@@ -273,6 +297,9 @@ impl Assembler {
             // A whole block over one that was in doubt: what it was before does not matter any more.
             Met::Nothing if from <= block * BLOCK && (block + 1) * BLOCK <= to => {
                 doubtful.remove(&block);
+                if lacking.remove(&block) {
+                    *lacked_until = applied;
+                }
             }
             Met::Nothing | Met::Neighbours => {}
         });
@@ -358,7 +385,10 @@ impl Assembler {
         if !disk.in_flight.is_busy(block, partial.untold()) {
             self.asked += 1;
             partial.asked = Some(self.asked);
-            self.wanted.push(Wanted { disk: disk.is.id, block, number: self.asked });
+            let in_sequence = block > 0 && disk.captured.contains(block - 1) && !disk.ahead.contains_key(&(block + 1));
+            let behind = disk.is.bytes.div_ceil(BLOCK) - block - 1;
+            let ahead = if in_sequence { AHEAD.min(behind) } else { 0 };
+            self.wanted.push(Wanted { disk: disk.is.id, block, number: self.asked, ahead, window: self.windows });
         }
     }
 
@@ -374,7 +404,7 @@ impl Assembler {
             if disk.is.dev != header.dev {
                 continue;
             }
-            let (failed, figures) = (header.flags != 0, &mut self.figures);
+            let (failed, figures) = (header.flags & 0xff != 0, &mut self.figures);
             let (doubtful, cache, lacking) = (&mut disk.doubtful, &mut disk.cache, &mut disk.lacking);
             let mut fail = |block: u64| {
                 figures.failed += 1;
@@ -402,7 +432,8 @@ impl Assembler {
                     if failed {
                         fail(block);
                     }
-                    if unknown != 0 {
+                    // One request can discard several ranges, of which it tells the first.
+                    if unknown != 0 && header.flags >> 8 != OP_DISCARD {
                         foreign += 1;
                         lacking.insert(block);
                         gone.push(block);
@@ -410,6 +441,7 @@ impl Assembler {
                 });
                 gone.iter().for_each(|block| {
                     disk.cache.remove(block);
+                    disk.ahead.remove(block);
                 });
                 self.figures.foreign += foreign;
             }
@@ -435,7 +467,69 @@ impl Assembler {
         let Some(partial) = disk.missing.remove(&wanted.block) else { return };
         disk.target(opened).put(wanted.block, partial.over(content));
         self.read_until = self.read_until.max(until);
+        self.resolved.push((wanted.disk, wanted.block, until));
         self.settle();
+    }
+
+    /// A block behind one that was wanted was read too; the read was over at `until`.
+    pub fn ahead(&mut self, wanted: Wanted, block: u64, content: &[u8; BLOCK_BYTES], until: StreamPosition) {
+        let same_window = wanted.window == self.windows;
+        let Some(disk) = self.disks.iter_mut().find(|d| d.is.id == wanted.disk) else { return };
+        // A write that was in flight while it was read may be lacking in it, though it has ended since.
+        let busy = disk.in_flight.is_busy(block, !0)
+            || disk.captured.contains(block)
+            || disk.captured_before.contains(block);
+        if !busy
+            && same_window && disk.ahead.len() < CACHE_MAX && !disk.cache.contains_key(&block) {
+            disk.ahead.insert(block, (Box::new(*content), until));
+        }
+    }
+
+    /// Whether the position that was applied would be clean, if only what was asked for had been read.
+    #[must_use]
+    pub fn waits_for_reads_only(&self) -> bool {
+        self.unfinished.is_empty()
+            && self.disks.iter().all(|d| d.missing.values().all(|partial| partial.asked.is_some()))
+    }
+
+    /// If all that was asked for has been read: the position that the reads may have seen. The one that was applied is clean,
+    /// if nothing in between [touches](Self::touches_what_was_read) what was read.
+    #[must_use]
+    pub fn all_read(&self) -> Option<StreamPosition> {
+        let all = self.unfinished.is_empty() && self.disks.iter().all(|d| d.missing.is_empty());
+        all.then_some(self.read_until)
+    }
+
+    /// Whether a record that was not applied yet changes a block whose rest was read.
+    #[must_use]
+    pub fn touches_what_was_read(&self, header: &Header) -> bool {
+        if !matches!(header.kind, kind::WRITE | kind::DISCARD | kind::ZEROES) {
+            return false;
+        }
+        let end = header.at + u64::from(header.bytes);
+        self.resolved.iter().any(|(id, block, _)| {
+            self.disks.iter().filter(|d| d.is.id == *id && d.is.dev == header.dev).any(|d| {
+                let start = d.is.start + block * BLOCK;
+                header.at < start + BLOCK && end > start
+            })
+        })
+    }
+
+    /// What keeps a position from being clean: bios of which records are to come, blocks whose rest is being read, and blocks whose
+    /// rest cannot be asked for yet.
+    #[must_use]
+    pub fn waits_for(&self) -> (usize, usize, usize) {
+        let missing: usize = self.disks.iter().map(|d| d.missing.len()).sum();
+        let unasked = self.disks.iter().flat_map(|d| d.missing.values()).filter(|p| p.asked.is_none()).count();
+        (self.unfinished.len(), missing - unasked, unasked)
+    }
+
+    /// The position that was applied is clean.
+    pub fn settle_here(&mut self) {
+        if self.all_read().is_some() {
+            self.read_until = self.applied;
+            self.settle();
+        }
     }
 
     /// Everything before this was applied: what was passed over told nothing.
@@ -462,6 +556,10 @@ impl Assembler {
 
     /// If all of every block is known, what is open is settled.
     fn settle(&mut self) {
+        if !self.resolved.is_empty() {
+            let applied = self.applied;
+            self.resolved.retain(|(_, _, until)| *until > applied);
+        }
         if !self.opened {
             self.clean = self.applied;
             return;
@@ -477,6 +575,7 @@ impl Assembler {
             disk.settled.append(&mut open);
         }
         self.opened = false;
+        self.resolved.clear();
         self.clean = self.applied;
     }
 
@@ -530,10 +629,10 @@ impl Assembler {
         all
     }
 
-    /// Whether the stream is known to lack a change: what is sealed now is no state of the disks.
+    /// Whether the stream is known to lack a change before this position: it is no state of the disks.
     #[must_use]
-    pub fn is_lacking(&self) -> bool {
-        self.disks.iter().any(|d| !d.lacking.is_empty())
+    pub fn is_lacking(&self, before: StreamPosition) -> bool {
+        before < self.lacked_until || self.disks.iter().any(|d| !d.lacking.is_empty())
     }
     /// Blocks that will have to be read again.
     #[must_use]
@@ -543,12 +642,15 @@ impl Assembler {
     /// These blocks were read from the disk: what is remembered of them may be old.
     pub fn forget(&mut self, disk: DiskId, ranges: &[BlockRange]) {
         if let Some(disk) = self.disks.iter_mut().find(|d| d.is.id == disk) {
-            disk.cache.retain(|block, _| !ranges.iter().any(|r| r.start.0 <= *block && *block < r.end()));
+            let within = |block: u64| ranges.iter().any(|r| r.start.0 <= block && block < r.end());
+            disk.cache.retain(|block, _| !within(*block));
+            disk.ahead.retain(|block, _| !within(*block));
         }
     }
 
     /// Which blocks explain the bits of the epoch that has ended before everything up to now was applied; begins anew.
     pub fn explain(&mut self) -> Vec<(DiskId, Captured)> {
+        self.windows += 1;
         let mut all = vec![];
         for disk in &mut self.disks {
             let mut explained = take(&mut disk.captured_before);
@@ -586,6 +688,7 @@ impl Disk {
             missing: BTreeMap::new(),
             edges: BTreeSet::new(),
             cache: HashMap::new(),
+            ahead: BTreeMap::new(),
             in_flight: InFlight::default(),
             doubtful: BTreeSet::new(),
             lacking: BTreeSet::new(),
@@ -596,6 +699,20 @@ impl Disk {
 
     fn skips(&self, first: u64, end: u64) -> bool {
         self.is.skips(first, end)
+    }
+    /// Blocks `first..end` are about to change by a record that ends at `applied`: what was read ahead of them becomes known, or
+    /// worthless.
+    fn use_ahead(&mut self, first: u64, end: u64, applied: StreamPosition) {
+        while let Some(block) = self.ahead.range(first..end).next().map(|(block, _)| *block) {
+            if let Some((content, until)) = self.ahead.remove(&block)
+                && until < applied
+                && !self.settled.contains(block)
+                && !self.open.contains(block)
+                && !self.in_flight.is_busy(block, !0)
+            {
+                self.cache.insert(block, content);
+            }
+        }
     }
     fn target(&mut self, opened: bool) -> &mut Batch {
         if opened { &mut self.open } else { &mut self.settled }

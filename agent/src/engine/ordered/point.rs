@@ -243,7 +243,14 @@ impl Engine {
             }
             let lacking = !marked.exact
                 || self.lacks(members)
-                || self.ordered.live.as_ref().is_some_and(|live| live.reader.is_lacking());
+                || self.ordered.live.as_ref().is_some_and(|live| live.reader.is_lacking(marked.sealed.position));
+            if lacking {
+                let unread: u64 = (self.disks.iter().filter(|d| members.contains(&d.id())))
+                    .map(|d| d.ledger.to_send().count())
+                    .sum();
+                let figures = self.ordered.figures().map(|(_, reader)| reader.figures());
+                tracing::debug!(round, unread, exact = marked.exact, ?figures, "the stream lacked something");
+            }
             if !lacking && (make == Make::Crash || freeze.is_some()) {
                 let committed = self.ordered.streaming.as_ref().and_then(|s| s.committed);
                 if !*begun && make == Make::Crash && committed.is_some_and(|at| at.elapsed() < IDLE) {
