@@ -5,7 +5,11 @@
 //! that a crash could have left, if for each writer it is exactly the outcome of its first `k` writes, and if no writer's `k`
 //! lacks a write that had ended before a write began that is there ([`History::check`]).
 
-use crate::{buffer::Aligned, buffer::open_direct, random::Random};
+use crate::{
+    buffer::{Aligned, open_direct},
+    random::Random,
+    site::Site,
+};
 use anyhow::{Context, Result, ensure};
 use std::{
     fs::File,
@@ -30,6 +34,8 @@ pub struct Plan {
     pub disks: Vec<PathBuf>,
     /// How many writers.
     pub writers: u64,
+    /// The number of the first one: those before have regions that others wrote.
+    pub first_writer: u64,
     /// The region of each writer on each disk; the regions lie one behind the other from the disk's beginning.
     pub region_bytes: u64,
     /// Of what is random.
@@ -45,6 +51,7 @@ impl Default for Plan {
         Self {
             disks: vec![],
             writers: 4,
+            first_writer: 0,
             region_bytes: 4 << 20,
             seed: 1,
             pause: Duration::ZERO,
@@ -108,7 +115,7 @@ impl Chains {
     pub fn start(plan: Plan) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let clock = Arc::new(AtomicU64::new(1));
-        let writers = (0..plan.writers)
+        let writers = (plan.first_writer..plan.first_writer + plan.writers)
             .map(|writer| {
                 let (plan, stop, clock) = (plan.clone(), stop.clone(), clock.clone());
                 let files: Vec<File> =
@@ -194,8 +201,29 @@ impl History {
         Ok(present)
     }
 
-    fn check_writer(&self, images: &[&Path], writer: u64) -> Result<u64> {
+    /// Recovers every point of a site that has all these disks, and holds each to be a state that a crash could have left, later
+    /// than the one before. Answers how many there were, and how many writes the last one has.
+    pub fn check_points(&self, site: &Site, names: &[&str]) -> Result<(usize, u64)> {
+        let (mut checked, mut before) = (0, vec![0; self.writers.len()]);
+        for (point, _) in site.points()? {
+            let recovered = site.recover(point)?;
+            let images: Vec<PathBuf> = names.iter().map(|name| recovered.image(name)).collect();
+            if images.iter().any(|image| !image.exists()) {
+                // Of before the first copy of all was complete.
+                continue;
+            }
+            let images: Vec<&Path> = images.iter().map(PathBuf::as_path).collect();
+            let present = self.check(&images).with_context(|| format!("point {point}"))?;
+            ensure!(present.iter().zip(&before).all(|(now, then)| now >= then), "point {point} goes back");
+            before = present;
+            checked += 1;
+        }
+        Ok((checked, before.iter().sum()))
+    }
+
+    fn check_writer(&self, images: &[&Path], index: u64) -> Result<u64> {
         let plan = &self.plan;
+        let writer = plan.first_writer + index;
         let mut found = vec![];
         let mut last = 0;
         for image in images {
@@ -209,7 +237,7 @@ impl History {
             }
             found.push(region);
         }
-        ensure!(last as usize <= self.writers[writer as usize].len(), "write {last} was never made");
+        ensure!(last as usize <= self.writers[index as usize].len(), "write {last} was never made");
         let mut expected = vec![vec![0; plan.region_bytes as usize]; images.len()];
         for index in 1..=last {
             let write = plan.write(writer, index);

@@ -6,7 +6,7 @@ use highwater_tests::{
     Arena, Backing, Chains, Churn, FileSystem, Fio, FioKind, LoopDisk, Mounted, Plan, Site, SiteOptions, Zram,
 };
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     thread,
     time::{Duration, Instant},
 };
@@ -29,7 +29,6 @@ fn wait_points(site: &Site, count: usize) -> Result<Vec<u64>> {
 /// Chains of writes over these disks, protected from the first write on: every point is a state that a crash could have left.
 fn chains(arena: &Arena, disks: &[&Path], plan: Plan) -> Result<()> {
     let options = SiteOptions { copy_frozen: false, ..SiteOptions::ordered("1s") };
-    let writers = plan.writers;
     let mut site = Site::new(arena, &options)?;
     site.start_agent()?;
     let chains = Chains::start(Plan { disks: disks.iter().map(|d| d.to_path_buf()).collect(), ..plan })?;
@@ -42,20 +41,10 @@ fn chains(arena: &Arena, disks: &[&Path], plan: Plan) -> Result<()> {
     let points = wait_points(&site, first + 6)?;
     let history = chains.stop()?;
     ensure!(history.writes() > 500, "only {} writes", history.writes());
-    let mut before = vec![0; writers as usize];
-    for point in &points {
-        let recovered = site.recover(*point)?;
-        let images: Vec<PathBuf> = names.iter().map(|name| recovered.image(name)).collect();
-        if images.iter().any(|image| !image.exists()) {
-            // Of before the first copy of all was complete.
-            continue;
-        }
-        let images: Vec<&Path> = images.iter().map(PathBuf::as_path).collect();
-        let present = history.check(&images).with_context(|| format!("point {point}"))?;
-        ensure!(present.iter().zip(&before).all(|(now, then)| now >= then), "point {point} goes back");
-        before = present;
-    }
-    println!("{} writes, {} points, the last with {before:?}", history.writes(), points.len());
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let (checked, last) = history.check_points(&site, &names)?;
+    ensure!(checked >= 6, "only {checked} of {} points have all disks", points.len());
+    println!("{} writes, {checked} points, the last with {last}", history.writes());
     let status = site.status()?;
     println!("{:#}", status["capture"]);
     let left = status["capture"]["left"].as_object().context("left")?;

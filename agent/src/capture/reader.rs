@@ -184,6 +184,11 @@ impl StreamReader {
         self.shared.pool.used_bytes() * 100 >= self.shared.pool.limit_bytes() * PRESSED_PERCENT
     }
 
+    /// Whether a disk could not be read when the rest of a block was wanted.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.shared.lock().broken.is_some()
+    }
     /// A disk that could not be read when the rest of a block was wanted.
     pub fn take_broken(&self) -> Option<(DiskId, SourceError)> {
         self.shared.lock().broken.take()

@@ -7,7 +7,7 @@
 //! it had reached when `before` was called. The slots are emptied after the barrier: what an event left in one can mislead
 //! later events only as long as the window's own misses tell of it.
 
-use super::{CaptureError, Layout, Ring, bases, bases::Found, object::Object, page};
+use super::{CaptureError, Layout, Ring, StreamReader, bases, bases::Found, object::Object, page};
 use crate::{
     device::BlockDevice,
     tracker::{
@@ -16,6 +16,10 @@ use crate::{
     },
 };
 use highwater_abi::stream::CaptureCounters;
+use std::time::Duration;
+
+/// How long a page that was captured may take to come out of the ring.
+const VERIFY_MAX: Duration = Duration::from_secs(5);
 
 /// Why a stretch of the stream is not believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +110,24 @@ impl Tap {
         Ok(found)
     }
 
+    /// Reads a known page back through the way of capture, while the stream is kept: what was right when capture began is to be right
+    /// still.
+    ///
+    /// # Errors
+    /// [`CaptureError::Bases`]: what was captured is not to be believed.
+    pub fn verify(&mut self, reader: &StreamReader, device: &BlockDevice) -> Result<(), CaptureError> {
+        let mut known = page::KnownPage::new().map_err(|e| CaptureError::kernel("lock a page", &e))?;
+        self.object.attach_probe()?;
+        let captured = known.capture(&mut self.object, device);
+        self.object.detach_probe();
+        captured?;
+        match reader.probed(VERIFY_MAX) {
+            Some(content) if known.is(&content) => Ok(()),
+            Some(_) => Err(CaptureError::Bases("a known page was read back with another content".into())),
+            None => Err(CaptureError::Bases("a known page was not read back".into())),
+        }
+    }
+
     /// How the kernel's memory was found.
     #[must_use]
     pub fn found(&self) -> Option<Found> {
@@ -186,12 +208,15 @@ impl Tap {
         let now = self.object.counters()?;
         let before = std::mem::replace(&mut self.counted, now);
         let verdict = self.prover.end(self.closing.clone(), &after);
-        let grown = |of: fn(&CaptureCounters) -> u64| Some(of(&now) - of(&before)).filter(|n| *n > 0);
-        Ok(None
-            .or_else(|| grown(|c| c.dropped).map(Loss::Overflow))
-            .or_else(|| grown(|c| c.faults).map(Loss::Unreadable))
-            .or_else(|| grown(|c| c.unsupported).map(Loss::Unsupported))
-            .or_else(|| (verdict == Verdict::Unproved).then_some(Loss::Skipped)))
+        Ok(counted_loss(&before, &now).or_else(|| (verdict == Verdict::Unproved).then_some(Loss::Skipped)))
+    }
+
+    /// What the stream is known to lack before the window is closed: there is no use in waiting for its end.
+    ///
+    /// # Errors
+    /// The kernel refuses to tell.
+    pub fn lost_so_far(&self) -> Result<Option<Loss>, CaptureError> {
+        Ok(counted_loss(&self.counted, &self.object.counters()?))
     }
 
     /// What was captured since the programs were loaded.
@@ -209,4 +234,11 @@ impl Tap {
     pub fn misses(&self) -> Result<u64, CaptureError> {
         Ok(self.object.misses()?.total())
     }
+}
+
+fn counted_loss(before: &CaptureCounters, now: &CaptureCounters) -> Option<Loss> {
+    let grown = |of: fn(&CaptureCounters) -> u64| Some(of(now) - of(before)).filter(|n| *n > 0);
+    None.or_else(|| grown(|c| c.dropped).map(Loss::Overflow))
+        .or_else(|| grown(|c| c.faults).map(Loss::Unreadable))
+        .or_else(|| grown(|c| c.unsupported).map(Loss::Unsupported))
 }

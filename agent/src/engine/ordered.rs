@@ -17,7 +17,7 @@ pub(super) use point::Make;
 use super::{Engine, disk::Disk, protect::operator, state::DiskState};
 use crate::{
     capture::{
-        CaptureError, Layout, StreamReader, StreamPosition, Tap, assemble::CapturedDisk, pool::BlockPool,
+        CaptureError, Layout, Loss, StreamPosition, StreamReader, Tap, assemble::CapturedDisk, pool::BlockPool,
     },
     device::{BlockDevice, Hook},
     error::{Coded, OperatorError},
@@ -37,6 +37,8 @@ const RETRY_LONGEST: Duration = Duration::from_secs(300);
 const STEADY: Duration = Duration::from_secs(120);
 /// How long writes that were under way when capture began are waited for, on devices that do not tell which blocks completed.
 const SUBMITTED_MAX: Duration = Duration::from_secs(5);
+/// How often a known page is read back through the capture path.
+const VERIFY_EVERY: Duration = Duration::from_secs(60);
 /// The smallest ring that is tried.
 const RING_BYTES_MIN: usize = 1 << 20;
 /// Buffers for reading single blocks.
@@ -85,6 +87,8 @@ struct Streaming {
     covered_to: StreamPosition,
     /// When the last point of it was committed.
     committed: Option<Instant>,
+    /// A known page was read back.
+    verified: Instant,
     /// What lies on the disks was looked at.
     surveyed: Option<Instant>,
 }
@@ -173,6 +177,8 @@ enum EnterError {
     Start(#[from] std::io::Error),
     #[error("the stream is not read")]
     Stalled,
+    #[error("the captured stream is not complete: {0}")]
+    Lost(Loss),
 }
 
 impl Engine {
@@ -190,6 +196,7 @@ impl Engine {
                 self.ordered.retry_at = Instant::now();
             }
         }
+        self.verify_capture();
         if self.ordered.streaming.is_some()
             || self.ordered.unavailable.is_some()
             || wanted.is_empty()
@@ -205,7 +212,26 @@ impl Engine {
                     "writes cannot be captured in order; replication goes on in bitmap mode");
                 self.ordered.unavailable = Some(error);
             }
-            Err(error) => self.leave_order("not-entered", &error.to_string()),
+            Err(error) => {
+                let kind = if let EnterError::Lost(loss) = &error { loss.as_str() } else { "not-entered" };
+                self.leave_order(kind, &error.to_string());
+            }
+        }
+    }
+
+    /// Now and then a known page is read back through the capture path. If that fails, nothing that is captured on this machine is
+    /// believed any more.
+    fn verify_capture(&mut self) {
+        let (Some(live), Some(streaming)) = (&mut self.ordered.live, &mut self.ordered.streaming) else { return };
+        let Some((_, device)) = streaming.disks.first() else { return };
+        if streaming.verified.elapsed() < VERIFY_EVERY {
+            return;
+        }
+        streaming.verified = Instant::now();
+        if let Err(error) = live.tap.verify(&live.reader, device) {
+            let error = error.operator();
+            self.leave_order("unverified", &error.to_string());
+            self.ordered.unavailable = Some(error);
         }
     }
 
@@ -258,7 +284,9 @@ impl Engine {
         self.end_epoch()?;
         let Some(live) = self.ordered.live.as_ref() else { return Err(EnterError::Stalled) };
         let position = live.reader.position();
-        live.reader.explain(position, epoch::EXPLAIN_MAX).ok_or(EnterError::Stalled)?;
+        if live.reader.explain(position, epoch::EXPLAIN_MAX).is_none() {
+            return Err(live.tap.lost_so_far()?.map_or(EnterError::Stalled, EnterError::Lost));
+        }
         let names = disks.len();
         self.ordered.streaming = Some(Streaming {
             since: Instant::now(),
@@ -266,6 +294,7 @@ impl Engine {
             floor: position,
             covered_to: position,
             committed: None,
+            verified: Instant::now(),
             surveyed: None,
         });
         let pending: u64 = self.disks.iter().map(Disk::to_send_bytes).sum();

@@ -14,7 +14,7 @@ use highwater_delta::DiskId;
 use std::time::{Duration, Instant};
 
 /// How long the reader may take to come to a position that the stream has reached.
-pub(super) const EXPLAIN_MAX: Duration = Duration::from_secs(10);
+pub(super) const EXPLAIN_MAX: Duration = Duration::from_secs(3);
 
 struct Window<'t> {
     tap: &'t mut Tap,
@@ -46,7 +46,10 @@ impl Engine {
                 let position = live.reader.position();
                 match live.reader.explain(position, EXPLAIN_MAX) {
                     Some(explained) => Ok((position, explained)),
-                    None => Err(PointError::Disordered("the stream is not read")),
+                    None => Err(match live.tap.lost_so_far() {
+                        Ok(Some(loss)) => PointError::Lost(loss),
+                        _ => PointError::Disordered("the stream is not read"),
+                    }),
                 }
             }
             (_, _, Some(Ok(Some(loss)))) => Err(PointError::Lost(loss)),

@@ -29,6 +29,8 @@ use std::{
 /// How long a position that can be sealed is waited for, live and under a freeze.
 const SEAL_MAX: Duration = Duration::from_secs(5);
 const SEAL_FROZEN_MAX: Duration = Duration::from_secs(1);
+/// Between looks whether something is lost, meanwhile.
+const SEAL_LOOK: Duration = Duration::from_millis(200);
 /// Times that something is found to be lacking, before the point is given up.
 const TRIES: u32 = 8;
 /// While nothing is written, a point is made so rarely.
@@ -296,8 +298,19 @@ impl Engine {
             return Err(PointError::Disordered("gone"));
         };
         let at_least = streaming.floor.max(streaming.covered_to);
-        let sealed = live.reader.seal(at_least, most);
-        let sealed = sealed.ok_or(PointError::Disordered("no position could be sealed in time"))?;
+        let until = Instant::now() + most;
+        let sealed = loop {
+            if let Some(sealed) = live.reader.seal(at_least, SEAL_LOOK.min(most)) {
+                break sealed;
+            }
+            // What was dropped may be what it waits for.
+            if let Some(loss) = live.tap.lost_so_far()? {
+                return Err(PointError::Lost(loss));
+            }
+            if Instant::now() >= until || live.reader.is_broken() {
+                return Err(PointError::Disordered("no position could be sealed in time"));
+            }
+        };
         Ok(Marked { sealed, exact: true, taken_at_ms: now_ms(), freeze_us: 0, held: vec![] })
     }
 

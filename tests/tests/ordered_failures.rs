@@ -1,0 +1,114 @@
+//! Write-ordered replication through misfortune: whatever is lost of the stream, nothing is lost of the disk, no point is false,
+//! and the mode is entered again by itself.
+
+use anyhow::{Result, ensure};
+use highwater_tests::{Arena, Backing, Chains, LoopDisk, Plan, Random, Site, SiteOptions};
+use std::{
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+const MIB: u64 = 1 << 20;
+
+/// A site with a disk that chains are written to, in write-ordered mode.
+fn begin(arena: &Arena, disk: &Path, capture: &[&str], pause: Duration) -> Result<(Site, Chains)> {
+    let capture = capture.iter().map(|line| (*line).to_owned()).collect();
+    let options = SiteOptions { copy_frozen: false, capture, ..SiteOptions::default() };
+    let mut site = Site::new(arena, &options)?;
+    site.allow("write-ordered mode is left");
+    site.allow("no recovery point this time");
+    site.start_agent()?;
+    site.protect(disk, "disk")?;
+    site.wait_ordered()?;
+    let plan = Plan { disks: vec![disk.to_path_buf()], pause, ..Plan::default() };
+    Ok((site, Chains::start(plan)?))
+}
+
+/// How often write-ordered mode was left for this reason.
+fn left(site: &Site, kind: &str) -> Result<u64> {
+    Ok(site.status()?["capture"]["left"][kind].as_u64().unwrap_or(0))
+}
+
+/// Waits until points come again, in write-ordered mode; then ends the writers, and checks all points. The last one has all that was
+/// written.
+fn end(mut site: Site, chains: Chains, points_min: usize) -> Result<()> {
+    site.wait_ordered()?;
+    let before = site.points()?.len();
+    let until = Instant::now() + Duration::from_secs(60);
+    while site.points()?.len() < before + 2 {
+        ensure!(Instant::now() < until, "no points any more: {:#}", site.status()?);
+        thread::sleep(Duration::from_millis(200));
+    }
+    let history = chains.stop()?;
+    site.point()?;
+    let (checked, last) = history.check_points(&site, &["disk"])?;
+    ensure!(last == history.writes() as u64, "the last point has {last} of {} writes", history.writes());
+    ensure!(checked >= points_min, "only {checked} points");
+    println!("{} writes, {checked} points; {:#}", history.writes(), site.status()?["capture"]["left"]);
+    site.verify()?;
+    site.stop_agent()
+}
+
+/// A ring that is far too small for the churn.
+#[test]
+fn an_overflow_loses_nothing() -> Result<()> {
+    let arena = Arena::enter("overflow")?;
+    let disk = LoopDisk::new(Backing::Tmpfs, 64 * MIB)?;
+    let tiny = ["memory = \"4MiB\"", "ring = \"1MiB\"", "point-interval = \"1s\""];
+    let (site, chains) = begin(&arena, disk.path(), &tiny, Duration::ZERO)?;
+    let until = Instant::now() + Duration::from_secs(30);
+    while left(&site, "overflow")? < 2 {
+        ensure!(Instant::now() < until, "no overflow: {:#}", site.status()?);
+        thread::sleep(Duration::from_millis(100));
+    }
+    let fast = chains.stop()?;
+    let (_, _) = fast.check_points(&site, &["disk"])?;
+    // The disk is as they left it; others go on in regions of their own, as fast as can be taken.
+    let plan = Plan {
+        disks: vec![disk.path().to_path_buf()],
+        pause: Duration::from_millis(2),
+        first_writer: 4,
+        ..Plan::default()
+    };
+    end(site, Chains::start(plan)?, 2)
+}
+
+/// Killed at random moments, the agent goes on in bitmap mode and enters write-ordered mode again.
+#[test]
+fn an_agent_that_is_killed_loses_nothing() -> Result<()> {
+    let arena = Arena::enter("killed")?;
+    let disk = LoopDisk::new(Backing::Tmpfs, 64 * MIB)?;
+    let usual = ["memory = \"128MiB\"", "point-interval = \"1s\""];
+    let (mut site, chains) = begin(&arena, disk.path(), &usual, Duration::from_millis(1))?;
+    let mut random = Random::new(7);
+    let times = if std::env::var_os("HIGHWATER_TEST_LONG").is_some() { 50 } else { 6 };
+    for _ in 0..times {
+        thread::sleep(Duration::from_millis(200 + random.below(2500)));
+        site.kill_agent()?;
+        thread::sleep(Duration::from_millis(random.below(300)));
+        site.start_agent()?;
+    }
+    end(site, chains, 3)
+}
+
+/// A collector that is away for some time at full churn costs bits in a bitmap, and no more.
+#[test]
+fn a_collector_that_is_away_loses_nothing() -> Result<()> {
+    let arena = Arena::enter("away")?;
+    let disk = LoopDisk::new(Backing::Tmpfs, 64 * MIB)?;
+    let usual = ["memory = \"64MiB\"", "point-interval = \"1s\""];
+    let (mut site, chains) = begin(&arena, disk.path(), &usual, Duration::from_micros(300))?;
+    for _ in 0..2 {
+        thread::sleep(Duration::from_secs(3));
+        site.kill_collector()?;
+        let seconds = if std::env::var_os("HIGHWATER_TEST_LONG").is_some() { 180 } else { 5 };
+        thread::sleep(Duration::from_secs(seconds));
+        let state = site.disk_status("disk")?;
+        ensure!(state["state"] == "bitmap", "without a collector: {state:#}");
+        site.start_collector()?;
+        site.wait_ordered()?;
+    }
+    ensure!(left(&site, "disconnected")? == 2, "{:#}", site.status()?);
+    end(site, chains, 4)
+}
