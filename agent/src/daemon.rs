@@ -221,6 +221,7 @@ pub fn run(config: &Config, metrics: Arc<Metrics>) -> Result<()> {
         endpoint,
         stored_max: config.limits.stored.0,
         capture: config.capture.options(),
+        compare_bytes_per_s: r.compare_rate.0,
     };
     let parts = Parts {
         tracker,

@@ -41,6 +41,8 @@ pub struct Metrics {
     blocks_compared: Counter,
     blocks_different: Counter,
     resyncs: Counter,
+    background_compared: Counter,
+    background_different: Counter,
     points: Family<Labels, Counter>,
     errors: Family<Labels, Counter>,
     disconnects: Family<Labels, Counter>,
@@ -104,6 +106,8 @@ impl Metrics {
             blocks_compared: Counter::default(),
             blocks_different: Counter::default(),
             resyncs: Counter::default(),
+            background_compared: Counter::default(),
+            background_different: Counter::default(),
             points: Family::default(),
             errors: Family::default(),
             disconnects: Family::default(),
@@ -162,6 +166,16 @@ impl Metrics {
             "resynchronizations",
             "Comparisons of a whole disk with the vault begun",
             self.resyncs.clone(),
+        );
+        r.register(
+            "background_blocks_compared",
+            "Blocks compared with the vault in the background",
+            self.background_compared.clone(),
+        );
+        r.register(
+            "background_blocks_healed",
+            "Blocks of which the vault had another content than the disk, though nothing was written; they are sent again",
+            self.background_different.clone(),
         );
         r.register("points", "Recovery points stored, by consistency", self.points.clone());
         r.register("errors", "Warnings and errors logged, by code", self.errors.clone());
@@ -261,6 +275,12 @@ impl Metrics {
             self.blocks_compared.inc_by(blocks);
             self.blocks_different.inc_by(different);
         }
+    }
+    pub(crate) fn background_compared(&self, blocks: u64) {
+        self.background_compared.inc_by(blocks);
+    }
+    pub(crate) fn background_different(&self, blocks: u64) {
+        self.background_different.inc_by(blocks);
     }
     pub(crate) fn left_order(&self, kind: &str) {
         self.capture.left(kind);

@@ -2,8 +2,11 @@
 //! and the mode is entered again by itself.
 
 use anyhow::{Result, ensure};
-use highwater_tests::{Arena, Backing, Chains, LoopDisk, Plan, Random, Site, SiteOptions};
+use highwater_tests::{
+    Arena, Backing, Chains, LoopDisk, Plan, Random, Site, SiteOptions, compare_devices, metric, scrape,
+};
 use std::{
+    os::unix::fs::FileExt,
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -111,4 +114,51 @@ fn a_collector_that_is_away_loses_nothing() -> Result<()> {
     }
     ensure!(left(&site, "disconnected")? == 2, "{:#}", site.status()?);
     end(site, chains, 4)
+}
+
+/// What changes on a disk past the block layer is seen by nobody; the comparison in the background finds and heals it.
+#[test]
+fn what_nobody_saw_is_healed() -> Result<()> {
+    let arena = Arena::enter("compare")?;
+    let disk = LoopDisk::new(Backing::Tmpfs, 32 * MIB)?;
+    for capture in [vec![], vec!["mode = \"off\"".to_owned()]] {
+        let options = SiteOptions {
+            copy_frozen: false,
+            replication: vec!["compare-rate = \"256MiB\"".into()],
+            dir: Some(arena.dir().join(format!("site{}", capture.len()))),
+            capture,
+            ..SiteOptions::default()
+        };
+        std::fs::create_dir_all(options.dir.as_deref().unwrap_or(arena.dir()))?;
+        let mut site = Site::new(&arena, &options)?;
+        site.start_agent()?;
+        site.protect(disk.path(), "disk")?;
+        if options.capture.is_empty() { site.wait_ordered()? } else { site.wait_replicated()? }
+        let plan = Plan { disks: vec![disk.path().to_path_buf()], writers: 1, first_writer: 2, ..Plan::default() };
+        let chains = Chains::start(Plan { pause: Duration::from_millis(1), ..plan })?;
+        thread::sleep(Duration::from_secs(2));
+        let metrics = site.agent_metrics();
+        let healed = || {
+            let text = scrape(metrics).unwrap_or_default();
+            metric(&text, "highwater_agent_background_blocks_healed_total").unwrap_or(0.0)
+        };
+        ensure!(healed() == 0.0, "blocks that are written are no differences");
+        drop(chains);
+        site.allow("HW-1497");
+        let image = std::fs::File::options().write(true).open(disk.image())?;
+        image.write_all_at(&[0x5a; 8192], 20 * MIB + 4096)?;
+        let until = Instant::now() + Duration::from_secs(60);
+        while healed() < 2.0 {
+            ensure!(Instant::now() < until, "not found: {:#}", site.status()?);
+            thread::sleep(Duration::from_millis(200));
+        }
+        let copy = site.copy_now("disk")?;
+        let point = site.point()?;
+        let recovered = site.recover(point)?;
+        let differing = compare_devices(&copy, &recovered.image("disk"), &[])?;
+        ensure!(differing.is_empty(), "{differing:?}");
+        site.stop_agent()?;
+        site.agent_command(&["detach", "--yes"])?;
+    }
+    Ok(())
 }

@@ -140,6 +140,8 @@ pub struct Replication {
     pub retry_unit: Interval,
     /// What happens to a disk whose tracking is in doubt.
     pub resync: Resync,
+    /// How much of the disks is compared with the vault each second, for ever; `0B`: nothing.
+    pub compare_rate: ByteSize,
 }
 
 /// What happens to a disk whose tracking is in doubt.
@@ -221,6 +223,7 @@ impl Default for Replication {
             partial_commit: ByteSize(256 << 20),
             retry_unit: Interval(Duration::from_secs(60)),
             resync: Resync::Automatic,
+            compare_rate: ByteSize(1 << 20),
         }
     }
 }

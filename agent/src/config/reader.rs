@@ -111,6 +111,7 @@ impl<'a> Reader<'a> {
             at_least("1MiB", v.0 < 1 << 20)
         });
         self.parsed(&mut table, IN, "retry-unit", &mut r.retry_unit, |v| at_least("1ms", v.0.is_zero()));
+        self.parsed(&mut table, IN, "compare-rate", &mut r.compare_rate, |_| None);
         r.rounds_max = self.integer(&mut table, IN, "rounds-max", r.rounds_max, 1..1001);
         r.readers = self.integer(&mut table, IN, "readers", r.readers, 1..65);
         r.compression_level = self.integer(&mut table, IN, "compression-level", r.compression_level, -7..20);

@@ -12,6 +12,7 @@
 //! **Crash.** The pinned bits and the vault's last commit are all that matters; both outlive this process.
 
 pub mod batch;
+mod compare;
 mod control;
 pub mod disk;
 pub mod doubts;
@@ -41,6 +42,7 @@ use crate::{
     throttle::Throttle,
     tracker::{EpochEnd, Fault, Tracker, TrackerError},
 };
+use compare::Comparison;
 use disk::Disk;
 use doubts::Doubts;
 use highwater_delta::{DeltaId, DiskId, HashKey, MachineId, PointInfo, VaultId};
@@ -88,6 +90,8 @@ pub struct EngineOptions {
     pub endpoint: Option<String>,
     /// Write-ordered mode.
     pub capture: CaptureOptions,
+    /// Bytes of the disks compared with the vault a second, in the background; 0: none.
+    pub compare_bytes_per_s: u64,
     /// How long a commit may take. A collector that shows that it lives and never says `Stored` must not stop the points unnoticed.
     pub stored_max: Duration,
 }
@@ -184,6 +188,7 @@ pub struct Engine {
     point_trouble: Option<String>,
     looked_at_devices: Instant,
     ordered: Ordered,
+    comparison: Comparison,
     /// The question about hashes that is open, and its answer.
     asked: Option<(DiskId, highwater_delta::BlockRange)>,
     hashes: Option<Vec<highwater_delta::StoredBlock>>,
@@ -208,6 +213,7 @@ impl Engine {
         let doubts = Doubts::load(&options.run_dir, registry.disks.iter().map(|d| d.disk));
         let mut engine = Self {
             ordered: Ordered::new(options.capture.clone()),
+            comparison: Comparison::new(options.compare_bytes_per_s),
             options,
             tracker: parts.tracker,
             guardian: parts.guardian,
@@ -312,7 +318,7 @@ impl Engine {
             self.copy_slice()
         };
         self.delta_open = false;
-        worked
+        worked || self.compare_some()
     }
 
     /// Ends an epoch; disks whose bits can't be trusted become suspect.

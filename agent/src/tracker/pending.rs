@@ -4,7 +4,7 @@
 use super::{Tracker, TrackerError};
 use highwater_abi::BLOCK_SHIFT_SECTORS;
 use highwater_delta::DiskId;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 impl Tracker {
     /// Marks every granule of a disk as pending: nothing of it is known to be stored.
@@ -39,6 +39,18 @@ impl Tracker {
     /// [`TrackerError::Unknown`].
     pub fn pending(&self, disk: DiskId) -> Result<Vec<u64>, TrackerError> {
         Ok(self.slot(disk)?.pending.words().iter().map(|w| w.load(Ordering::Acquire)).collect())
+    }
+
+    /// Whether a granule of a disk is marked now: pending, or in an epoch that has not been told yet.
+    ///
+    /// # Errors
+    /// [`TrackerError::Unknown`].
+    pub fn is_marked(&self, disk: DiskId, granule: u64) -> Result<bool, TrackerError> {
+        let slot = self.slot(disk)?;
+        let index = usize::try_from(granule / 64).unwrap_or(usize::MAX);
+        let word = |words: &[AtomicU64]| words.get(index).map_or(0, |w| w.load(Ordering::Acquire));
+        let bits = [slot.current(), slot.spare(), &slot.pending].map(|bitmap| word(bitmap.words()));
+        Ok(bits.iter().any(|bits| bits >> (granule % 64) & 1 == 1))
     }
 
     /// Forgets granules: they are stored. `words` holds the bits to clear; the caller leaves out what was marked again
