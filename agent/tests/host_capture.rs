@@ -33,7 +33,8 @@ fn what_is_written_is_in_the_stream() {
         *byte = (at * 31 % 251) as u8;
     }
     let data = &memory[from..];
-    for (at, bytes) in [(0u64, 4096usize), (8192, 512), (1 << 20, 1 << 20), (4 << 20, 12288), (5 << 20, 1536)] {
+    for (at, bytes) in [(0u64, 4096usize), (8192, 512), (1 << 20, 1 << 20), (4 << 20, 12288), (5 << 20, 1536)]
+    {
         file.write_all_at(&data[..bytes], at).unwrap();
     }
     tap.before().unwrap();

@@ -121,7 +121,7 @@ fn a_collector_that_is_away_loses_nothing() -> Result<()> {
 fn what_nobody_saw_is_healed() -> Result<()> {
     let arena = Arena::enter("compare")?;
     let disk = LoopDisk::new(Backing::Tmpfs, 32 * MIB)?;
-    for capture in [vec![], vec!["mode = \"off\"".to_owned()]] {
+    for (content, capture) in [(0x5a, vec![]), (0xa5, vec!["mode = \"off\"".to_owned()])] {
         let options = SiteOptions {
             copy_frozen: false,
             replication: vec!["compare-rate = \"256MiB\"".into()],
@@ -133,8 +133,13 @@ fn what_nobody_saw_is_healed() -> Result<()> {
         let mut site = Site::new(&arena, &options)?;
         site.start_agent()?;
         site.protect(disk.path(), "disk")?;
-        if options.capture.is_empty() { site.wait_ordered()? } else { site.wait_replicated()? }
-        let plan = Plan { disks: vec![disk.path().to_path_buf()], writers: 1, first_writer: 2, ..Plan::default() };
+        if options.capture.is_empty() {
+            site.wait_ordered()?
+        } else {
+            site.wait_replicated()?
+        }
+        let plan =
+            Plan { disks: vec![disk.path().to_path_buf()], writers: 1, first_writer: 2, ..Plan::default() };
         let chains = Chains::start(Plan { pause: Duration::from_millis(1), ..plan })?;
         thread::sleep(Duration::from_secs(2));
         let metrics = site.agent_metrics();
@@ -146,7 +151,7 @@ fn what_nobody_saw_is_healed() -> Result<()> {
         drop(chains);
         site.allow("HW-1497");
         let image = std::fs::File::options().write(true).open(disk.image())?;
-        image.write_all_at(&[0x5a; 8192], 20 * MIB + 4096)?;
+        image.write_all_at(&[content; 8192], 20 * MIB + 4096)?;
         let until = Instant::now() + Duration::from_secs(60);
         while healed() < 2.0 {
             ensure!(Instant::now() < until, "not found: {:#}", site.status()?);

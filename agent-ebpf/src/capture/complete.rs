@@ -30,7 +30,18 @@ pub unsafe fn request(ctx: &BtfTracePointContext, copy: u32) {
     // SAFETY: `struct request *`.
     let (sector, bio): (u64, u64) =
         unsafe { (load(request, offset!(request_sector)), load(request, offset!(request_bio))) };
-    put(copy, Header { at: sector << 9, bio, dev, bytes, kind: kind::COMPLETE, more: 0, flags: u32::from(status) | op << 8 });
+    put(
+        copy,
+        Header {
+            at: sector << 9,
+            bio,
+            dev,
+            bytes,
+            kind: kind::COMPLETE,
+            more: 0,
+            flags: u32::from(status) | op << 8,
+        },
+    );
 }
 
 /// A completed bio. Its range is gone by now.
@@ -50,7 +61,18 @@ pub unsafe fn bio(ctx: &BtfTracePointContext, copy: u32) {
         let bdev: u64 = load(bio, offset!(bio_bdev));
         (whole_disk(load(bdev, offset!(bdev_disk))), load::<u8>(bio, offset!(bio_status)))
     };
-    put(copy, Header { at: 0, bio, dev, bytes: 0, kind: kind::COMPLETE, more: 0, flags: u32::from(status) | op << 8 });
+    put(
+        copy,
+        Header {
+            at: 0,
+            bio,
+            dev,
+            bytes: 0,
+            kind: kind::COMPLETE,
+            more: 0,
+            flags: u32::from(status) | op << 8,
+        },
+    );
 }
 
 #[inline(always)]

@@ -12,12 +12,12 @@
 #![no_std]
 #![no_main]
 
+mod complete;
 #[path = "../kernel.rs"]
 mod kernel;
 mod maps;
 mod probe;
 mod submit;
-mod complete;
 mod walk;
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};

@@ -4,7 +4,9 @@ use crate::{
     kernel::load,
     maps::{BASES, STREAM, Walk, offset},
 };
-use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_kernel, bpf_ringbuf_reserve, bpf_ringbuf_submit};
+use aya_ebpf::helpers::generated::{
+    bpf_loop, bpf_probe_read_kernel, bpf_ringbuf_reserve, bpf_ringbuf_submit,
+};
 use core::{
     ffi::c_void,
     ptr::{addr_of, read_volatile},

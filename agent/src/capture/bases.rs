@@ -34,7 +34,11 @@ pub enum Found {
 ///
 /// # Errors
 /// Calibration fails, or disagrees with the kernel's own word.
-pub fn find(object: &mut Object, device: &BlockDevice, page_struct_bytes: u64) -> Result<(Bases, Found), CaptureError> {
+pub fn find(
+    object: &mut Object,
+    device: &BlockDevice,
+    page_struct_bytes: u64,
+) -> Result<(Bases, Found), CaptureError> {
     object.attach_probe()?;
     let calibrated = calibrate(object, device, page_struct_bytes);
     object.detach_probe();
@@ -46,7 +50,11 @@ pub fn find(object: &mut Object, device: &BlockDevice, page_struct_bytes: u64) -
     }
 }
 
-fn calibrate(object: &mut Object, device: &BlockDevice, page_struct_bytes: u64) -> Result<Bases, CaptureError> {
+fn calibrate(
+    object: &mut Object,
+    device: &BlockDevice,
+    page_struct_bytes: u64,
+) -> Result<Bases, CaptureError> {
     let mut page = KnownPage::new().map_err(|e| CaptureError::kernel("lock a page", &e))?;
     let refused = |e: io::Error| CaptureError::kernel("read /proc/self/pagemap", &e);
     let frame = page.frame().map_err(refused)?;
@@ -73,7 +81,10 @@ fn calibrate(object: &mut Object, device: &BlockDevice, page_struct_bytes: u64) 
         return Err(CaptureError::Bases("the page was moved meanwhile".into()));
     }
     if searched.hits != 1 {
-        return Err(CaptureError::Bases(format!("the page was found at {} places instead of one", searched.hits)));
+        return Err(CaptureError::Bases(format!(
+            "the page was found at {} places instead of one",
+            searched.hits
+        )));
     }
     Ok(Bases { pages, direct: searched.found })
 }

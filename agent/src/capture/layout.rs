@@ -27,7 +27,8 @@ impl Layout {
             return Err(CaptureError::Unsupported(format!("architecture {}", std::env::consts::ARCH)));
         }
         Ok(Self {
-            offsets: offsets(kernel).map_err(|e| CaptureError::Unsupported(format!("this kernel's layout: {e}")))?,
+            offsets: offsets(kernel)
+                .map_err(|e| CaptureError::Unsupported(format!("this kernel's layout: {e}")))?,
             copies: kernel.copies_needed(),
             preemptible_tracepoints: kernel.preemptible_tracepoints,
         })

@@ -19,5 +19,5 @@ pub use bases::Found;
 pub use error::CaptureError;
 pub use layout::Layout;
 pub use reader::StreamReader;
-pub use tap::{Loss, Tap};
 pub use ring::{Producer, Ring, StreamPosition};
+pub use tap::{Loss, Tap};

@@ -11,17 +11,14 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, PerCpuArray},
     programs::BtfTracePoint,
 };
-use highwater_abi::stream::{
-    Bases, CAPTURE_COPIES_MAX, CaptureCounters, CaptureOffsets, PROBE_COPY, Probe,
-};
+use highwater_abi::stream::{Bases, CAPTURE_COPIES_MAX, CaptureCounters, CaptureOffsets, PROBE_COPY, Probe};
 use std::{
     collections::BTreeMap,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::atomic::Ordering,
 };
 
-static OBJECT: &[u8] =
-    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/highwater-capture-ebpf.o"));
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/highwater-capture-ebpf.o"));
 
 macro_rules! pod {
     ($name:ident($inner:ty)) => {
@@ -173,7 +170,9 @@ impl Object {
     pub fn capture_none(&mut self) -> Result<(), CaptureError> {
         let all: Vec<u32> = self.captured.keys().filter_map(Result::ok).collect();
         for dev in all {
-            self.captured.remove(&dev).map_err(|e| CaptureError::kernel("end the capture of a device", &e))?;
+            self.captured
+                .remove(&dev)
+                .map_err(|e| CaptureError::kernel("end the capture of a device", &e))?;
         }
         Ok(())
     }
@@ -193,7 +192,8 @@ impl Object {
 
     /// The misses of every copy.
     pub fn misses(&self) -> Result<Misses, CaptureError> {
-        let read = |fd| bpf::recursion_misses(fd).map_err(|e| CaptureError::kernel("read a program's misses", &e));
+        let read =
+            |fd| bpf::recursion_misses(fd).map_err(|e| CaptureError::kernel("read a program's misses", &e));
         Ok(Misses(self.copies.iter().map(read).collect::<Result<_, _>>()?))
     }
 

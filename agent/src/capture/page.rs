@@ -140,7 +140,11 @@ pub fn read_back(object: &mut Object, ring: &mut Ring, device: &BlockDevice) -> 
         }
     }
     ring.release();
-    if right { Ok(()) } else { Err(CaptureError::Bases("a known page was read back with another content".into())) }
+    if right {
+        Ok(())
+    } else {
+        Err(CaptureError::Bases("a known page was read back with another content".into()))
+    }
 }
 
 impl Drop for KnownPage {

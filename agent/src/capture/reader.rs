@@ -114,7 +114,14 @@ impl StreamReader {
     /// A thread could not be started.
     pub fn start(ring: Ring, pool: Arc<BlockPool>, buffers: Arc<BufferPool>) -> io::Result<Self> {
         let shared = Arc::new(Shared {
-            state: Mutex::new(State { assembler: None, generation: 0, begin: None, devices: vec![], wanted: None, broken: None }),
+            state: Mutex::new(State {
+                assembler: None,
+                generation: 0,
+                begin: None,
+                devices: vec![],
+                wanted: None,
+                broken: None,
+            }),
             changed: Condvar::new(),
             stop: AtomicBool::new(false),
             pool,
@@ -306,12 +313,16 @@ fn read(shared: &Shared, mut ring: Ring, fetch: &Sender<Order>) {
         };
         let now = shared.now();
         // Where it did not help to stop, it is gone on to where the reads had been over.
-        let stop_at = sealing.map(|wanted| wanted.max(gone_on_to)).filter(|_| assembler.clean() < assembler.applied());
+        let stop_at =
+            sealing.map(|wanted| wanted.max(gone_on_to)).filter(|_| assembler.clean() < assembler.applied());
         let taken = burst(assembler, &mut ring, now, stop_at);
         if taken {
             quiet_since = now;
         }
-        if stop_at.is_some() && now >= quiet_since + REST_MS && assembler.applied() == shared.producer.position() {
+        if stop_at.is_some()
+            && now >= quiet_since + REST_MS
+            && assembler.applied() == shared.producer.position()
+        {
             // Where nothing is in flight, nothing has to be waited for whose completion was not shown.
             let rests = |dev: &DevNumber| device::inflight(*dev).is_ok_and(|(_, writes)| writes == 0);
             if parts.devices.iter().all(rests) {

@@ -75,7 +75,11 @@ impl Tap {
     ///
     /// # Errors
     /// The kernel refuses something.
-    pub fn load(layout: Layout, copies: Option<usize>, ring_bytes: usize) -> Result<(Self, Ring), CaptureError> {
+    pub fn load(
+        layout: Layout,
+        copies: Option<usize>,
+        ring_bytes: usize,
+    ) -> Result<(Self, Ring), CaptureError> {
         let object = Object::load(&layout, copies.unwrap_or(layout.copies), ring_bytes)?;
         let (map, bytes) = object.stream();
         let ring = Ring::new(map, bytes)?;

@@ -150,8 +150,9 @@ impl<'a> Reader<'a> {
         let mut table = self.table(root, "capture");
         let c = &mut config.capture;
         let mut mode = String::from("automatic");
-        let known =
-            |m: &String| (m != "automatic" && m != "off").then(|| "write \"automatic\" or \"off\"".to_owned());
+        let known = |m: &String| {
+            (m != "automatic" && m != "off").then(|| "write \"automatic\" or \"off\"".to_owned())
+        };
         self.parsed(&mut table, IN, "mode", &mut mode, known);
         c.mode = if mode == "off" { CaptureMode::Off } else { CaptureMode::Automatic };
         self.parsed(&mut table, IN, "point-interval", &mut c.point_interval, |v| {

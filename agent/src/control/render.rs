@@ -96,7 +96,12 @@ fn capture(out: &mut String, capture: &CaptureStatus, now_ms: u64) -> std::fmt::
             size(capture.buffer_bytes)
         )?;
         if capture.captured_bytes > 0 {
-            write!(out, "; {} captured, {} sent", size(capture.captured_bytes), size(capture.coalesced_bytes))?;
+            write!(
+                out,
+                "; {} captured, {} sent",
+                size(capture.captured_bytes),
+                size(capture.coalesced_bytes)
+            )?;
         }
         writeln!(out)?;
     } else {

@@ -121,7 +121,8 @@ impl Engine {
 
     /// Which of these blocks differ and are not marked. `None`: it cannot be told now.
     fn compare_blocks(&mut self, id: DiskId, blocks: &[BlockRange]) -> Option<Result<Vec<u64>, SourceError>> {
-        let (asked_of, shift) = self.disks.iter().find(|d| d.id() == id).map(|d| (d.device.clone(), d.shift))?;
+        let (asked_of, shift) =
+            self.disks.iter().find(|d| d.id() == id).map(|d| (d.device.clone(), d.shift))?;
         let marked = |tracker: &Tracker, block: u64| tracker.is_marked(id, block >> shift);
         let mut before = BTreeSet::new();
         for block in blocks.iter().flat_map(|range| range.start.0..range.end()) {
@@ -183,8 +184,13 @@ impl Engine {
         let Some(disk) = self.disks.iter_mut().find(|d| d.id() == id).filter(|_| !proved.is_empty()) else {
             return;
         };
-        tracing::error!(code = "HW-1497", disk = disk.protected.name, blocks = proved.len(), first = proved[0],
-            "the vault's copy was not the disk's, though nothing was written: it is healed");
+        tracing::error!(
+            code = "HW-1497",
+            disk = disk.protected.name,
+            blocks = proved.len(),
+            first = proved[0],
+            "the vault's copy was not the disk's, though nothing was written: it is healed"
+        );
         let mut set = highwater_delta::BlockSet::new(disk.granules());
         let shift = disk.shift;
         proved.iter().for_each(|block| {

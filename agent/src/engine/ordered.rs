@@ -17,7 +17,8 @@ pub(super) use point::Make;
 use super::{Engine, disk::Disk, protect::operator, state::DiskState};
 use crate::{
     capture::{
-        CaptureError, Layout, Loss, StreamPosition, StreamReader, Tap, assemble::CapturedDisk, pool::BlockPool,
+        CaptureError, Layout, Loss, StreamPosition, StreamReader, Tap, assemble::CapturedDisk,
+        pool::BlockPool,
     },
     device::{BlockDevice, Hook},
     error::{Coded, OperatorError},
@@ -111,7 +112,11 @@ pub(super) struct Ordered {
 impl Ordered {
     pub(super) fn new(options: CaptureOptions) -> Self {
         let unavailable = (!options.enabled).then(|| {
-            operator(1493, "capture is switched off".into(), "Set capture.mode = \"automatic\" to switch it on")
+            operator(
+                1493,
+                "capture is switched off".into(),
+                "Set capture.mode = \"automatic\" to switch it on",
+            )
         });
         Self {
             options,
@@ -208,8 +213,11 @@ impl Engine {
             Ok(()) => {}
             Err(EnterError::Capture(error)) if self.ordered.live.is_none() => {
                 let error = error.operator();
-                tracing::warn!(code = format!("HW-{}", error.code), cause = error.cause,
-                    "writes cannot be captured in order; replication goes on in bitmap mode");
+                tracing::warn!(
+                    code = format!("HW-{}", error.code),
+                    cause = error.cause,
+                    "writes cannot be captured in order; replication goes on in bitmap mode"
+                );
                 self.ordered.unavailable = Some(error);
             }
             Err(error) => {
@@ -222,7 +230,9 @@ impl Engine {
     /// Now and then a known page is read back through the capture path. If that fails, nothing that is captured on this machine is
     /// believed any more.
     fn verify_capture(&mut self) {
-        let (Some(live), Some(streaming)) = (&mut self.ordered.live, &mut self.ordered.streaming) else { return };
+        let (Some(live), Some(streaming)) = (&mut self.ordered.live, &mut self.ordered.streaming) else {
+            return;
+        };
         let Some((_, device)) = streaming.disks.first() else { return };
         if streaming.verified.elapsed() < VERIFY_EVERY {
             return;
@@ -298,8 +308,12 @@ impl Engine {
             surveyed: None,
         });
         let pending: u64 = self.disks.iter().map(Disk::to_send_bytes).sum();
-        tracing::info!(disks = names, pending_bytes = pending, took_ms = started.elapsed().as_millis() as u64,
-            "writes are captured in order; what is pending is read");
+        tracing::info!(
+            disks = names,
+            pending_bytes = pending,
+            took_ms = started.elapsed().as_millis() as u64,
+            "writes are captured in order; what is pending is read"
+        );
         Ok(())
     }
 
@@ -360,8 +374,14 @@ fn load(options: &CaptureOptions, device: &BlockDevice) -> Result<Live, EnterErr
     let mut ring_bytes = options.ring_bytes;
     let (mut tap, mut ring) = loop {
         match Tap::load(layout.clone(), options.copies, ring_bytes) {
-            Err(CaptureError::Kernel { cause, .. }) if ring_bytes > RING_BYTES_MIN && options.ring_bytes > RING_BYTES_MIN => {
-                tracing::warn!(ring_bytes, cause, "the kernel refuses a ring of this size; half of it is tried");
+            Err(CaptureError::Kernel { cause, .. })
+                if ring_bytes > RING_BYTES_MIN && options.ring_bytes > RING_BYTES_MIN =>
+            {
+                tracing::warn!(
+                    ring_bytes,
+                    cause,
+                    "the kernel refuses a ring of this size; half of it is tried"
+                );
                 ring_bytes /= 2;
             }
             other => break other?,

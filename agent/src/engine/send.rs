@@ -8,7 +8,8 @@ use crate::{
     source::{Buffer, ReadJob, SourceError},
 };
 use highwater_delta::{
-    BLOCK_BYTES, BlockHash, BlockRange, ChunkError, DeltaId, DiskId, HashKey, StoredBlock, chunk::CHUNK_BLOCKS_MAX,
+    BLOCK_BYTES, BlockHash, BlockRange, ChunkError, DeltaId, DiskId, HashKey, StoredBlock,
+    chunk::CHUNK_BLOCKS_MAX,
 };
 use std::{
     collections::HashMap,

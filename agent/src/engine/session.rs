@@ -56,7 +56,12 @@ impl Engine {
             Link::Up(Session { queue, key: welcome.hash_key, vault: welcome.vault, since: Instant::now() });
         self.remember(welcome.vault, welcome.last_commit);
         let unknown: Vec<DiskId> = (self.disks.iter().filter(|d| !welcome.disks.contains(&d.id())))
-            .filter(|d| matches!(d.state.state(), DiskState::Bitmap | DiskState::WriteOrdered | DiskState::Unreadable(_)))
+            .filter(|d| {
+                matches!(
+                    d.state.state(),
+                    DiskState::Bitmap | DiskState::WriteOrdered | DiskState::Unreadable(_)
+                )
+            })
             .map(super::disk::Disk::id)
             .collect();
         for id in unknown {

@@ -4,7 +4,8 @@ use super::{Engine, Link, disk::Disk, state::DiskState};
 use crate::{
     config::Bandwidth,
     control::status::{
-        CaptureStatus, CollectorStatus, ConnectionState, DiskStatus, PointStatus, Progress, StatusReport, TrackerStatus,
+        CaptureStatus, CollectorStatus, ConnectionState, DiskStatus, PointStatus, Progress, StatusReport,
+        TrackerStatus,
     },
 };
 use highwater_abi::class;

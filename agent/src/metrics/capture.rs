@@ -40,14 +40,24 @@ impl Capture {
         );
         r.register("capture_active", "1 while writes are captured in order", self.active.clone());
         r.register_with_unit("capture_ring_size", "Size of the ring", Unit::Bytes, self.ring_size.clone());
-        r.register_with_unit("capture_ring_filled", "Bytes in the ring now", Unit::Bytes, self.ring_filled.clone());
+        r.register_with_unit(
+            "capture_ring_filled",
+            "Bytes in the ring now",
+            Unit::Bytes,
+            self.ring_filled.clone(),
+        );
         r.register_with_unit(
             "capture_buffers_size",
             "Most memory of what is held of the stream beside the ring",
             Unit::Bytes,
             self.buffers_size.clone(),
         );
-        r.register_with_unit("capture_buffered", "Bytes held of the stream now", Unit::Bytes, self.buffered.clone());
+        r.register_with_unit(
+            "capture_buffered",
+            "Bytes held of the stream now",
+            Unit::Bytes,
+            self.buffered.clone(),
+        );
         r.register_with_unit(
             "capture_captured",
             "Bytes of payload captured since the stream began",
@@ -60,9 +70,21 @@ impl Capture {
             Unit::Bytes,
             self.coalesced.clone(),
         );
-        r.register("capture_writes", "Writes captured since the stream began, in records", self.writes.clone());
-        r.register("capture_lost_records", "Records that the stream lacks, since the programs were loaded", self.lost.clone());
-        r.register("capture_misses", "Events that single copies of the capture program missed", self.misses.clone());
+        r.register(
+            "capture_writes",
+            "Writes captured since the stream began, in records",
+            self.writes.clone(),
+        );
+        r.register(
+            "capture_lost_records",
+            "Records that the stream lacks, since the programs were loaded",
+            self.lost.clone(),
+        );
+        r.register(
+            "capture_misses",
+            "Events that single copies of the capture program missed",
+            self.misses.clone(),
+        );
         r.register(
             "capture_completed_blocks",
             "Blocks written in part whose rest was read from the disk, since the stream began",

@@ -251,7 +251,8 @@ impl InFlight {
     /// Forgets what was submitted before `before`: it is taken to be over. Tells its blocks.
     pub fn stale(&mut self, before: Tick, mut each: impl FnMut(u64)) {
         let old = |e: &Entry| e.since < before;
-        let mut blocks: Vec<u64> = self.first.iter().filter(|(_, e)| old(e)).map(|(block, _)| *block).collect();
+        let mut blocks: Vec<u64> =
+            self.first.iter().filter(|(_, e)| old(e)).map(|(block, _)| *block).collect();
         blocks.extend(self.more.iter().filter(|(_, more)| more.iter().any(old)).map(|(block, _)| *block));
         for block in blocks {
             self.remove(block, old);
@@ -261,7 +262,8 @@ impl InFlight {
         let (first, wide) = (&self.first, &self.wide);
         self.bios.retain(|bio, (from, to)| {
             wide.iter().any(|w| w.bio == *bio)
-                || (*from / 4096..to.div_ceil(4096)).any(|block| first.get(&block).is_some_and(|e| e.bio == *bio))
+                || (*from / 4096..to.div_ceil(4096))
+                    .any(|block| first.get(&block).is_some_and(|e| e.bio == *bio))
         });
     }
 

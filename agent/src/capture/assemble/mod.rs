@@ -279,7 +279,14 @@ impl Assembler {
         }
     }
 
-    fn change_disk(&mut self, at: usize, (bio, goes_on): (u64, bool), from: u64, to: u64, payload: Option<&[u8]>) {
+    fn change_disk(
+        &mut self,
+        at: usize,
+        (bio, goes_on): (u64, bool),
+        from: u64,
+        to: u64,
+        payload: Option<&[u8]>,
+    ) {
         let (first, end) = (from / BLOCK, to.div_ceil(BLOCK));
         let applied = self.applied;
         let disk = &mut self.disks[at];
@@ -385,16 +392,27 @@ impl Assembler {
         if !disk.in_flight.is_busy(block, partial.untold()) {
             self.asked += 1;
             partial.asked = Some(self.asked);
-            let in_sequence = block > 0 && disk.captured.contains(block - 1) && !disk.ahead.contains_key(&(block + 1));
+            let in_sequence =
+                block > 0 && disk.captured.contains(block - 1) && !disk.ahead.contains_key(&(block + 1));
             let behind = disk.is.bytes.div_ceil(BLOCK) - block - 1;
             let ahead = if in_sequence { AHEAD.min(behind) } else { 0 };
-            self.wanted.push(Wanted { disk: disk.is.id, block, number: self.asked, ahead, window: self.windows });
+            self.wanted.push(Wanted {
+                disk: disk.is.id,
+                block,
+                number: self.asked,
+                ahead,
+                window: self.windows,
+            });
         }
     }
 
     fn want_all(&mut self, at: usize) {
-        let waiting: Vec<u64> =
-            self.disks[at].missing.iter().filter(|(_, p)| p.asked.is_none()).map(|(block, _)| *block).collect();
+        let waiting: Vec<u64> = self.disks[at]
+            .missing
+            .iter()
+            .filter(|(_, p)| p.asked.is_none())
+            .map(|(block, _)| *block)
+            .collect();
         waiting.into_iter().for_each(|block| self.want(at, block));
     }
 
@@ -479,8 +497,7 @@ impl Assembler {
         let busy = disk.in_flight.is_busy(block, !0)
             || disk.captured.contains(block)
             || disk.captured_before.contains(block);
-        if !busy
-            && same_window && disk.ahead.len() < CACHE_MAX && !disk.cache.contains_key(&block) {
+        if !busy && same_window && disk.ahead.len() < CACHE_MAX && !disk.cache.contains_key(&block) {
             disk.ahead.insert(block, (Box::new(*content), until));
         }
     }
@@ -520,7 +537,8 @@ impl Assembler {
     #[must_use]
     pub fn waits_for(&self) -> (usize, usize, usize) {
         let missing: usize = self.disks.iter().map(|d| d.missing.len()).sum();
-        let unasked = self.disks.iter().flat_map(|d| d.missing.values()).filter(|p| p.asked.is_none()).count();
+        let unasked =
+            self.disks.iter().flat_map(|d| d.missing.values()).filter(|p| p.asked.is_none()).count();
         (self.unfinished.len(), missing - unasked, unasked)
     }
 

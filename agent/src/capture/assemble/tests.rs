@@ -124,7 +124,8 @@ impl World {
             self.stream.push((header, vec![]));
         } else {
             // Two records, not cut at a sector's end.
-            let payload: Vec<u8> = std::iter::repeat_n(version.to_le_bytes(), (to - from) * 128).flatten().collect();
+            let payload: Vec<u8> =
+                std::iter::repeat_n(version.to_le_bytes(), (to - from) * 128).flatten().collect();
             let cut = if self.next.is_multiple_of(3) { payload.len() / 2 + 4 } else { payload.len() };
             let mut header = self.header(bio, from, to, kind::WRITE, 1);
             for piece in [&payload[..cut], &payload[cut..]] {
@@ -323,7 +324,12 @@ fn run(ops: Vec<Op>, overlap: bool, lose: bool) -> Result<(), TestCaseError> {
                     for block in 0..BLOCKS as u64 {
                         let vault = bytes_of(&world.vault, block);
                         let at = block as usize * BLOCK_BYTES;
-                        prop_assert!(vault[..] == expected[at..at + BLOCK_BYTES], "block {} at {:?}", block, position);
+                        prop_assert!(
+                            vault[..] == expected[at..at + BLOCK_BYTES],
+                            "block {} at {:?}",
+                            block,
+                            position
+                        );
                     }
                 }
             }

@@ -38,7 +38,8 @@ impl Engine {
         let Some(live) = self.ordered.live.as_mut() else { return Err(PointError::Disordered("gone")) };
         let mut window = Window { tap: &mut live.tap, begun: Ok(()), ended: None };
         let mut bits: Vec<(DiskId, usize, u64)> = vec![];
-        let ended = self.tracker.end_epoch_beside(|id, index, word| bits.push((id, index, word)), &mut window);
+        let ended =
+            self.tracker.end_epoch_beside(|id, index, word| bits.push((id, index, word)), &mut window);
         let (begun, lost) = (window.begun, window.ended);
         // Whatever happened, no bit that was told may get lost: first as if nothing explained them.
         let judged = match (&ended, begun, lost) {

@@ -188,7 +188,12 @@ impl Engine {
 
     /// What lies on the disks: known anew for each freeze, and now and then because of swap areas.
     fn survey_ordered(&mut self, members: &[DiskId], make: Make) -> Result<Option<Survey>, PointError> {
-        let fresh = self.ordered.streaming.as_ref().and_then(|s| s.surveyed).is_some_and(|at| at.elapsed() < SURVEY_EVERY);
+        let fresh = self
+            .ordered
+            .streaming
+            .as_ref()
+            .and_then(|s| s.surveyed)
+            .is_some_and(|at| at.elapsed() < SURVEY_EVERY);
         if fresh && make != Make::Frozen {
             return Ok(None);
         }
@@ -245,7 +250,11 @@ impl Engine {
             }
             let lacking = !marked.exact
                 || self.lacks(members)
-                || self.ordered.live.as_ref().is_some_and(|live| live.reader.is_lacking(marked.sealed.position));
+                || self
+                    .ordered
+                    .live
+                    .as_ref()
+                    .is_some_and(|live| live.reader.is_lacking(marked.sealed.position));
             if lacking {
                 let unread: u64 = (self.disks.iter().filter(|d| members.contains(&d.id())))
                     .map(|d| d.ledger.to_send().count())
