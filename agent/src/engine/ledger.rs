@@ -116,6 +116,16 @@ impl Ledger {
         }
     }
 
+    /// A delta that [`Ledger::take_covered`] was called for, and nothing was read for, is not committed after all: what it took is
+    /// covered still.
+    pub fn untake(&mut self, delta: DeltaId) {
+        if let Some(at) = self.under_way.iter().position(|(id, _)| *id == delta)
+            && let Some((_, set)) = self.under_way.remove(at)
+        {
+            self.covered.union(&set);
+        }
+    }
+
     /// These granules are to be read, whatever was said of them.
     pub fn again(&mut self, granules: impl IntoIterator<Item = u64>) {
         for granule in granules {
@@ -216,6 +226,8 @@ mod tests {
         Epoch,
         /// The stream is sealed into the delta, but for one granule that must be read again.
         Seal(u64),
+        /// The same, but the delta is not committed after all.
+        Idle,
         Next,
         Stored,
         Lost,
@@ -228,6 +240,7 @@ mod tests {
             (0u64..200).prop_map(Op::Captured),
             Just(Op::Epoch),
             (0u64..200).prop_map(Op::Seal),
+            Just(Op::Idle),
             Just(Op::Next),
             Just(Op::Stored),
             Just(Op::Lost),
@@ -287,6 +300,14 @@ mod tests {
                         }
                         ledger.take_covered(delta, [doubtful]);
                     }
+                    Op::Idle if stream.is_empty() => {
+                        let unused = DeltaId::new();
+                        let (under_way, covered) = (ledger.under_way(), ledger.covered());
+                        ledger.take_covered(unused, []);
+                        ledger.untake(unused);
+                        prop_assert_eq!((under_way, covered), (ledger.under_way(), ledger.covered()));
+                    }
+                    Op::Idle => {}
                     Op::Next => delta = DeltaId::new(),
                     Op::Stored => {
                         let Some((id, read)) = deltas.pop_front() else { continue };

@@ -198,7 +198,6 @@ impl Engine {
                 self.unreadable(id, &error);
             } else if !same {
                 self.leave_order("disks-changed", "the disks that are captured changed");
-                self.ordered.retry_at = Instant::now();
             }
         }
         self.verify_capture();
@@ -325,16 +324,21 @@ impl Engine {
         }
         let was = self.ordered.streaming.take();
         let ordered = &mut self.ordered;
-        if was.as_ref().is_some_and(|s| s.since.elapsed() > STEADY) {
+        // Nothing that another try could meet again.
+        let harmless = matches!(kind, "disks-changed" | "disconnected");
+        if harmless || was.as_ref().is_some_and(|s| s.since.elapsed() > STEADY) {
             ordered.retry_after = RETRY_FIRST;
         }
-        ordered.retry_at = Instant::now() + ordered.retry_after;
-        ordered.retry_after = (ordered.retry_after * 2).min(RETRY_LONGEST);
+        ordered.retry_at = Instant::now();
+        if !harmless {
+            ordered.retry_at += ordered.retry_after;
+            ordered.retry_after = (ordered.retry_after * 2).min(RETRY_LONGEST);
+        }
         *ordered.drops.entry(kind).or_default() += 1;
         ordered.last_drop = Some(Dropped { kind, reason: reason.to_owned(), at: SystemTime::now() });
         self.metrics.left_order(kind);
         let retry_s = ordered.retry_at.saturating_duration_since(Instant::now()).as_secs();
-        if matches!(kind, "disks-changed" | "disconnected") {
+        if harmless {
             tracing::info!(kind, reason, "write-ordered mode is left, and entered again");
         } else {
             tracing::warn!(
@@ -359,8 +363,6 @@ impl Engine {
     pub(super) fn lose_order(&mut self) {
         if self.ordered.streaming.is_some() {
             self.leave_order("disconnected", "the session with the collector ended");
-            self.ordered.retry_at = Instant::now();
-            self.ordered.retry_after = RETRY_FIRST;
         }
     }
 }

@@ -160,8 +160,11 @@ impl Engine {
             Outcome::Progress(trouble) => {
                 if chunks > 0 {
                     self.commit(&open.queue, open.delta, chunks, CommitKind::Partial)?;
-                } else if begun {
-                    self.tell(AgentMessage::DeltaAbort(open.delta));
+                } else {
+                    self.disks.iter_mut().for_each(|disk| disk.ledger.untake(open.delta));
+                    if begun {
+                        self.tell(AgentMessage::DeltaAbort(open.delta));
+                    }
                 }
                 return Ok(trouble);
             }
