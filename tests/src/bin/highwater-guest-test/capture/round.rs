@@ -1,0 +1,303 @@
+//! One round: copies at rest, capture of all devices at once, load, proved windows, and the comparison when all is at rest again.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use highwater_agent::capture::assemble::CapturedDisk;
+use highwater_agent::capture::{Loss, StreamReader, Tap};
+use highwater_agent::device::Hook;
+use highwater_agent::tracker::barrier::Barrier;
+use highwater_tests::buffer::{Aligned, open_direct};
+use highwater_tests::{Chains, Churn, Freeze, Plan};
+
+use super::super::load::Done;
+use super::super::machine;
+use super::super::subject::{Subject, missed};
+use super::Figures;
+use super::replica::{Applied, Replica};
+use super::writers::{self, CHAIN_BYTES, CHAINED_BYTES, CHAINS, Load, meeting};
+
+const MOUNT: &str = "/mnt/captured";
+const STATES: &str = "/tmp/states";
+/// States that are kept; each takes memory of the guest.
+const STATES_MAX: usize = 24;
+/// The smallest write of those that depend on each other.
+const SECTOR: u32 = 512;
+/// Writers of one device, and of one that completes each write in its submission.
+const WRITERS: u64 = 4;
+const WRITERS_OF_MEMORY: u64 = 2;
+const CHURNS: u64 = 2;
+/// Between two windows.
+const WINDOW: Duration = Duration::from_millis(250);
+/// How long a position is waited for.
+const SEAL_MAX: Duration = Duration::from_secs(10);
+/// Windows at rest until nothing is left to be read again.
+const SETTLE_TRIES_MAX: usize = 20;
+
+/// Everything of a round that lasts as long as it does.
+struct Round<'r, 's> {
+    tap: &'r mut Tap,
+    reader: &'r StreamReader,
+    barrier: &'r Barrier,
+    replicas: Vec<Replica<'s>>,
+    /// Those of the replicas with writes that depend on each other.
+    chained: Vec<usize>,
+    windows: usize,
+    /// States kept.
+    states: usize,
+    /// Times that no position could be sealed in time.
+    unsealed: usize,
+    sealing: Duration,
+    proving: Duration,
+}
+
+/// `Some`: a window was not proved, and nothing is to be said of the devices.
+pub fn run(
+    tap: &mut Tap,
+    reader: &StreamReader,
+    barrier: &Barrier,
+    subjects: &mut [Subject],
+    ext4: usize,
+    (duration, seed): (Duration, u64),
+    figures: &mut Figures,
+) -> Result<Option<Loss>> {
+    std::fs::remove_dir_all(STATES).ok();
+    std::fs::create_dir_all(STATES)?;
+    machine::mount_ext4(&subjects[ext4].path, Path::new(MOUNT))?;
+    let chained: Vec<usize> = (0..subjects.len())
+        .filter(|at| *at != ext4 && subjects[*at].device.logical_block_bytes == SECTOR)
+        .collect();
+    for subject in chained.iter().map(|at| &subjects[*at]) {
+        open_direct(&subject.path, true)?.write_all_at(&Aligned::zeroed(CHAINED_BYTES), 0)?;
+    }
+    nix::unistd::sync();
+    let (counted, skipped) = (tap.counters()?, tap.misses()?);
+    let loads: Vec<Load> = (subjects.iter().enumerate())
+        .filter(|(at, _)| *at != ext4)
+        .map(|(_, s)| Load::new(s, if s.device.hook == Hook::Bio { WRITERS_OF_MEMORY } else { WRITERS }))
+        .collect();
+    let plan = Plan {
+        disks: chained.iter().map(|at| subjects[*at].path.clone()).collect(),
+        writers: CHAINS,
+        region_bytes: CHAIN_BYTES,
+        seed,
+        ..Plan::default()
+    };
+
+    let frozen = Freeze::new(Path::new(MOUNT))?;
+    let replicas = copies(subjects)?;
+    let mut round = Round {
+        tap,
+        reader,
+        barrier,
+        replicas,
+        chained,
+        windows: 0,
+        states: 0,
+        unsealed: 0,
+        sealing: Duration::ZERO,
+        proving: Duration::ZERO,
+    };
+    round.begin()?;
+    drop(frozen);
+    let (stop, done) = (AtomicBool::new(false), Done::default());
+    let churns: Vec<Churn> =
+        (0..CHURNS).map(|n| Churn::start(Path::new(MOUNT), seed + n)).collect::<Result<_>>()?;
+    let chains = Chains::start(plan)?;
+    let loss = thread::scope(|scope| {
+        let mut threads = vec![];
+        for (index, load) in loads.iter().enumerate() {
+            for writer in 0..load.writers {
+                let (stop, done) = (&stop, &done);
+                threads
+                    .push(scope.spawn(move || writers::write(load, writer, seed + index as u64, stop, done)));
+            }
+        }
+        let result = round.under_load(duration);
+        stop.store(true, Ordering::Relaxed);
+        for writer in threads {
+            writer.join().expect("writers do not panic")?;
+        }
+        result
+    })?;
+    let history = chains.stop()?;
+    let operations: u64 =
+        churns.into_iter().map(Churn::stop).map(|c| c.map(|c| c.total())).sum::<Result<_>>()?;
+    println!(
+        "  load: {} writes, {} discards, {} zeroed, {} that depend on each other, {operations} file operations",
+        done.writes.load(Ordering::Relaxed),
+        done.discards.load(Ordering::Relaxed),
+        done.zeroes.load(Ordering::Relaxed),
+        history.writes(),
+    );
+    nix::unistd::sync();
+    let frozen = Freeze::new(Path::new(MOUNT))?;
+    let loss = match loss {
+        None => round.settle()?,
+        loss => loss,
+    };
+    figures.skipped = round.tap.misses()? - skipped;
+    let now = round.tap.counters()?;
+    (figures.events, figures.bytes) = (now.bios - counted.bios, now.bytes - counted.bytes);
+    (figures.windows, figures.states) = (round.windows, round.states);
+    round.tell(figures);
+    round.tap.end();
+    reader.end();
+    let applied: Vec<Applied> = round.replicas.iter().map(|replica| replica.applied).collect();
+    let (states, chained) = (round.states, round.chained.clone());
+    drop(round);
+    if loss.is_none() {
+        judge(subjects, &applied)?;
+        for state in 0..states {
+            let images: Vec<PathBuf> = chained.iter().map(|disk| kept(state, *disk)).collect();
+            let images: Vec<&Path> = images.iter().map(PathBuf::as_path).collect();
+            history.check(&images).with_context(|| format!("state {state} of {states}"))?;
+        }
+        println!("  {states} states are such as a crash could have left");
+    }
+    drop(frozen);
+    nix::mount::umount(MOUNT).context("cannot unmount")?;
+    Ok(loss)
+}
+
+fn kept(state: usize, disk: usize) -> PathBuf {
+    Path::new(STATES).join(format!("{state}-{disk}"))
+}
+
+fn copies(subjects: &mut [Subject]) -> Result<Vec<Replica<'_>>> {
+    thread::scope(|scope| {
+        let copies: Vec<_> = subjects.iter_mut().map(|s| scope.spawn(|| Replica::base(s))).collect();
+        copies.into_iter().map(|copy| copy.join().expect("readers do not panic")).collect()
+    })
+}
+
+/// Compares devices with replicas.
+fn judge(subjects: &[Subject], applied: &[Applied]) -> Result<()> {
+    let mut wrong = vec![];
+    for ((subject, missed), applied) in subjects.iter().zip(missed(subjects)?).zip(applied) {
+        println!(
+            "  {}: {} blocks and {} of zeros sealed, {} read again, {} elsewhere, {} lacking, {missed} of {} wrong",
+            subject.name,
+            applied.blocks,
+            applied.zeroed,
+            applied.healed,
+            applied.healed_elsewhere,
+            applied.lacking,
+            subject.device.sectors() / 8,
+        );
+        if missed > 0 {
+            wrong.push(format!("{missed} blocks of {} are not those of the stream", subject.name));
+        }
+        if applied.lacking > 0 {
+            wrong.push(format!("the stream lacked {} blocks of {}", applied.lacking, subject.name));
+        }
+        if applied.blocks == 0 {
+            wrong.push(format!("nothing was captured of {}", subject.name));
+        }
+    }
+    ensure!(wrong.is_empty(), "{}", wrong.join("; "));
+    Ok(())
+}
+
+impl Round<'_, '_> {
+    fn begin(&mut self) -> Result<()> {
+        let disk = |replica: &Replica<'_>| CapturedDisk {
+            id: replica.subject.id,
+            dev: replica.subject.device.whole_kernel_dev(),
+            start: 0,
+            bytes: replica.subject.device.size_bytes,
+            by_bio: replica.subject.device.hook == Hook::Bio,
+            skip: vec![],
+        };
+        let disks: Vec<CapturedDisk> = self.replicas.iter().map(disk).collect();
+        let devices: BTreeMap<_, _> =
+            self.replicas.iter().map(|r| (r.subject.id, r.subject.device.clone())).collect();
+        let whole: Vec<u32> = disks.iter().map(|disk| disk.dev).collect();
+        self.reader.begin(disks, devices);
+        Ok(self.tap.begin(whole, self.barrier)?)
+    }
+
+    fn under_load(&mut self, duration: Duration) -> Result<Option<Loss>> {
+        let until = Instant::now() + duration;
+        while Instant::now() < until {
+            thread::sleep(WINDOW);
+            if let Some(loss) = self.window()? {
+                return Ok(Some(loss));
+            }
+        }
+        Ok(None)
+    }
+
+    /// At rest: until nothing has to be read again.
+    fn settle(&mut self) -> Result<Option<Loss>> {
+        for _ in 0..SETTLE_TRIES_MAX {
+            let unsealed = self.unsealed;
+            if let Some(loss) = self.window()? {
+                return Ok(Some(loss));
+            }
+            ensure!(self.unsealed == unsealed, "no position could be sealed at rest");
+            if self.reader.doubtful() == 0 {
+                return Ok(None);
+            }
+        }
+        anyhow::bail!("{} blocks stay in doubt at rest", self.reader.doubtful())
+    }
+
+    /// One window: what can be read again is read, a position is sealed, and applied if the stream up to it is proved.
+    fn window(&mut self) -> Result<Option<Loss>> {
+        for (id, again) in self.reader.take_again() {
+            let replica = self.replicas.iter_mut().find(|r| r.subject.id == id);
+            replica.context("only captured disks are told of")?.read_again(&again, &meeting())?;
+        }
+        // Whatever these reads saw lies before the end of the stream now.
+        let started = Instant::now();
+        let sealed = self.reader.seal(self.reader.position(), SEAL_MAX);
+        self.sealing += started.elapsed();
+        if let Some((disk, error)) = self.reader.take_broken() {
+            return Err(anyhow::Error::new(error).context(format!("cannot read {disk:?}")));
+        }
+        let started = Instant::now();
+        self.tap.before()?;
+        self.barrier.wait()?;
+        if let Some(loss) = self.tap.after()? {
+            return Ok(Some(loss));
+        }
+        self.proving += started.elapsed();
+        self.windows += 1;
+        let Some(sealed) = sealed else {
+            self.unsealed += 1;
+            return Ok(None);
+        };
+        for disk in sealed.disks {
+            let replica = self.replicas.iter_mut().find(|r| r.subject.id == disk.id);
+            replica.context("only captured disks are sealed")?.apply(disk.batch);
+        }
+        if self.states < STATES_MAX && !self.reader.is_lacking(sealed.position) {
+            for disk in &self.chained {
+                self.replicas[*disk].keep(&kept(self.states, *disk))?;
+            }
+            self.states += 1;
+        }
+        Ok(None)
+    }
+
+    fn tell(&self, figures: &Figures) {
+        let stream = self.reader.figures();
+        println!(
+            "  {} changes, {} MiB, {} windows proved, {} without a position, {} skipped; sealing took {:.1} s, proving {:.1} s",
+            figures.events,
+            figures.bytes >> 20,
+            self.windows,
+            self.unsealed,
+            figures.skipped,
+            self.sealing.as_secs_f64(),
+            self.proving.as_secs_f64(),
+        );
+        println!("  {stream:?}");
+    }
+}
