@@ -136,13 +136,7 @@ impl Drop for Chains {
     }
 }
 
-fn run(
-    plan: &Plan,
-    writer: u64,
-    files: &[File],
-    stop: &AtomicBool,
-    clock: &AtomicU64,
-) -> Result<Vec<(u64, u64)>> {
+fn run(plan: &Plan, writer: u64, files: &[File], stop: &AtomicBool, clock: &AtomicU64) -> Result<Vec<(u64, u64)>> {
     let mut buffer = Aligned::zeroed(SECTORS_MAX as usize * SECTOR);
     let mut times = vec![];
     while !stop.load(Ordering::Acquire) {
@@ -227,8 +221,7 @@ impl History {
             let pairs = found.chunks_exact(SECTOR).zip(expected.chunks_exact(SECTOR)).enumerate();
             let wrong: Vec<usize> = pairs.filter(|(_, (f, e))| f != e).map(|(at, _)| at).collect();
             let tell = |at: &usize| {
-                let index =
-                    |of: &[u8]| u64::from_le_bytes(of[at * SECTOR + 16..][..8].try_into().expect("8 bytes"));
+                let index = |of: &[u8]| u64::from_le_bytes(of[at * SECTOR + 16..][..8].try_into().expect("8 bytes"));
                 format!("{at}: has {}, of {}", index(found), index(expected))
             };
             ensure!(

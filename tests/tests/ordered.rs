@@ -68,36 +68,21 @@ fn chains(arena: &Arena, disks: &[&Path], plan: Plan) -> Result<()> {
 fn chains_on_a_raw_disk() -> Result<()> {
     let arena = Arena::enter("raw")?;
     let disk = LoopDisk::new(Backing::Tmpfs, 96 * MIB)?;
-    chains(
-        &arena,
-        &[disk.path()],
-        Plan {
-            pause: Duration::from_micros(std::env::var("PAUSE_US").map_or(500, |t| t.parse().unwrap())),
-            ..Plan::default()
-        },
-    )
+    chains(&arena, &[disk.path()], Plan { pause: Duration::from_micros(std::env::var("PAUSE_US").map_or(500, |t| t.parse().unwrap())), ..Plan::default() })
 }
 
 #[test]
 fn chains_over_two_disks() -> Result<()> {
     let arena = Arena::enter("two")?;
     let (a, b) = (LoopDisk::new(Backing::Tmpfs, 64 * MIB)?, LoopDisk::new(Backing::File, 64 * MIB)?);
-    chains(
-        &arena,
-        &[a.path(), b.path()],
-        Plan { whole_blocks: true, pause: Duration::from_micros(500), ..Plan::default() },
-    )
+    chains(&arena, &[a.path(), b.path()], Plan { whole_blocks: true, pause: Duration::from_micros(500), ..Plan::default() })
 }
 
 #[test]
 fn chains_on_a_bio_based_disk() -> Result<()> {
     let arena = Arena::enter("zram")?;
     let disk = Zram::new(64 * MIB)?;
-    chains(
-        &arena,
-        &[disk.path()],
-        Plan { whole_blocks: true, pause: Duration::from_micros(500), ..Plan::default() },
-    )
+    chains(&arena, &[disk.path()], Plan { whole_blocks: true, pause: Duration::from_micros(500), ..Plan::default() })
 }
 
 /// A mounted filesystem under every load at once: at each freeze the replica is the device; each point in between is clean.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use highwater_agent::capture::assemble::CapturedDisk;
-use highwater_agent::capture::{Loss, StreamReader, Tap};
+use highwater_agent::capture::{Loss, StreamPosition, StreamReader, Tap};
 use highwater_agent::device::Hook;
 use highwater_agent::tracker::barrier::Barrier;
 use highwater_tests::buffer::{Aligned, open_direct};
@@ -28,6 +28,8 @@ const STATES: &str = "/tmp/states";
 const STATES_MAX: usize = 24;
 /// The smallest write of those that depend on each other.
 const SECTOR: u32 = 512;
+/// Between two writes that depend on each other.
+const CHAIN_PAUSE: Duration = Duration::from_millis(4);
 /// Writers of one device, and of one that completes each write in its submission.
 const WRITERS: u64 = 4;
 const WRITERS_OF_MEMORY: u64 = 2;
@@ -35,7 +37,7 @@ const CHURNS: u64 = 2;
 /// Between two windows.
 const WINDOW: Duration = Duration::from_millis(250);
 /// How long a position is waited for.
-const SEAL_MAX: Duration = Duration::from_secs(10);
+const SEAL_MAX: Duration = Duration::from_secs(3);
 /// Windows at rest until nothing is left to be read again.
 const SETTLE_TRIES_MAX: usize = 20;
 
@@ -48,6 +50,8 @@ struct Round<'r, 's> {
     /// Those of the replicas with writes that depend on each other.
     chained: Vec<usize>,
     windows: usize,
+    /// The last position that was applied.
+    sealed: StreamPosition,
     /// States kept.
     states: usize,
     /// Times that no position could be sealed in time.
@@ -86,6 +90,10 @@ pub fn run(
         writers: CHAINS,
         region_bytes: CHAIN_BYTES,
         seed,
+        pause: CHAIN_PAUSE,
+        // Were they not, some block of these small areas would always wait for its rest to be read, as slow as that is under
+        // emulation, and no position would be to be had.
+        whole_blocks: true,
         ..Plan::default()
     };
 
@@ -98,6 +106,7 @@ pub fn run(
         replicas,
         chained,
         windows: 0,
+        sealed: StreamPosition::default(),
         states: 0,
         unsealed: 0,
         sealing: Duration::ZERO,
@@ -224,9 +233,12 @@ impl Round<'_, '_> {
 
     fn under_load(&mut self, duration: Duration) -> Result<Option<Loss>> {
         let until = Instant::now() + duration;
-        while Instant::now() < until {
+        for demanded in [false, false, true].into_iter().cycle() {
+            if Instant::now() >= until {
+                break;
+            }
             thread::sleep(WINDOW);
-            if let Some(loss) = self.window()? {
+            if let Some(loss) = self.window(demanded)? {
                 return Ok(Some(loss));
             }
         }
@@ -237,7 +249,7 @@ impl Round<'_, '_> {
     fn settle(&mut self) -> Result<Option<Loss>> {
         for _ in 0..SETTLE_TRIES_MAX {
             let unsealed = self.unsealed;
-            if let Some(loss) = self.window()? {
+            if let Some(loss) = self.window(true)? {
                 return Ok(Some(loss));
             }
             ensure!(self.unsealed == unsealed, "no position could be sealed at rest");
@@ -248,15 +260,21 @@ impl Round<'_, '_> {
         anyhow::bail!("{} blocks stay in doubt at rest", self.reader.doubtful())
     }
 
-    /// One window: what can be read again is read, a position is sealed, and applied if the stream up to it is proved.
-    fn window(&mut self) -> Result<Option<Loss>> {
+    /// One window: what can be read again is read, a position is sealed, and applied if the stream up to it is proved. `demanded`: not
+    /// the last position that came by itself, but one behind all that was written until now.
+    fn window(&mut self, demanded: bool) -> Result<Option<Loss>> {
+        let mut at_least = StreamPosition::default();
         for (id, again) in self.reader.take_again() {
             let replica = self.replicas.iter_mut().find(|r| r.subject.id == id);
             replica.context("only captured disks are told of")?.read_again(&again, &meeting())?;
+            // Whatever these reads saw lies before the end of the stream now.
+            at_least = self.reader.position();
         }
-        // Whatever these reads saw lies before the end of the stream now.
+        if demanded {
+            at_least = self.reader.position();
+        }
         let started = Instant::now();
-        let sealed = self.reader.seal(self.reader.position(), SEAL_MAX);
+        let sealed = self.reader.seal(at_least, SEAL_MAX);
         self.sealing += started.elapsed();
         if let Some((disk, error)) = self.reader.take_broken() {
             return Err(anyhow::Error::new(error).context(format!("cannot read {disk:?}")));
@@ -277,7 +295,8 @@ impl Round<'_, '_> {
             let replica = self.replicas.iter_mut().find(|r| r.subject.id == disk.id);
             replica.context("only captured disks are sealed")?.apply(disk.batch);
         }
-        if self.states < STATES_MAX && !self.reader.is_lacking(sealed.position) {
+        let moved = std::mem::replace(&mut self.sealed, sealed.position) < sealed.position;
+        if moved && self.states < STATES_MAX && !self.reader.is_lacking(sealed.position) {
             for disk in &self.chained {
                 self.replicas[*disk].keep(&kept(self.states, *disk))?;
             }

@@ -25,11 +25,13 @@ pub const CHAINED_BYTES: usize = (CHAINS * CHAIN_BYTES) as usize;
 const MEETING_BYTES: u64 = 256 << 10;
 /// One write of so many goes where all writers meet.
 const MEETING_EVERY: u64 = 24;
+/// One operation of so many need not be of whole blocks: then the rest of two blocks has to be read, which takes long under emulation.
+const PARTIAL_EVERY: u64 = 24;
 const BLOCK: u64 = 4096;
 const WRITE_BYTES_MAX: u64 = 64 << 10;
 /// Operations in a row, and the rest between: what reads the stream must not fall behind for good.
-const BURST: u64 = 64;
-const REST: Duration = Duration::from_millis(20);
+const BURST: u64 = 8;
+const REST: Duration = Duration::from_millis(100);
 
 /// Blocks in which all writers meet.
 pub fn meeting() -> std::ops::Range<u64> {
@@ -91,10 +93,12 @@ pub fn write(load: &Load, writer: u64, seed: u64, stop: &AtomicBool, done: &Done
             thread::sleep(REST);
         }
         let area = load.area(writer, &mut random);
+        let apart = area.start >= meeting().end * BLOCK;
         let most = if random.below(4) == 0 { WRITE_BYTES_MAX } else { 2 * BLOCK };
         let what = random.below(48);
         // What a device leaves of a discard that is not of whole blocks is its own affair.
-        let unit = if what == 0 { BLOCK } else { load.unit };
+        let partial = apart && random.below(PARTIAL_EVERY) == 0;
+        let unit = if what == 0 || !partial { BLOCK } else { load.unit };
         let (first, end) = (area.start.div_ceil(unit), area.end / unit);
         let count = 1 + random.below(most / unit);
         let (at, bytes) = ((first + random.below(end - first - count + 1)) * unit, count * unit);
