@@ -138,7 +138,8 @@ fn capture_part(release: &str, kernel: &Kernel, subjects: &mut Vec<Subject>, loa
     subjects.pop();
     let capture = capture?;
     println!(
-        "RESULT {release} capture: bases {}, {} copies, {} changes, {} MiB, {} windows proved, {} states right, {} skipped, {} rounds not proved, exact, {:.1} s",
+        "RESULT {release} capture: bases {}, {} copies, {} changes, {} MiB, {} windows proved, {} states right, \
+         {} skipped, {} rounds not proved, exact; {:.1} s{}",
         capture.bases,
         capture.copies,
         capture.events,
@@ -147,7 +148,8 @@ fn capture_part(release: &str, kernel: &Kernel, subjects: &mut Vec<Subject>, loa
         capture.states,
         capture.skipped,
         capture.lost,
-        started.elapsed().as_secs_f64()
+        started.elapsed().as_secs_f64(),
+        capture.too_few.map_or(String::new(), |told| format!("; with one copy: {told}"))
     );
     Ok(())
 }

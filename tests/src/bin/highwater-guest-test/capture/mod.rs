@@ -3,7 +3,7 @@
 //!
 //! A window that the kernel's own counts do not prove is never applied: then all starts over with a new copy. What the stream
 //! leaves to be read again would hide a lost write, so it is counted, and confined: writers meet in one small area of each device
-//! only, and of all other blocks none may be read again unless its completion was not shown.
+//! only, and what is read again elsewhere (where a completion was not shown) is counted apart.
 
 mod closed;
 mod replica;
@@ -48,35 +48,76 @@ pub struct Figures {
     pub states: usize,
     /// Times a copy was skipped, of all copies.
     pub skipped: u64,
-    /// Rounds started over because the kernel had skipped every copy.
+    /// Rounds started over because a window was not proved.
     pub lost: usize,
+    /// What became of a round with one copy, where that is too few.
+    pub too_few: Option<&'static str>,
 }
 
 /// Runs it. `ext4` is the index of the device with the file system, which only file operations write to.
 pub fn run(kernel: &Kernel, subjects: &mut [Subject], ext4: usize, duration: Duration) -> Result<Figures> {
     closed::check()?;
-    let layout = Layout::of(kernel)?;
-    let barrier = Barrier::new(layout.preemptible_tracepoints)?;
-    let started = Instant::now();
-    let (mut tap, mut ring) = Tap::load(layout, None, RING_BYTES).context("cannot load the programs")?;
-    println!("  loaded in {:.2} s, {} copies", started.elapsed().as_secs_f64(), tap.copies());
-    let bases = find(&mut tap, &mut ring, subjects)?;
     // What takes records out of the ring inherits it: the load must not starve it.
     // SAFETY: plain numbers.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -15) };
-    let reader = StreamReader::start(ring, BlockPool::new(POOL_BYTES), BufferPool::new(FETCH_BYTES))
-        .context("cannot read the stream")?;
-    let mut figures = Figures { bases, copies: tap.copies(), ..Figures::default() };
+    let (mut capture, bases) = Capture::load(kernel, None, subjects)?;
+    let mut figures = Figures { bases, copies: capture.tap.copies(), ..Figures::default() };
     loop {
         let seed = 0x500 + figures.lost as u64 * 16;
-        match round::run(&mut tap, &reader, &barrier, subjects, ext4, (duration, seed), &mut figures)? {
-            None => return Ok(figures),
+        match round::run(&mut capture, subjects, ext4, (duration, seed), &mut figures)? {
+            None => break,
             Some(loss @ (Loss::Skipped | Loss::Overflow(_))) if figures.lost < LOST_ROUNDS_MAX => {
                 println!("  a window is not proved: {loss}; all over again");
                 figures.lost += 1;
             }
             Some(loss) => bail!("the stream is not to be believed: {loss}"),
         }
+    }
+    drop(capture);
+    if kernel.preemptible_tracepoints {
+        figures.too_few = Some(too_few(kernel, subjects, ext4, duration / 2)?);
+    }
+    Ok(figures)
+}
+
+/// With one copy on purpose, where that is too few: a round that is believed all the same must be exact.
+fn too_few(
+    kernel: &Kernel,
+    subjects: &mut [Subject],
+    ext4: usize,
+    duration: Duration,
+) -> Result<&'static str> {
+    println!("  with one copy on purpose");
+    let (mut capture, _) = Capture::load(kernel, Some(1), &subjects[..1])?;
+    let mut figures = Figures::default();
+    match round::run(&mut capture, subjects, ext4, (duration, 0x600), &mut figures)? {
+        Some(Loss::Skipped) => Ok("refused"),
+        Some(Loss::Overflow(_)) => Ok("overflowed"),
+        None => Ok("exact"),
+        Some(loss) => bail!("the stream is not to be believed: {loss}"),
+    }
+}
+
+/// The programs, and who reads what they capture.
+struct Capture {
+    tap: Tap,
+    reader: StreamReader,
+    barrier: Barrier,
+}
+
+impl Capture {
+    /// Loads so many copies, or those needed, and finds the kernel's memory. Answers how.
+    fn load(kernel: &Kernel, copies: Option<usize>, subjects: &[Subject]) -> Result<(Self, String)> {
+        let layout = Layout::of(kernel)?;
+        let barrier = Barrier::new(layout.preemptible_tracepoints)?;
+        let started = Instant::now();
+        let (mut tap, mut ring) =
+            Tap::load(layout, copies, RING_BYTES).context("cannot load the programs")?;
+        println!("  loaded in {:.2} s, {} copies", started.elapsed().as_secs_f64(), tap.copies());
+        let bases = find(&mut tap, &mut ring, subjects)?;
+        let reader = StreamReader::start(ring, BlockPool::new(POOL_BYTES), BufferPool::new(FETCH_BYTES))
+            .context("cannot read the stream")?;
+        Ok((Self { tap, reader, barrier }, bases))
     }
 }
 

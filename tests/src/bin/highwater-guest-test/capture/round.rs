@@ -9,18 +9,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use highwater_agent::capture::assemble::CapturedDisk;
-use highwater_agent::capture::{Loss, StreamPosition, StreamReader, Tap};
+use highwater_agent::capture::{Loss, StreamPosition};
 use highwater_agent::device::Hook;
-use highwater_agent::tracker::barrier::Barrier;
 use highwater_tests::buffer::{Aligned, open_direct};
 use highwater_tests::{Chains, Churn, Freeze, Plan};
 
 use super::super::load::Done;
 use super::super::machine;
 use super::super::subject::{Subject, missed};
-use super::Figures;
 use super::replica::{Applied, Replica};
 use super::writers::{self, CHAIN_BYTES, CHAINED_BYTES, CHAINS, Load, meeting};
+use super::{Capture, Figures};
 
 const MOUNT: &str = "/mnt/captured";
 const STATES: &str = "/tmp/states";
@@ -36,16 +35,15 @@ const WRITERS_OF_MEMORY: u64 = 2;
 const CHURNS: u64 = 2;
 /// Between two windows.
 const WINDOW: Duration = Duration::from_millis(250);
-/// How long a position is waited for.
+/// How long a position is waited for under load, and at rest.
 const SEAL_MAX: Duration = Duration::from_secs(3);
+const SEAL_REST_MAX: Duration = Duration::from_secs(30);
 /// Windows at rest until nothing is left to be read again.
 const SETTLE_TRIES_MAX: usize = 20;
 
 /// Everything of a round that lasts as long as it does.
 struct Round<'r, 's> {
-    tap: &'r mut Tap,
-    reader: &'r StreamReader,
-    barrier: &'r Barrier,
+    capture: &'r mut Capture,
     replicas: Vec<Replica<'s>>,
     /// Those of the replicas with writes that depend on each other.
     chained: Vec<usize>,
@@ -62,9 +60,7 @@ struct Round<'r, 's> {
 
 /// `Some`: a window was not proved, and nothing is to be said of the devices.
 pub fn run(
-    tap: &mut Tap,
-    reader: &StreamReader,
-    barrier: &Barrier,
+    capture: &mut Capture,
     subjects: &mut [Subject],
     ext4: usize,
     (duration, seed): (Duration, u64),
@@ -80,7 +76,7 @@ pub fn run(
         open_direct(&subject.path, true)?.write_all_at(&Aligned::zeroed(CHAINED_BYTES), 0)?;
     }
     nix::unistd::sync();
-    let (counted, skipped) = (tap.counters()?, tap.misses()?);
+    let (counted, skipped) = (capture.tap.counters()?, capture.tap.misses()?);
     let loads: Vec<Load> = (subjects.iter().enumerate())
         .filter(|(at, _)| *at != ext4)
         .map(|(_, s)| Load::new(s, if s.device.hook == Hook::Bio { WRITERS_OF_MEMORY } else { WRITERS }))
@@ -100,9 +96,7 @@ pub fn run(
     let frozen = Freeze::new(Path::new(MOUNT))?;
     let replicas = copies(subjects)?;
     let mut round = Round {
-        tap,
-        reader,
-        barrier,
+        capture,
         replicas,
         chained,
         windows: 0,
@@ -147,16 +141,17 @@ pub fn run(
     nix::unistd::sync();
     let frozen = Freeze::new(Path::new(MOUNT))?;
     let loss = match loss {
-        None => round.settle()?,
-        loss => loss,
+        None => round.settle(),
+        loss => Ok(loss),
     };
-    figures.skipped = round.tap.misses()? - skipped;
-    let now = round.tap.counters()?;
+    figures.skipped = round.capture.tap.misses()? - skipped;
+    let now = round.capture.tap.counters()?;
     (figures.events, figures.bytes) = (now.bios - counted.bios, now.bytes - counted.bytes);
     (figures.windows, figures.states) = (round.windows, round.states);
     round.tell(figures);
-    round.tap.end();
-    reader.end();
+    let loss = loss?;
+    round.capture.tap.end();
+    round.capture.reader.end();
     let applied: Vec<Applied> = round.replicas.iter().map(|replica| replica.applied).collect();
     let (states, chained) = (round.states, round.chained.clone());
     drop(round);
@@ -227,8 +222,8 @@ impl Round<'_, '_> {
         let devices: BTreeMap<_, _> =
             self.replicas.iter().map(|r| (r.subject.id, r.subject.device.clone())).collect();
         let whole: Vec<u32> = disks.iter().map(|disk| disk.dev).collect();
-        self.reader.begin(disks, devices);
-        Ok(self.tap.begin(whole, self.barrier)?)
+        self.capture.reader.begin(disks, devices);
+        Ok(self.capture.tap.begin(whole, &self.capture.barrier)?)
     }
 
     fn under_load(&mut self, duration: Duration) -> Result<Option<Loss>> {
@@ -238,7 +233,7 @@ impl Round<'_, '_> {
                 break;
             }
             thread::sleep(WINDOW);
-            if let Some(loss) = self.window(demanded)? {
+            if let Some(loss) = self.window(demanded, SEAL_MAX)? {
                 return Ok(Some(loss));
             }
         }
@@ -249,40 +244,40 @@ impl Round<'_, '_> {
     fn settle(&mut self) -> Result<Option<Loss>> {
         for _ in 0..SETTLE_TRIES_MAX {
             let unsealed = self.unsealed;
-            if let Some(loss) = self.window(true)? {
+            if let Some(loss) = self.window(true, SEAL_REST_MAX)? {
                 return Ok(Some(loss));
             }
             ensure!(self.unsealed == unsealed, "no position could be sealed at rest");
-            if self.reader.doubtful() == 0 {
+            if self.capture.reader.doubtful() == 0 {
                 return Ok(None);
             }
         }
-        anyhow::bail!("{} blocks stay in doubt at rest", self.reader.doubtful())
+        anyhow::bail!("{} blocks stay in doubt at rest", self.capture.reader.doubtful())
     }
 
     /// One window: what can be read again is read, a position is sealed, and applied if the stream up to it is proved. `demanded`: not
     /// the last position that came by itself, but one behind all that was written until now.
-    fn window(&mut self, demanded: bool) -> Result<Option<Loss>> {
+    fn window(&mut self, demanded: bool, most: Duration) -> Result<Option<Loss>> {
         let mut at_least = StreamPosition::default();
-        for (id, again) in self.reader.take_again() {
+        for (id, again) in self.capture.reader.take_again() {
             let replica = self.replicas.iter_mut().find(|r| r.subject.id == id);
             replica.context("only captured disks are told of")?.read_again(&again, &meeting())?;
             // Whatever these reads saw lies before the end of the stream now.
-            at_least = self.reader.position();
+            at_least = self.capture.reader.position();
         }
         if demanded {
-            at_least = self.reader.position();
+            at_least = self.capture.reader.position();
         }
         let started = Instant::now();
-        let sealed = self.reader.seal(at_least, SEAL_MAX);
+        let sealed = self.capture.reader.seal(at_least, most);
         self.sealing += started.elapsed();
-        if let Some((disk, error)) = self.reader.take_broken() {
+        if let Some((disk, error)) = self.capture.reader.take_broken() {
             return Err(anyhow::Error::new(error).context(format!("cannot read {disk:?}")));
         }
         let started = Instant::now();
-        self.tap.before()?;
-        self.barrier.wait()?;
-        if let Some(loss) = self.tap.after()? {
+        self.capture.tap.before()?;
+        self.capture.barrier.wait()?;
+        if let Some(loss) = self.capture.tap.after()? {
             return Ok(Some(loss));
         }
         self.proving += started.elapsed();
@@ -296,7 +291,7 @@ impl Round<'_, '_> {
             replica.context("only captured disks are sealed")?.apply(disk.batch);
         }
         let moved = std::mem::replace(&mut self.sealed, sealed.position) < sealed.position;
-        if moved && self.states < STATES_MAX && !self.reader.is_lacking(sealed.position) {
+        if moved && self.states < STATES_MAX && !self.capture.reader.is_lacking(sealed.position) {
             for disk in &self.chained {
                 self.replicas[*disk].keep(&kept(self.states, *disk))?;
             }
@@ -306,7 +301,7 @@ impl Round<'_, '_> {
     }
 
     fn tell(&self, figures: &Figures) {
-        let stream = self.reader.figures();
+        let stream = self.capture.reader.figures();
         println!(
             "  {} changes, {} MiB, {} windows proved, {} without a position, {} skipped; sealing took {:.1} s, proving {:.1} s",
             figures.events,
