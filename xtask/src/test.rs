@@ -21,7 +21,7 @@ const GUEST_TEST: &str = "highwater-guest-test";
 const GUEST_DISKS: [&str; 5] = ["virtio:128", "virtio:64", "virtio:64:4:ext4", "virtio:32:4", "nvme:128:4"];
 /// Memory that it needs.
 pub const GUEST_MEMORY_MIB: u32 = 1536;
-const GUEST_TIMEOUT: Duration = Duration::from_secs(300);
+const GUEST_TIMEOUT: Duration = Duration::from_secs(480);
 /// Its arguments that leave out all but capture.
 const ONLY_CAPTURE: [&str; 4] = ["0", "0", "0", "8"];
 

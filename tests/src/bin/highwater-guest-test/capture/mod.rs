@@ -8,6 +8,7 @@
 mod closed;
 mod replica;
 mod round;
+mod work;
 mod writers;
 
 use std::fs::File;

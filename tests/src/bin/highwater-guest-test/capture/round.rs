@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,14 +10,14 @@ use anyhow::{Context, Result, ensure};
 use highwater_agent::capture::assemble::CapturedDisk;
 use highwater_agent::capture::{Loss, StreamPosition};
 use highwater_agent::device::Hook;
+use highwater_tests::Freeze;
 use highwater_tests::buffer::{Aligned, open_direct};
-use highwater_tests::{Chains, Churn, Freeze, Plan};
 
-use super::super::load::Done;
 use super::super::machine;
 use super::super::subject::{Subject, missed};
 use super::replica::{Applied, Replica};
-use super::writers::{self, CHAIN_BYTES, CHAINED_BYTES, CHAINS, Load, meeting};
+use super::work::Work;
+use super::writers::{CHAINED_BYTES, meeting};
 use super::{Capture, Figures};
 
 const MOUNT: &str = "/mnt/captured";
@@ -27,12 +26,6 @@ const STATES: &str = "/tmp/states";
 const STATES_MAX: usize = 24;
 /// The smallest write of those that depend on each other.
 const SECTOR: u32 = 512;
-/// Between two writes that depend on each other.
-const CHAIN_PAUSE: Duration = Duration::from_millis(4);
-/// Writers of one device, and of one that completes each write in its submission.
-const WRITERS: u64 = 4;
-const WRITERS_OF_MEMORY: u64 = 2;
-const CHURNS: u64 = 2;
 /// Between two windows.
 const WINDOW: Duration = Duration::from_millis(250);
 /// How long a position is waited for under load, and at rest.
@@ -48,6 +41,8 @@ struct Round<'r, 's> {
     /// Those of the replicas with writes that depend on each other.
     chained: Vec<usize>,
     windows: usize,
+    /// What was read again saw at most what the stream has up to here.
+    floor: StreamPosition,
     /// The last position that was applied.
     sealed: StreamPosition,
     /// States kept.
@@ -68,104 +63,46 @@ pub fn run(
 ) -> Result<Option<Loss>> {
     std::fs::remove_dir_all(STATES).ok();
     std::fs::create_dir_all(STATES)?;
-    machine::mount_ext4(&subjects[ext4].path, Path::new(MOUNT))?;
+    let mount = Path::new(MOUNT);
+    machine::mount_ext4(&subjects[ext4].path, mount)?;
     let chained: Vec<usize> = (0..subjects.len())
         .filter(|at| *at != ext4 && subjects[*at].device.logical_block_bytes == SECTOR)
         .collect();
-    for subject in chained.iter().map(|at| &subjects[*at]) {
-        open_direct(&subject.path, true)?.write_all_at(&Aligned::zeroed(CHAINED_BYTES), 0)?;
+    for at in &chained {
+        open_direct(&subjects[*at].path, true)?.write_all_at(&Aligned::zeroed(CHAINED_BYTES), 0)?;
     }
     nix::unistd::sync();
+    let work = Work::new(subjects, ext4, &chained, seed);
     let (counted, skipped) = (capture.tap.counters()?, capture.tap.misses()?);
-    let loads: Vec<Load> = (subjects.iter().enumerate())
-        .filter(|(at, _)| *at != ext4)
-        .map(|(_, s)| Load::new(s, if s.device.hook == Hook::Bio { WRITERS_OF_MEMORY } else { WRITERS }))
-        .collect();
-    let plan = Plan {
-        disks: chained.iter().map(|at| subjects[*at].path.clone()).collect(),
-        writers: CHAINS,
-        region_bytes: CHAIN_BYTES,
-        seed,
-        pause: CHAIN_PAUSE,
-        // Were they not, some block of these small areas would always wait for its rest to be read, as slow as that is under
-        // emulation, and no position would be to be had.
-        whole_blocks: true,
-        ..Plan::default()
-    };
 
-    let frozen = Freeze::new(Path::new(MOUNT))?;
-    let replicas = copies(subjects)?;
-    let mut round = Round {
-        capture,
-        replicas,
-        chained,
-        windows: 0,
-        sealed: StreamPosition::default(),
-        states: 0,
-        unsealed: 0,
-        sealing: Duration::ZERO,
-        proving: Duration::ZERO,
-    };
+    let frozen = Freeze::new(mount)?;
+    let mut round = Round::new(capture, copies(subjects)?, chained);
     round.begin()?;
     drop(frozen);
-    let (stop, done) = (AtomicBool::new(false), Done::default());
-    let churns: Vec<Churn> =
-        (0..CHURNS).map(|n| Churn::start(Path::new(MOUNT), seed + n)).collect::<Result<_>>()?;
-    let chains = Chains::start(plan)?;
-    let loss = thread::scope(|scope| {
-        let mut threads = vec![];
-        for (index, load) in loads.iter().enumerate() {
-            for writer in 0..load.writers {
-                let (stop, done) = (&stop, &done);
-                threads
-                    .push(scope.spawn(move || writers::write(load, writer, seed + index as u64, stop, done)));
-            }
-        }
-        let result = round.under_load(duration);
-        stop.store(true, Ordering::Relaxed);
-        for writer in threads {
-            writer.join().expect("writers do not panic")?;
-        }
-        result
-    })?;
-    let history = chains.stop()?;
-    let operations: u64 =
-        churns.into_iter().map(Churn::stop).map(|c| c.map(|c| c.total())).sum::<Result<_>>()?;
-    println!(
-        "  load: {} writes, {} discards, {} zeroed, {} that depend on each other, {operations} file operations",
-        done.writes.load(Ordering::Relaxed),
-        done.discards.load(Ordering::Relaxed),
-        done.zeroes.load(Ordering::Relaxed),
-        history.writes(),
-    );
+    let (loss, history) = work.during(mount, || round.under_load(duration))?;
     nix::unistd::sync();
-    let frozen = Freeze::new(Path::new(MOUNT))?;
+    let frozen = Freeze::new(mount)?;
     let loss = match loss {
         None => round.settle(),
         loss => Ok(loss),
     };
-    figures.skipped = round.capture.tap.misses()? - skipped;
     let now = round.capture.tap.counters()?;
     (figures.events, figures.bytes) = (now.bios - counted.bios, now.bytes - counted.bytes);
+    figures.skipped = round.capture.tap.misses()? - skipped;
     (figures.windows, figures.states) = (round.windows, round.states);
     round.tell(figures);
+    let (applied, states) = round.end();
     let loss = loss?;
-    round.capture.tap.end();
-    round.capture.reader.end();
-    let applied: Vec<Applied> = round.replicas.iter().map(|replica| replica.applied).collect();
-    let (states, chained) = (round.states, round.chained.clone());
-    drop(round);
     if loss.is_none() {
         judge(subjects, &applied)?;
-        for state in 0..states {
-            let images: Vec<PathBuf> = chained.iter().map(|disk| kept(state, *disk)).collect();
+        for (number, images) in states.iter().enumerate() {
             let images: Vec<&Path> = images.iter().map(PathBuf::as_path).collect();
-            history.check(&images).with_context(|| format!("state {state} of {states}"))?;
+            history.check(&images).with_context(|| format!("state {number} of {}", states.len()))?;
         }
-        println!("  {states} states are such as a crash could have left");
+        println!("  {} states are such as a crash could have left", states.len());
     }
     drop(frozen);
-    nix::mount::umount(MOUNT).context("cannot unmount")?;
+    nix::mount::umount(mount).context("cannot unmount")?;
     Ok(loss)
 }
 
@@ -208,7 +145,33 @@ fn judge(subjects: &[Subject], applied: &[Applied]) -> Result<()> {
     Ok(())
 }
 
-impl Round<'_, '_> {
+impl<'r, 's> Round<'r, 's> {
+    fn new(capture: &'r mut Capture, replicas: Vec<Replica<'s>>, chained: Vec<usize>) -> Self {
+        Self {
+            capture,
+            replicas,
+            chained,
+            windows: 0,
+            floor: StreamPosition::default(),
+            sealed: StreamPosition::default(),
+            states: 0,
+            unsealed: 0,
+            sealing: Duration::ZERO,
+            proving: Duration::ZERO,
+        }
+    }
+
+    /// Captures nothing any more. Answers what was applied to each replica, and where states were kept.
+    fn end(self) -> (Vec<Applied>, Vec<Vec<PathBuf>>) {
+        self.capture.tap.end();
+        self.capture.reader.end();
+        let images = |state| self.chained.iter().map(|disk| kept(state, *disk)).collect();
+        (
+            self.replicas.iter().map(|replica| replica.applied).collect(),
+            (0..self.states).map(images).collect(),
+        )
+    }
+
     fn begin(&mut self) -> Result<()> {
         let disk = |replica: &Replica<'_>| CapturedDisk {
             id: replica.subject.id,
@@ -258,16 +221,13 @@ impl Round<'_, '_> {
     /// One window: what can be read again is read, a position is sealed, and applied if the stream up to it is proved. `demanded`: not
     /// the last position that came by itself, but one behind all that was written until now.
     fn window(&mut self, demanded: bool, most: Duration) -> Result<Option<Loss>> {
-        let mut at_least = StreamPosition::default();
         for (id, again) in self.capture.reader.take_again() {
             let replica = self.replicas.iter_mut().find(|r| r.subject.id == id);
             replica.context("only captured disks are told of")?.read_again(&again, &meeting())?;
             // Whatever these reads saw lies before the end of the stream now.
-            at_least = self.capture.reader.position();
+            self.floor = self.capture.reader.position();
         }
-        if demanded {
-            at_least = self.capture.reader.position();
-        }
+        let at_least = if demanded { self.capture.reader.position() } else { self.floor };
         let started = Instant::now();
         let sealed = self.capture.reader.seal(at_least, most);
         self.sealing += started.elapsed();
