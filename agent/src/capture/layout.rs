@@ -27,7 +27,8 @@ impl Layout {
             return Err(CaptureError::Unsupported(format!("architecture {}", std::env::consts::ARCH)));
         }
         Ok(Self {
-            offsets: offsets(kernel).map_err(|e| CaptureError::Unsupported(format!("this kernel's layout: {e}")))?,
+            offsets: offsets(kernel)
+                .map_err(|e| CaptureError::Unsupported(format!("this kernel's layout: {e}")))?,
             copies: kernel.copies_needed(),
             preemptible_tracepoints: kernel.preemptible_tracepoints,
         })
@@ -63,7 +64,8 @@ fn offsets(kernel: &Kernel) -> Result<CaptureOffsets, BtfError> {
         bio_size: at("bio.bi_iter.bi_size")?,
         bio_idx: at("bio.bi_iter.bi_idx")?,
         // Renamed in 7.3, at the same place and with the same meaning.
-        bio_done: at("bio.bi_iter.bi_bvec_done").or_else(|old| at("bio.bi_iter.bi_offset").map_err(|_| old))?,
+        bio_done: at("bio.bi_iter.bi_bvec_done")
+            .or_else(|old| at("bio.bi_iter.bi_offset").map_err(|_| old))?,
         page_struct_bytes: btf.size("page")?,
         reserved: 0,
     })
@@ -92,7 +94,12 @@ mod tests {
             (
                 "bvec_iter",
                 24,
-                vec![("bi_sector", 0, None), ("bi_size", 8, None), ("bi_idx", 12, None), ("bi_bvec_done", 16, None)],
+                vec![
+                    ("bi_sector", 0, None),
+                    ("bi_size", 8, None),
+                    ("bi_idx", 12, None),
+                    ("bi_bvec_done", 16, None),
+                ],
             ),
             (
                 "bio",
