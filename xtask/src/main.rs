@@ -104,14 +104,18 @@ struct RunArgs {
     /// A directory laid over the guest's root
     #[arg(long)]
     overlay: Option<PathBuf>,
-    /// A disk, `virtio:MIB` or `nvme:MIB`, then `:QUEUES` and `:ext4` if wanted; repeat for more
+    /// A disk, `virtio:MIB` or `nvme:MIB`, then `:QUEUES` and `:ext4` if wanted; repeat for more. None: those of the
+    /// project's own guest test, if that is run
     #[arg(long = "disk")]
     disks: Vec<Disk>,
     /// Processors of the guest
     #[arg(long, default_value_t = 4)]
     smp: u32,
+    /// Let the kernel choose its addresses at random (it unpacks itself then, which takes longer)
+    #[arg(long)]
+    kaslr: bool,
     /// Memory of the guest in MiB
-    #[arg(long, default_value_t = 1024)]
+    #[arg(long, default_value_t = test::GUEST_MEMORY_MIB)]
     memory_mib: u32,
     /// Seconds until a guest is given up
     #[arg(long, default_value_t = 300)]
@@ -158,14 +162,17 @@ fn fetch_kernels(versions: &[String]) -> Result<()> {
 fn run_kernels(args: RunArgs) -> Result<()> {
     let versions = kernels::versions_or_default(&args.versions)?;
     setup::setup(Purpose::Kernels)?;
+    let own = args.payload.is_none();
+    let disks = if own && args.disks.is_empty() { test::guest_disks()? } else { args.disks };
     let payload = args.payload.map_or_else(test::build_guest_test, Ok)?;
     let kernels = kernels::fetch(&versions)?;
     let guest = Guest {
         payload,
         args: args.args,
         overlay: args.overlay,
-        disks: args.disks,
+        disks,
         cpus: args.smp,
+        kaslr: args.kaslr,
         memory_mib: args.memory_mib,
         timeout: Duration::from_secs(args.timeout_s),
     };

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::kernels::{self, Guest};
+use crate::kernels::{self, Disk, Guest};
 use crate::setup::{self, Purpose};
 use crate::{ebpf, sh, workspace};
 
@@ -17,9 +17,13 @@ const END_TO_END: &str = "highwater-tests";
 /// The program run in guests.
 const GUEST_TEST: &str = "highwater-guest-test";
 /// Disks of the guest tests, as the program expects them: completions in softirq (one queue) and in hard interrupts
-/// together, one disk to lay device-mapper over, one with a file system.
-const GUEST_DISKS: [&str; 4] = ["virtio:128", "virtio:64", "virtio:64:4:ext4", "nvme:128:4"];
-const GUEST_TIMEOUT: Duration = Duration::from_secs(300);
+/// together, one disk to lay device-mapper over, one with a file system, one with several queues without.
+const GUEST_DISKS: [&str; 5] = ["virtio:128", "virtio:64", "virtio:64:4:ext4", "virtio:32:4", "nvme:128:4"];
+/// Memory that it needs.
+pub const GUEST_MEMORY_MIB: u32 = 1536;
+const GUEST_TIMEOUT: Duration = Duration::from_secs(480);
+/// Its arguments that leave out all but capture.
+const ONLY_CAPTURE: [&str; 4] = ["0", "0", "0", "8"];
 
 /// Runs the tests whose name contains the filter; kernels only if versions are given (empty: the usual ones).
 pub fn test(filter: Option<&str>, kernels: Option<&[String]>) -> Result<()> {
@@ -58,22 +62,30 @@ pub fn cargo_for_host() -> Command {
     cargo
 }
 
-/// Builds the guest's program statically and runs it on each kernel.
+/// Builds the guest's program statically and runs it on each kernel; its part about capture once more where addresses are chosen
+/// at random, on the last of them.
 pub fn test_kernels(versions: &[String]) -> Result<()> {
     setup::setup(Purpose::Kernels)?;
     let payload = build_guest_test()?;
     let kernels = kernels::fetch(&kernels::versions_or_default(versions)?)?;
-    let disks = GUEST_DISKS.iter().map(|text| text.parse()).collect::<Result<_>>()?;
     let guest = Guest {
         payload,
         args: Vec::new(),
         overlay: None,
-        disks,
+        disks: guest_disks()?,
         cpus: 4,
-        memory_mib: 1536,
+        kaslr: false,
+        memory_mib: GUEST_MEMORY_MIB,
         timeout: GUEST_TIMEOUT,
     };
-    kernels::run(&kernels, &guest)
+    kernels::run(&kernels, &guest)?;
+    let args = ONLY_CAPTURE.map(str::to_owned).to_vec();
+    kernels::run(&kernels[kernels.len().saturating_sub(1)..], &Guest { args, kaslr: true, ..guest })
+}
+
+/// The disks that the guest's program expects.
+pub fn guest_disks() -> Result<Vec<Disk>> {
+    GUEST_DISKS.iter().map(|text| text.parse()).collect()
 }
 
 /// The program for guests, linked statically. Only its own link is: whatever it is made of is compiled as for the host, and

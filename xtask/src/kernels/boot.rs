@@ -95,6 +95,8 @@ pub struct Guest {
     pub disks: Vec<Disk>,
     /// Processors.
     pub cpus: u32,
+    /// The kernel is to choose its addresses at random, as it does on machines: it unpacks itself then.
+    pub kaslr: bool,
     /// Memory in MiB; the file system of the guest lives in it too.
     pub memory_mib: u32,
     /// How long it may take.
@@ -180,7 +182,9 @@ fn command(kernel: &Kernel, guest: &Guest, initrd: &Path) -> Result<Command> {
     qemu.arg("-smp").arg(guest.cpus.to_string()).arg("-m").arg(guest.memory_mib.to_string());
     qemu.args(["-nodefaults", "-display", "none", "-no-reboot"]);
     qemu.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
-    qemu.arg("-kernel").arg(kernel.vmlinux()).arg("-initrd").arg(initrd).args(["-append", APPEND]);
+    // Only the kernel's own first stage chooses addresses.
+    let image = if guest.kaslr { kernel.packed()? } else { kernel.vmlinux() };
+    qemu.arg("-kernel").arg(image).arg("-initrd").arg(initrd).args(["-append", APPEND]);
     Ok(qemu)
 }
 

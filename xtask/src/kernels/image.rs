@@ -79,7 +79,8 @@ pub fn extract_vmlinux(kernel: &Kernel) -> Result<()> {
     Ok(())
 }
 
-fn find_image(kernel: &Kernel) -> Result<PathBuf> {
+/// The self-extracting image.
+pub fn find_image(kernel: &Kernel) -> Result<PathBuf> {
     let files = kernel.dir.join("files");
     let boot = files.join("boot").join(format!("vmlinuz-{}", kernel.release));
     let beside = modules_dir(&files)?.join("vmlinuz");

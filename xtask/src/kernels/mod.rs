@@ -41,6 +41,10 @@ impl Kernel {
         self.dir.join("vmlinux")
     }
 
+    fn packed(&self) -> Result<PathBuf> {
+        image::find_image(self)
+    }
+
     fn initrd(&self) -> PathBuf {
         self.dir.join("initrd.cpio")
     }

@@ -24,9 +24,10 @@ const BURST: u64 = 64;
 /// Between two bursts, where there is a rest.
 const REST: Duration = Duration::from_millis(80);
 const MAGIC: u64 = u64::from_le_bytes(*b"HWGUESTB");
-/// _IO(0x12, 119) and _IO(0x12, 127); both take an offset and a length.
-const BLKDISCARD: u32 = 0x1277;
-const BLKZEROOUT: u32 = 0x127f;
+/// _IO(0x12, 119); takes an offset and a length.
+pub const BLKDISCARD: u32 = 0x1277;
+/// _IO(0x12, 127); likewise.
+pub const BLKZEROOUT: u32 = 0x127f;
 
 /// What the writers do to one device.
 #[derive(Clone, Copy, Debug)]
@@ -93,35 +94,37 @@ pub fn write(
         let single = random.below(256) < load.small;
         let count = if single { 1 } else { 1 + random.below(BLOCKS_MAX) };
         let first = random.below(blocks - count);
+        let (at, bytes) = (first * BLOCK as u64, count * BLOCK as u64);
         let what = random.below(64);
         if what == 0 && load.discard {
-            range(&file, BLKDISCARD, first, count).context("cannot discard")?;
+            range(&file, BLKDISCARD, at, bytes).context("cannot discard")?;
             done.discards.fetch_add(1, Ordering::Relaxed);
         } else if what == 1 && load.zero {
-            range(&file, BLKZEROOUT, first, count).context("cannot zero")?;
+            range(&file, BLKZEROOUT, at, bytes).context("cannot zero")?;
             done.zeroes.fetch_add(1, Ordering::Relaxed);
         } else {
-            let bytes = &mut buffer[..BLOCK * count as usize];
-            for (block, content) in (first..).zip(bytes.chunks_mut(BLOCK)) {
+            let content = &mut buffer[..bytes as usize];
+            for (block, content) in (first..).zip(content.chunks_mut(BLOCK)) {
                 encode(content, seed, block, writer, sequence);
             }
-            file.write_all_at(bytes, first * BLOCK as u64)
-                .with_context(|| format!("cannot write {}", device.display()))?;
+            file.write_all_at(content, at).with_context(|| format!("cannot write {}", device.display()))?;
             done.writes.fetch_add(1, Ordering::Relaxed);
         }
     }
     Ok(())
 }
 
-fn range(file: &File, request: u32, first: u64, count: u64) -> Result<()> {
-    let range = [first * BLOCK as u64, count * BLOCK as u64];
+/// Discards or zeroes a range, in bytes.
+pub fn range(file: &File, request: u32, at: u64, bytes: u64) -> Result<()> {
+    let range = [at, bytes];
     // SAFETY: both requests read two words.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), request as libc::Ioctl, range.as_ptr()) };
     nix::errno::Errno::result(result).map(drop)?;
     Ok(())
 }
 
-fn encode(content: &mut [u8], seed: u64, block: u64, writer: u64, sequence: u64) {
+/// Fills a block, or a part of one.
+pub fn encode(content: &mut [u8], seed: u64, block: u64, writer: u64, sequence: u64) {
     let filling =
         (seed ^ block.rotate_left(40) ^ writer << 32 ^ sequence).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let head = [MAGIC, seed, block, writer, sequence];

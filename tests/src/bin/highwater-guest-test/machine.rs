@@ -165,6 +165,15 @@ pub fn kernel_release() -> String {
         .map_or_else(|_| "?".to_owned(), |name| name.release().to_string_lossy().into_owned())
 }
 
+/// Whether the kernel lies at addresses that were chosen at random, memory's included; none if it does not tell.
+pub fn kaslr() -> Option<bool> {
+    /// Documentation/arch/x86/boot.rst: `loadflags`, and in it KASLR_FLAG, which the kernel's own first stage sets.
+    const LOADFLAGS: usize = 0x211;
+    const KASLR: u8 = 1 << 1;
+    let parameters = fs::read("/sys/kernel/boot_params/data").ok()?;
+    Some(parameters.get(LOADFLAGS)? & KASLR != 0)
+}
+
 /// Sends one block to an NVMe namespace past the block layer's own writing: NVME_IOCTL_IO_CMD with opcode 1.
 pub fn nvme_passthrough_write(namespace: &Path, block: u64, data: &mut [u8]) -> Result<()> {
     /// linux/nvme_ioctl.h: `struct nvme_passthru_cmd`.

@@ -2,13 +2,17 @@
 //! together, under heavy load on several processors.
 //!
 //! 1. `exact`: with the copies of the programs that this kernel needs, no block is missed.
-//! 2. `hazard`: with one copy on purpose, whatever is missed is reported.
+//! 2. `capture`: what is captured of every write is the devices' content, in an order that a crash could have cut off anywhere.
+//! 3. `hazard`: with one copy on purpose, whatever is missed is reported.
 //!
 //! The machine's disks, in order: virtio with one queue (completes in softirq), nvme with several (completes in hard
-//! interrupts), virtio below device-mapper, virtio with ext4. The last lines are for a report, one a part.
+//! interrupts), virtio below device-mapper, virtio with several queues and ext4, and another without. The last lines are for a
+//! report, one a part.
 //!
-//! Arguments: seconds of load of the first part, seconds of one round of the second, most rounds of it.
+//! Arguments: seconds of load of the first part, seconds of one round of the third, most rounds of it, seconds of load of the
+//! second part. 0 leaves a part out.
 
+mod capture;
 mod exact;
 mod hazard;
 mod load;
@@ -28,7 +32,10 @@ use subject::Subject;
 const EXACT_S: u64 = 15;
 const HAZARD_S: u64 = 5;
 const HAZARD_ROUNDS_MAX: u64 = 3;
+const CAPTURE_S: u64 = 12;
 const ZRAM_MIB: u64 = 32;
+/// Which of the devices has the file system.
+const EXT4: usize = 4;
 
 fn main() -> ExitCode {
     match test() {
@@ -44,16 +51,45 @@ fn test() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let mut number = |default| arguments.next().map_or(Ok(default), |text| text.parse::<u64>());
     let (exact_s, hazard_s) = (number(EXACT_S)?, number(HAZARD_S)?);
-    let rounds_max = number(HAZARD_ROUNDS_MAX)?;
+    let (rounds_max, capture_s) = (number(HAZARD_ROUNDS_MAX)?, number(CAPTURE_S)?);
     let cpus = std::thread::available_parallelism().map_or(1, |count| count.get());
     let release = machine::kernel_release();
-    println!("guest: kernel {release}, {cpus} processors");
+    let kaslr = match machine::kaslr() {
+        Some(true) => "KASLR on",
+        Some(false) => "KASLR off",
+        None => "KASLR not told",
+    };
+    println!("guest: kernel {release}, {cpus} processors, {kaslr}");
     let kernel = Kernel::probe().context("this kernel cannot be tracked")?;
     println!("guest: {:?}", kernel.offsets()?);
 
+    let mut subjects = subjects()?;
+    let mut options = Options {
+        bpf_dir: "/sys/fs/bpf/highwater".into(),
+        run_dir: "/run/highwater".into(),
+        copies: None,
+        net: true,
+        bits_max: 1 << 28,
+    };
+    if exact_s > 0 {
+        exact_part(&release, &options, &mut subjects, Duration::from_secs(exact_s))?;
+    }
+    if capture_s > 0 {
+        capture_part(&release, &kernel, &mut subjects, Duration::from_secs(capture_s))?;
+    }
+    if hazard_s > 0 && rounds_max > 0 {
+        options.copies = Some(1);
+        options.net = false;
+        hazard_part(&release, &options, &mut subjects, rounds_max, Duration::from_secs(hazard_s))?;
+    }
+    Ok(())
+}
+
+/// The devices of all parts.
+fn subjects() -> Result<Vec<Subject>> {
     let linear = machine::swapped_halves(&machine::wait_for("/dev/vdb")?)?;
     let zram = machine::zram(ZRAM_MIB)?;
-    let mut subjects = vec![
+    let subjects = vec![
         Subject::new("virtio", &machine::wait_for("/dev/vda")?)?,
         Subject::new("nvme", &machine::wait_for("/dev/nvme0n1")?)?,
         Subject::new("linear", &linear)?,
@@ -63,24 +99,24 @@ fn test() -> Result<()> {
     for (subject, hook) in
         subjects.iter().zip([Hook::Request, Hook::Request, Hook::Bio, Hook::Bio, Hook::Request])
     {
-        let queues = std::fs::read_dir(Path::new("/sys/block").join(&subject.device.name).join("mq"));
-        let queues = queues.map_or(0, Iterator::count);
-        println!("guest: {}: {} MiB, {queues} queues", subject.name, subject.device.size_bytes >> 20);
+        tell(subject);
         if subject.device.hook != hook {
             bail!("{} is taken for {:?}", subject.name, subject.device.hook);
         }
     }
+    Ok(subjects)
+}
 
-    let mut options = Options {
-        bpf_dir: "/sys/fs/bpf/highwater".into(),
-        run_dir: "/run/highwater".into(),
-        copies: None,
-        net: true,
-        bits_max: 1 << 28,
-    };
+fn tell(subject: &Subject) {
+    let queues = std::fs::read_dir(Path::new("/sys/block").join(&subject.device.name).join("mq"));
+    let queues = queues.map_or(0, Iterator::count);
+    println!("guest: {}: {} MiB, {queues} queues", subject.name, subject.device.size_bytes >> 20);
+}
+
+fn exact_part(release: &str, options: &Options, subjects: &mut [Subject], load: Duration) -> Result<()> {
     let started = Instant::now();
     println!("guest: with the copies needed");
-    let exact = exact::run(&options, &mut subjects, 4, Duration::from_secs(exact_s))?;
+    let exact = exact::run(options, subjects, EXT4, load)?;
     println!(
         "RESULT {release} exact: {} events, {} skipped, 0 missed, {} epochs, {:.1} s",
         exact.events,
@@ -88,13 +124,47 @@ fn test() -> Result<()> {
         exact.epochs,
         started.elapsed().as_secs_f64()
     );
+    Ok(())
+}
 
-    options.copies = Some(1);
-    options.net = false;
+fn capture_part(release: &str, kernel: &Kernel, subjects: &mut Vec<Subject>, load: Duration) -> Result<()> {
+    let started = Instant::now();
+    println!("guest: write-ordered capture");
+    // A device of its own: the other one with several queues has the file system.
+    let queues = Subject::new("queues", &machine::wait_for("/dev/vdd")?)?;
+    tell(&queues);
+    subjects.push(queues);
+    let capture = capture::run(kernel, subjects, EXT4, load);
+    subjects.pop();
+    let capture = capture?;
+    println!(
+        "RESULT {release} capture: bases {}, {} copies, {} changes, {} MiB, {} windows proved, {} states right, \
+         {} skipped, {} rounds not proved, exact; {:.1} s{}",
+        capture.bases,
+        capture.copies,
+        capture.events,
+        capture.bytes >> 20,
+        capture.windows,
+        capture.states,
+        capture.skipped,
+        capture.lost,
+        started.elapsed().as_secs_f64(),
+        capture.too_few.map_or(String::new(), |told| format!("; with one copy: {told}"))
+    );
+    Ok(())
+}
+
+fn hazard_part(
+    release: &str,
+    options: &Options,
+    subjects: &mut [Subject],
+    rounds_max: u64,
+    round: Duration,
+) -> Result<()> {
     // The file system is not mounted any more, and its disk is written like the others.
     let started = Instant::now();
     println!("guest: with one copy and no net, on purpose");
-    let hazard = hazard::run(&options, &mut subjects, rounds_max as usize, Duration::from_secs(hazard_s))?;
+    let hazard = hazard::run(options, subjects, rounds_max as usize, round)?;
     let verdict = match (hazard.skipped, hazard.missed) {
         (0, _) => "the hazard was NOT provoked",
         (_, 0) => "skipped, and nothing missed",

@@ -17,7 +17,8 @@ use highwater_tests::buffer::{Aligned, open_direct};
 
 use super::load;
 
-const BLOCK: usize = 4096;
+/// Bytes of a block.
+pub const BLOCK: usize = 4096;
 const RUN_BLOCKS_MAX: usize = 64;
 /// So many tries to find a device at rest after its writers have stopped.
 const SETTLE_TRIES_MAX: usize = 50;
@@ -58,7 +59,7 @@ impl Subject {
     }
 
     /// Copies all of it.
-    fn copy(&mut self) -> Result<()> {
+    pub fn copy(&mut self) -> Result<()> {
         let all = 0..self.replica.len();
         let mut replica = std::mem::take(&mut self.replica);
         self.read(all, |block, content| replica[block] = hash(content))?;
@@ -83,6 +84,11 @@ impl Subject {
         Ok(blocks.len())
     }
 
+    /// A block of the replica becomes this.
+    pub fn set(&mut self, block: usize, content: &[u8]) {
+        self.replica[block] = hash(content);
+    }
+
     /// Blocks that differ from the replica; the first few are told.
     fn missed(&self) -> Result<usize> {
         let mut missed = 0;
@@ -101,7 +107,8 @@ impl Subject {
         Ok(missed)
     }
 
-    fn read(&self, blocks: std::ops::Range<usize>, mut each: impl FnMut(usize, &[u8])) -> Result<()> {
+    /// Reads blocks past the page cache.
+    pub fn read(&self, blocks: std::ops::Range<usize>, mut each: impl FnMut(usize, &[u8])) -> Result<()> {
         let mut buffer = Aligned::zeroed(BLOCK * RUN_BLOCKS_MAX.min(blocks.len()));
         for first in blocks.clone().step_by(RUN_BLOCKS_MAX) {
             let count = RUN_BLOCKS_MAX.min(blocks.end - first);
