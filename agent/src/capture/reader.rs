@@ -294,7 +294,7 @@ impl Drop for StreamReader {
 /// The stream's thread.
 fn read(shared: &Shared, mut ring: Ring, fetch: &Sender<Order>) {
     let mut pause = POLL;
-    let (mut aged, mut quiet_since) = (0, 0);
+    let (mut aged, mut drained, mut quiet_since) = (0, 0, 0);
     let mut gone_on_to = StreamPosition::default();
     while !shared.stopped() {
         let mut state = shared.lock();
@@ -337,8 +337,12 @@ fn read(shared: &Shared, mut ring: Ring, fetch: &Sender<Order>) {
                 None => {}
             }
         }
+        if assembler.applied() == shared.producer.position() {
+            drained = now;
+        }
         if now >= aged + AGE_EVERY_MS {
-            assembler.age(now, COMPLETION_MS_MAX);
+            // What completed since the ring was empty last may still lie in it.
+            assembler.age(now, (now - drained) + COMPLETION_MS_MAX);
             aged = now;
         }
         let wanted = assembler.take_wanted();

@@ -109,7 +109,13 @@ impl Ledger {
                 kept.insert(granule);
             }
         }
+        // Nor what is still to be read: the stream has the change, and not all of the granule.
+        let mut unread = self.covered.clone();
+        unread.subtract(&self.to_send);
         let mut taken = std::mem::replace(&mut self.covered, kept);
+        let mut left = taken.clone();
+        left.subtract(&unread);
+        self.covered.union(&left);
         taken.subtract(&self.covered);
         if !taken.is_empty() {
             self.under_way_of(delta).union(&taken);

@@ -13,9 +13,6 @@ use std::collections::HashMap;
 /// A moment of the reader, in milliseconds.
 pub type Tick = u64;
 
-/// Submissions of more blocks are kept as ranges: discards and zeroing can be of any length. (Records of data are shorter.)
-const WIDE_BLOCKS: u64 = 128;
-
 /// Sectors of a block, one a bit.
 pub type Sectors = u8;
 
@@ -58,14 +55,14 @@ pub enum Met {
 }
 
 impl InFlight {
-    /// Bytes `from..to` were submitted. `goes_on`: as a further part of a bio. Tells of each block what it met.
+    /// Bytes `from..to` were submitted. `goes_on`: as a further part of a bio. `zeros`: to become zeros, which can be of any length
+    /// and is kept as a range. Tells of each block what it met.
     pub fn submitted(
         &mut self,
-        bio: u64,
-        from: u64,
-        to: u64,
+        (bio, goes_on): (u64, bool),
+        (from, to): (u64, u64),
         now: Tick,
-        goes_on: bool,
+        zeros: bool,
         mut each: impl FnMut(u64, Met),
     ) {
         if from >= to {
@@ -78,7 +75,7 @@ impl InFlight {
         let range = self.bios.entry(bio).or_insert((from, to));
         *range = (range.0.min(from), range.1.max(to));
         let (first, end) = (from / 4096, to.div_ceil(4096));
-        if end - first > WIDE_BLOCKS {
+        if zeros {
             // Whoever is in the way of it is told; the rest of the range is too long to be told block by block.
             let mut met: Vec<u64> = if self.first.len() as u64 > end - first {
                 (first..end).filter(|block| self.first.contains_key(block)).collect()
@@ -131,23 +128,34 @@ impl InFlight {
         met
     }
 
-    /// Bytes `from..to` have completed; `bio`: the first of the request. Tells of each block which sectors of it were not known
-    /// to be in flight.
-    pub fn completed(&mut self, bio: u64, from: u64, to: u64, mut each: impl FnMut(u64, Sectors)) {
+    /// Bytes `from..to` have completed; `bio`: the first of the request; `zeros`: they became zeros. Tells of each block which
+    /// sectors of it were not known to be in flight.
+    pub fn completed(
+        &mut self,
+        bio: u64,
+        (from, to): (u64, u64),
+        zeros: bool,
+        mut each: impl FnMut(u64, Sectors),
+    ) {
         if from >= to {
             return;
         }
         if self.bios.get(&bio).is_some_and(|(start, stop)| from <= *start && *stop <= to) {
             self.bios.remove(&bio);
         }
+        if !zeros {
+            for block in from / 4096..to.div_ceil(4096) {
+                let unknown = self.leave(block, bio, sectors_of(block, from, to));
+                each(block, unknown);
+            }
+            return;
+        }
         let mut rest = Ranges::default();
         rest.insert(from, to);
         self.complete_wide(from, to, &mut rest);
         for range in rest.iter() {
-            let (from, to) = (range.start.0, range.end());
-            for block in from / 4096..to.div_ceil(4096) {
-                let unknown = self.leave(block, bio, sectors_of(block, from, to));
-                each(block, unknown);
+            for block in range.start.0 / 4096..range.end().div_ceil(4096) {
+                each(block, sectors_of(block, range.start.0, range.end()));
             }
         }
     }
@@ -297,12 +305,12 @@ mod tests {
 
     fn met(flight: &mut InFlight, bio: u64, from: u64, to: u64) -> Vec<(u64, Met)> {
         let mut met = vec![];
-        flight.submitted(bio, from, to, 0, false, |block, m| met.push((block, m)));
+        flight.submitted((bio, false), (from, to), 0, to - from > 1 << 20, |block, m| met.push((block, m)));
         met
     }
     fn unknown(flight: &mut InFlight, bio: u64, from: u64, to: u64) -> Vec<Sectors> {
         let mut left = vec![];
-        flight.completed(bio, from, to, |_, sectors| left.push(sectors));
+        flight.completed(bio, (from, to), to - from > 1 << 20, |_, sectors| left.push(sectors));
         left
     }
 
@@ -344,9 +352,9 @@ mod tests {
     #[test]
     fn a_bios_completion_takes_all_of_it() {
         let mut f = InFlight::default();
-        f.submitted(8, 512, 8192, 1, false, |_, _| ());
-        f.submitted(8, 8192, 8704, 1, true, |_, _| ());
-        f.submitted(16, 8704, 9216, 2, false, |_, _| ());
+        f.submitted((8, false), (512, 8192), 1, false, |_, _| ());
+        f.submitted((8, true), (8192, 8704), 1, false, |_, _| ());
+        f.submitted((16, false), (8704, 9216), 2, false, |_, _| ());
         let mut blocks = vec![];
         f.completed_bio(8, |block| blocks.push(block));
         assert_eq!(blocks, [0, 1, 2]);

@@ -45,7 +45,8 @@ use std::{
 };
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
-/// REQ_OP_DISCARD.
+/// REQ_OP_WRITE and REQ_OP_DISCARD.
+const OP_WRITE: u32 = 1;
 const OP_DISCARD: u32 = 3;
 /// Blocks that are read beside one that is wanted, where writes seem to go on in sequence: a journal's next write begins in the next
 /// block, and what was read before it began need not be waited for.
@@ -165,7 +166,7 @@ pub struct Assembler {
     /// Reads for blocks told in part were over at this position.
     read_until: StreamPosition,
     /// Blocks whose rest was read, and when that was over, as long as that position was not applied.
-    resolved: Vec<(DiskId, u64, StreamPosition)>,
+    resolved: HashMap<(DiskId, u64), StreamPosition>,
     /// Before this position there was none without a change that the stream lacked.
     lacked_until: StreamPosition,
     /// Records go to `open`.
@@ -195,7 +196,7 @@ impl Assembler {
             applied: from,
             clean: from,
             read_until: from,
-            resolved: vec![],
+            resolved: HashMap::new(),
             lacked_until: from,
             opened: false,
             unfinished: HashSet::new(),
@@ -295,20 +296,22 @@ impl Assembler {
         let figures = &mut self.figures;
         let (doubtful, lacking, cache) = (&mut disk.doubtful, &mut disk.lacking, &mut disk.cache);
         let (lacked_until, applied) = (&mut self.lacked_until, self.applied);
-        disk.in_flight.submitted(bio, from, to, self.now, goes_on, |block, met| match met {
-            Met::Same => {
-                figures.overlaps += 1;
-                doubtful.insert(block);
-                cache.remove(&block);
-            }
-            // A whole block over one that was in doubt: what it was before does not matter any more.
-            Met::Nothing if from <= block * BLOCK && (block + 1) * BLOCK <= to => {
-                doubtful.remove(&block);
-                if lacking.remove(&block) {
-                    *lacked_until = applied;
+        disk.in_flight.submitted((bio, goes_on), (from, to), self.now, payload.is_none(), |block, met| {
+            match met {
+                Met::Same => {
+                    figures.overlaps += 1;
+                    doubtful.insert(block);
+                    cache.remove(&block);
                 }
+                // A whole block over one that was in doubt: what it was before does not matter any more.
+                Met::Nothing if from <= block * BLOCK && (block + 1) * BLOCK <= to => {
+                    doubtful.remove(&block);
+                    if lacking.remove(&block) {
+                        *lacked_until = applied;
+                    }
+                }
+                Met::Nothing | Met::Neighbours => {}
             }
-            Met::Nothing | Met::Neighbours => {}
         });
         // Decided before the first byte is taken in: a record is not to be torn by a clean position.
         if !self.opened && (disk.lacks_base(first, from, to) || disk.lacks_base(end - 1, from, to)) {
@@ -422,7 +425,8 @@ impl Assembler {
             if disk.is.dev != header.dev {
                 continue;
             }
-            let (failed, figures) = (header.flags & 0xff != 0, &mut self.figures);
+            let (failed, op) = (header.flags & 0xff != 0, header.flags >> 8);
+            let figures = &mut self.figures;
             let (doubtful, cache, lacking) = (&mut disk.doubtful, &mut disk.cache, &mut disk.lacking);
             let mut fail = |block: u64| {
                 figures.failed += 1;
@@ -446,12 +450,12 @@ impl Assembler {
                     continue;
                 }
                 let (mut foreign, mut gone) = (0, vec![]);
-                disk.in_flight.completed(header.bio, from, to, |block, unknown| {
+                disk.in_flight.completed(header.bio, (from, to), op != OP_WRITE, |block, unknown| {
                     if failed {
                         fail(block);
                     }
                     // One request can discard several ranges, of which it tells the first.
-                    if unknown != 0 && header.flags >> 8 != OP_DISCARD {
+                    if unknown != 0 && op != OP_DISCARD {
                         foreign += 1;
                         lacking.insert(block);
                         gone.push(block);
@@ -485,7 +489,7 @@ impl Assembler {
         let Some(partial) = disk.missing.remove(&wanted.block) else { return };
         disk.target(opened).put(wanted.block, partial.over(content));
         self.read_until = self.read_until.max(until);
-        self.resolved.push((wanted.disk, wanted.block, until));
+        self.resolved.insert((wanted.disk, wanted.block), until);
         self.settle();
     }
 
@@ -520,15 +524,20 @@ impl Assembler {
     /// Whether a record that was not applied yet changes a block whose rest was read.
     #[must_use]
     pub fn touches_what_was_read(&self, header: &Header) -> bool {
-        if !matches!(header.kind, kind::WRITE | kind::DISCARD | kind::ZEROES) {
+        if self.resolved.is_empty() || !matches!(header.kind, kind::WRITE | kind::DISCARD | kind::ZEROES) {
             return false;
         }
         let end = header.at + u64::from(header.bytes);
-        self.resolved.iter().any(|(id, block, _)| {
-            self.disks.iter().filter(|d| d.is.id == *id && d.is.dev == header.dev).any(|d| {
-                let start = d.is.start + block * BLOCK;
-                header.at < start + BLOCK && end > start
-            })
+        self.disks.iter().filter(|d| d.is.dev == header.dev).any(|disk| {
+            let (from, to) = (header.at.max(disk.is.start), end.min(disk.is.start + disk.is.bytes));
+            if from >= to {
+                return false;
+            }
+            let blocks = (from - disk.is.start) / BLOCK..(to - disk.is.start).div_ceil(BLOCK);
+            if blocks.end - blocks.start > self.resolved.len() as u64 {
+                return self.resolved.keys().any(|(id, block)| *id == disk.is.id && blocks.contains(block));
+            }
+            blocks.into_iter().any(|block| self.resolved.contains_key(&(disk.is.id, block)))
         })
     }
 
@@ -576,7 +585,7 @@ impl Assembler {
     fn settle(&mut self) {
         if !self.resolved.is_empty() {
             let applied = self.applied;
-            self.resolved.retain(|(_, _, until)| *until > applied);
+            self.resolved.retain(|_, until| *until > applied);
         }
         if !self.opened {
             self.clean = self.applied;

@@ -163,7 +163,8 @@ impl World {
         let write = self.in_flight.remove(at);
         let shown = shown || write.unseen;
         if shown {
-            let header = self.header(write.bio, write.from, write.to, kind::COMPLETE, 0);
+            let op = if write.version == 0 { 9 } else { OP_WRITE };
+            let header = self.header(write.bio, write.from, write.to, kind::COMPLETE, op << 8);
             self.stream.push((header, vec![]));
         }
     }
