@@ -101,23 +101,16 @@ impl Ledger {
         self.covered.count()
     }
 
-    /// This delta takes the stream in as far as it covers anything: all that is covered goes under way, but these granules.
+    /// This delta takes the stream in as far as it covers anything: all that is covered goes under way, but these granules, and
+    /// those that are still to be read (the stream has a change of them, and not all of them).
     pub fn take_covered(&mut self, delta: DeltaId, except: impl IntoIterator<Item = u64>) {
-        let mut kept = BlockSet::new(self.covered.blocks());
+        let mut taken = self.covered.clone();
+        taken.subtract(&self.to_send);
         for granule in except {
-            if self.covered.contains(granule) {
-                kept.insert(granule);
-            }
+            taken.remove(granule);
         }
-        // Nor what is still to be read: the stream has the change, and not all of the granule.
-        let mut unread = self.covered.clone();
-        unread.subtract(&self.to_send);
-        let mut taken = std::mem::replace(&mut self.covered, kept);
-        let mut left = taken.clone();
-        left.subtract(&unread);
-        self.covered.union(&left);
-        taken.subtract(&self.covered);
         if !taken.is_empty() {
+            self.covered.subtract(&taken);
             self.under_way_of(delta).union(&taken);
         }
     }
