@@ -11,7 +11,7 @@ use highwater_tests::{Arena, Daemon, Site, SiteOptions, command};
 use crate::results::Series;
 
 /// Collector and agent, the agent telling where its freezes' time goes.
-fn install(arena: &Arena) -> Result<Site> {
+fn install(arena: &Arena, capture: Vec<String>) -> Result<Site> {
     // Its records lie on a tmpfs, as in real life.
     let run = run_dir();
     // What an installation before noted there of its vault is not true of this one.
@@ -22,6 +22,7 @@ fn install(arena: &Arena) -> Result<Site> {
         copy_frozen: false,
         // The configuration ends with this table, so another can follow it.
         tracking: vec!["[log]".into(), "level = \"debug\"".into()],
+        capture,
         ..SiteOptions::default()
     };
     let mut site = Site::new(arena, &options)?;
@@ -30,8 +31,13 @@ fn install(arena: &Arena) -> Result<Site> {
     Ok(site)
 }
 
-/// Sees that only one installation lies in the arena at a time.
+/// In bitmap mode. Sees that only one installation lies in the arena at a time.
 pub fn fresh(arena: &Arena) -> Result<Site> {
+    fresh_capturing(arena, SiteOptions::default().capture)
+}
+
+/// The same, with these lines for the agent's `[capture]`.
+pub fn fresh_capturing(arena: &Arena, capture: Vec<String>) -> Result<Site> {
     for name in ["run", "vault", "collector", "state", "agent.toml", "agent.log", "collector.log"] {
         let path = arena.dir().join(name);
         let _ = if path.is_dir() && !path.is_symlink() {
@@ -40,7 +46,7 @@ pub fn fresh(arena: &Arena) -> Result<Site> {
             fs::remove_file(&path)
         };
     }
-    install(arena)
+    install(arena, capture)
 }
 
 /// Ends it, and tracking with it.
