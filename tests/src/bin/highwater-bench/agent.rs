@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use highwater_tests::{Arena, Daemon, Site, SiteOptions, command};
 
+use crate::cpu;
 use crate::results::Series;
 
 /// Collector and agent, the agent telling where its freezes' time goes.
@@ -122,13 +123,7 @@ pub fn wait_logged(arena: &Arena, text: &str, times: usize, patience: Duration) 
 
 /// Processor time that a daemon has used so far, in user space and in the kernel, seconds.
 pub fn cpu_seconds(daemon: Option<&Daemon>) -> Result<f64> {
-    const TICKS_PER_SECOND: f64 = 100.0;
-    let stat = fs::read_to_string(format!("/proc/{}/stat", pid(daemon)?))?;
-    // The name, in brackets, may hold anything.
-    let (_, fields) = stat.rsplit_once(')').context("no name in stat")?;
-    let ticks: Vec<f64> = fields.split_whitespace().skip(11).take(2).filter_map(|f| f.parse().ok()).collect();
-    ensure!(ticks.len() == 2, "no times in stat");
-    Ok(ticks.iter().sum::<f64>() / TICKS_PER_SECOND)
+    cpu::of(Path::new(&format!("/proc/{}", pid(daemon)?)))
 }
 
 /// Holds all threads of a daemon on these processors.

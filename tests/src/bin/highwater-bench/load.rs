@@ -29,6 +29,8 @@ pub struct Done {
     pub bytes_per_s: f64,
     /// Writes in all.
     pub writes: u64,
+    /// Bytes in all.
+    pub bytes: u64,
 }
 
 /// Writes over the first `bytes` of a device for so many seconds.
@@ -52,6 +54,7 @@ pub fn write(device: &Path, pattern: Pattern, bytes: u64, seconds: u32) -> Resul
     Ok(Done {
         iops: number("iops")?,
         bytes_per_s: number("bw_bytes")?,
-        writes: write["total_ios"].as_u64().context("fio's report lacks the count")?,
+        writes: number("total_ios")? as u64,
+        bytes: number("io_bytes")? as u64,
     })
 }

@@ -7,6 +7,7 @@
 mod agent;
 mod baseline;
 mod capture;
+mod cpu;
 mod ingest;
 mod load;
 mod programs;

@@ -6,6 +6,7 @@
 
 mod churn;
 mod freezes;
+mod probe;
 mod programs;
 mod rpo;
 mod site;

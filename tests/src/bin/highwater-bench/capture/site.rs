@@ -5,12 +5,17 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use highwater_tests::{Arena, Backing, Fio, FioKind, LoopDisk, Site};
 
+use super::probe::{self, Probe};
 use super::stored::{self, StoredPoint};
 use super::{MB, MIB};
 use crate::agent;
 use crate::results::Series;
 
 const DISK_BYTES: u64 = 512 * MIB;
+/// What the load writes to; behind it lies the block of the probe.
+const LOAD_BYTES: u64 = DISK_BYTES - MIB;
+/// Points that are recovered to see how young they are.
+const RECOVERED: usize = 3;
 /// For the point after the load, with which all of it is stored.
 const CATCH_UP_MAX: Duration = Duration::from_secs(180);
 /// Left of its own accord while disks come: no loss.
@@ -28,6 +33,8 @@ pub struct Outcome {
     pub mb_per_s: f64,
     /// See [`stored::ages`].
     pub ages: Series,
+    /// How much younger points say to be than the probe's last write in them, seconds; of some of them.
+    pub younger: Series,
     /// Times that write-ordered mode was left, all reasons but that of disks that come.
     pub left: u64,
     /// The last of them.
@@ -38,6 +45,8 @@ pub struct Outcome {
     pub catch_up_s: f64,
     /// Processor seconds of agent and collector for 10^9 bytes written.
     pub cpu_s_per_gb: [f64; 2],
+    /// Of one processor, what the agent took until all was stored.
+    pub agent_part: f64,
 }
 
 impl Ordered {
@@ -59,18 +68,22 @@ impl Ordered {
         let left_before = self.left()?.0;
         let cpu_before = self.cpu()?;
         let begin_ms = stored::now_ms();
-        let load = Fio::new(self.disk.path(), FioKind::Direct, DISK_BYTES)
+        let probe = Probe::start(self.disk.path(), LOAD_BYTES)?;
+        let load = Fio::new(self.disk.path(), FioKind::Direct, LOAD_BYTES)
             .block_bytes(block_bytes)
             .compressible_percent(50)
             .rate_bytes_per_s(mb_per_s * MB as u64)
             .runtime_s(seconds)
             .run()?;
+        probe.stop()?;
         let end_ms = stored::now_ms();
         let capture = self.site.status()?["capture"].clone();
         let last = self.site.point_within(CATCH_UP_MAX)?;
         let stored: Vec<StoredPoint> = stored::wait_logged(arena, log_from, last)?;
         let catch_up_s = stored::now_ms().saturating_sub(end_ms) as f64 / 1e3;
         let cpu = self.cpu()?;
+        let agent_part =
+            (cpu[0] - cpu_before[0]) * 1e3 / stored::now_ms().saturating_sub(begin_ms).max(1) as f64;
         let ages = stored::ages(&self.site, &stored, begin_ms)?;
         let (left, reason) = self.left()?;
         let bytes = |name: &str| capture[name].as_f64().with_context(|| format!("no {name} in the status"));
@@ -78,12 +91,31 @@ impl Ordered {
         Ok(Outcome {
             mb_per_s: load.bytes_per_s / MB,
             ages,
+            younger: self.younger(&stored, begin_ms, end_ms)?,
             left: left - left_before,
             reason: reason.filter(|_| left > left_before),
             held_mib: (bytes("ring-filled-bytes")? + bytes("buffered-bytes")?) / MIB as f64,
             catch_up_s,
             cpu_s_per_gb: [0, 1].map(|at| (cpu[at] - cpu_before[at]) / gb),
+            agent_part,
         })
+    }
+
+    /// Of points taken under the load, the last ones.
+    fn younger(&self, stored: &[StoredPoint], begin_ms: u64, end_ms: u64) -> Result<Series> {
+        let mut points = self.site.points()?;
+        points.retain(|(number, taken_at_ms)| {
+            (begin_ms..end_ms).contains(taken_at_ms) && stored.iter().any(|point| point.number == *number)
+        });
+        points.sort_unstable();
+        let mut younger = Series::default();
+        for (number, taken_at_ms) in points.iter().rev().take(RECOVERED) {
+            let recovered = self.site.recover(*number)?;
+            if let Some(written_ms) = probe::read(&recovered.image("bench"), LOAD_BYTES)? {
+                younger.push(taken_at_ms.saturating_sub(written_ms) as f64 / 1e3);
+            }
+        }
+        Ok(younger)
     }
 
     /// Ends it.

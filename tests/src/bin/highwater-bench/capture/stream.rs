@@ -22,9 +22,14 @@ use highwater_agent::tracker::{Beside, Options, Tracker};
 use highwater_delta::DiskId;
 use highwater_tests::Arena;
 
+use crate::cpu;
+
 const SEAL_EVERY: Duration = Duration::from_secs(1);
 const SEAL_MAX: Duration = Duration::from_secs(5);
 const EXPLAIN_MAX: Duration = Duration::from_secs(10);
+/// Ours, and those of the reader of the stream.
+const THREADS: [&str; 3] = [KEEPER, "stream", "stream-blocks"];
+const KEEPER: &str = "keeper";
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// For reading the rest of blocks that were written in part.
 const FETCH_BYTES: usize = 1 << 20;
@@ -56,6 +61,8 @@ pub struct Told {
     pub unsealed: u64,
     /// Batches that were sealed.
     pub sealed: u64,
+    /// Processor time of this process's threads that read, assemble and seal, seconds.
+    pub cpu_s: f64,
     /// Words of bits that were marked.
     marked: u64,
 }
@@ -67,6 +74,7 @@ impl Told {
         self.dropped += other.dropped;
         self.unsealed += other.unsealed;
         self.sealed += other.sealed;
+        self.cpu_s += other.cpu_s;
         self.marked += other.marked;
     }
 }
@@ -101,7 +109,7 @@ impl Working {
         }
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
-        let thread = thread::Builder::new().name("keeper".into()).spawn(move || keeper.keep(&stopped))?;
+        let thread = thread::Builder::new().name(KEEPER.into()).spawn(move || keeper.keep(&stopped))?;
         Ok(Some(Self { stop, thread: Some(thread) }))
     }
 
@@ -151,6 +159,8 @@ impl Keeper {
                 self.seal_and_end_epoch()?;
             }
             if ending {
+                // All of them are gone a moment later, and none of an earlier one lives.
+                self.told.cpu_s = cpu::threads(&THREADS)?;
                 return Ok(self.told);
             }
             thread::sleep(LOOK_EVERY);
