@@ -123,7 +123,16 @@ pub fn wait_logged(arena: &Arena, text: &str, times: usize, patience: Duration) 
 
 /// Processor time that a daemon has used so far, in user space and in the kernel, seconds.
 pub fn cpu_seconds(daemon: Option<&Daemon>) -> Result<f64> {
-    cpu::of(Path::new(&format!("/proc/{}", pid(daemon)?)))
+    cpu::of(&proc(daemon)?)
+}
+
+/// What its threads of these names have used of it.
+pub fn cpu_seconds_of(daemon: Option<&Daemon>, threads: &[&str]) -> Result<f64> {
+    cpu::threads(&proc(daemon)?, threads)
+}
+
+fn proc(daemon: Option<&Daemon>) -> Result<PathBuf> {
+    Ok(PathBuf::from(format!("/proc/{}", pid(daemon)?)))
 }
 
 /// Holds all threads of a daemon on these processors.

@@ -17,10 +17,10 @@ pub fn of(proc: &Path) -> Result<f64> {
     Ok(ticks.iter().sum::<f64>() / TICKS_PER_SECOND)
 }
 
-/// Of this process's threads of these names, as long as they live.
-pub fn threads(names: &[&str]) -> Result<f64> {
+/// Of a process's threads of these names, as long as they live.
+pub fn threads(proc: &Path, names: &[&str]) -> Result<f64> {
     let mut sum = 0.0;
-    for thread in fs::read_dir("/proc/self/task")? {
+    for thread in fs::read_dir(proc.join("task"))? {
         let thread = thread?.path();
         // One that has just ended is none of them.
         let Ok(name) = fs::read_to_string(thread.join("comm")) else { continue };

@@ -25,6 +25,7 @@ pub fn churn(arena: &Arena, choice: &Choice, results: &mut Results) -> Result<()
         results.row(&format!("churn of {rate} MB/s: written"), &done.mb_per_s.into(), "MB/s", "");
         results.row("  held in memory at its end", &done.held_mib.into(), "MiB", "");
         results.row("  all stored after its end", &done.catch_up_s.into(), "s", "");
+        results.row("  points older than they say, by", &done.younger, "s", "<= 0.01");
         let left = done.left as f64;
         results.row("  write-ordered mode left", &left.into(), "times", if rate <= 200 { "0" } else { "" });
         if let Some(reason) = done.reason {

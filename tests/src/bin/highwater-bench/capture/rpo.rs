@@ -6,12 +6,17 @@ use highwater_tests::Arena;
 use super::seconds;
 use super::site::Ordered;
 use crate::Choice;
-use crate::results::{Results, Series};
+use crate::results::Results;
 
 const RATES_MB_PER_S: [u64; 4] = [10, 50, 100, 200];
 const SECONDS: u32 = 15;
 const SECONDS_QUICK: u32 = 5;
 const BLOCKS: [(&str, u32); 2] = [("64 KiB", 64 << 10), ("4 KiB", 4 << 10)];
+
+/// Whose processor time an [`Outcome`] tells.
+///
+/// [`Outcome`]: super::site::Outcome
+const WHOSE: [&str; 3] = ["the agent", "its reader of the stream", "the collector"];
 
 /// See the module.
 pub fn rpo(arena: &Arena, choice: &Choice, results: &mut Results) -> Result<()> {
@@ -31,10 +36,10 @@ pub fn rpo(arena: &Arena, choice: &Choice, results: &mut Results) -> Result<()> 
             results.row("  write-ordered mode left", &(done.left as f64).into(), "times", target);
             results.row("  held in memory at the end of the load", &done.held_mib.into(), "MiB", "");
             results.row("  all stored after the end of the load", &done.catch_up_s.into(), "s", "");
-            results.row("  agent, part of one processor", &done.agent_part.into(), "", "");
-            let [agent, collector] = done.cpu_s_per_gb.map(Series::from);
-            results.row("  processor time of the agent, a GB", &agent, "s", "");
-            results.row("  processor time of the collector, a GB", &collector, "s", "");
+            for (of, (a_gb, part)) in WHOSE.iter().zip(done.cpu_s_per_gb.iter().zip(done.cpu_part)) {
+                results.row(&format!("  processor time of {of}, a GB"), &(*a_gb).into(), "s", "");
+                results.row("    part of one processor", &part.into(), "", "");
+            }
             if let Some(reason) = done.reason {
                 results.note(format!("{what}: write-ordered mode was left: {reason}."));
             }

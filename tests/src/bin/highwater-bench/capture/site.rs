@@ -7,6 +7,7 @@ use highwater_tests::{Arena, Backing, Fio, FioKind, LoopDisk, Site};
 
 use super::probe::{self, Probe};
 use super::stored::{self, StoredPoint};
+use super::stream::READER;
 use super::{MB, MIB};
 use crate::agent;
 use crate::results::Series;
@@ -33,7 +34,8 @@ pub struct Outcome {
     pub mb_per_s: f64,
     /// See [`stored::ages`].
     pub ages: Series,
-    /// How much younger points say to be than the probe's last write in them, seconds; of some of them.
+    /// How much younger points say to be than the probe's last write in them, seconds; of some of them. Below 0, a point has what was
+    /// written after it says that it was taken.
     pub younger: Series,
     /// Times that write-ordered mode was left, all reasons but that of disks that come.
     pub left: u64,
@@ -43,10 +45,10 @@ pub struct Outcome {
     pub held_mib: f64,
     /// From the end of the load to the point with which all of it is stored, seconds.
     pub catch_up_s: f64,
-    /// Processor seconds of agent and collector for 10^9 bytes written.
-    pub cpu_s_per_gb: [f64; 2],
-    /// Of one processor, what the agent took until all was stored.
-    pub agent_part: f64,
+    /// Processor seconds of the agent, of it the reader of the stream, and of the collector, for 10^9 bytes written.
+    pub cpu_s_per_gb: [f64; 3],
+    /// Of one processor, what each of them took until all was stored.
+    pub cpu_part: [f64; 3],
 }
 
 impl Ordered {
@@ -82,8 +84,8 @@ impl Ordered {
         let stored: Vec<StoredPoint> = stored::wait_logged(arena, log_from, last)?;
         let catch_up_s = stored::now_ms().saturating_sub(end_ms) as f64 / 1e3;
         let cpu = self.cpu()?;
-        let agent_part =
-            (cpu[0] - cpu_before[0]) * 1e3 / stored::now_ms().saturating_sub(begin_ms).max(1) as f64;
+        let used = [0, 1, 2].map(|at| cpu[at] - cpu_before[at]);
+        let took_s = stored::now_ms().saturating_sub(begin_ms).max(1) as f64 / 1e3;
         let ages = stored::ages(&self.site, &stored, begin_ms)?;
         let (left, reason) = self.left()?;
         let bytes = |name: &str| capture[name].as_f64().with_context(|| format!("no {name} in the status"));
@@ -96,8 +98,8 @@ impl Ordered {
             reason: reason.filter(|_| left > left_before),
             held_mib: (bytes("ring-filled-bytes")? + bytes("buffered-bytes")?) / MIB as f64,
             catch_up_s,
-            cpu_s_per_gb: [0, 1].map(|at| (cpu[at] - cpu_before[at]) / gb),
-            agent_part,
+            cpu_s_per_gb: used.map(|used| used / gb),
+            cpu_part: used.map(|used| used / took_s),
         })
     }
 
@@ -112,7 +114,7 @@ impl Ordered {
         for (number, taken_at_ms) in points.iter().rev().take(RECOVERED) {
             let recovered = self.site.recover(*number)?;
             if let Some(written_ms) = probe::read(&recovered.image("bench"), LOAD_BYTES)? {
-                younger.push(taken_at_ms.saturating_sub(written_ms) as f64 / 1e3);
+                younger.push((*taken_at_ms as f64 - written_ms as f64) / 1e3);
             }
         }
         Ok(younger)
@@ -130,7 +132,12 @@ impl Ordered {
         Ok((times, capture["last-left"].as_str().map(str::to_owned)))
     }
 
-    fn cpu(&self) -> Result<[f64; 2]> {
-        Ok([agent::cpu_seconds(self.site.agent.as_ref())?, agent::cpu_seconds(self.site.collector.as_ref())?])
+    fn cpu(&self) -> Result<[f64; 3]> {
+        let (agent, collector) = (self.site.agent.as_ref(), self.site.collector.as_ref());
+        Ok([
+            agent::cpu_seconds(agent)?,
+            agent::cpu_seconds_of(agent, &READER)?,
+            agent::cpu_seconds(collector)?,
+        ])
     }
 }

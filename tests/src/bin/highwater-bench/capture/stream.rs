@@ -27,8 +27,10 @@ use crate::cpu;
 const SEAL_EVERY: Duration = Duration::from_secs(1);
 const SEAL_MAX: Duration = Duration::from_secs(5);
 const EXPLAIN_MAX: Duration = Duration::from_secs(10);
-/// Ours, and those of the reader of the stream.
-const THREADS: [&str; 3] = [KEEPER, "stream", "stream-blocks"];
+/// Those of the reader of the stream, by name.
+pub const READER: [&str; 2] = ["stream", "stream-blocks"];
+/// Ours, and those of the reader.
+const THREADS: [&str; 3] = [KEEPER, READER[0], READER[1]];
 const KEEPER: &str = "keeper";
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// For reading the rest of blocks that were written in part.
@@ -160,7 +162,7 @@ impl Keeper {
             }
             if ending {
                 // All of them are gone a moment later, and none of an earlier one lives.
-                self.told.cpu_s = cpu::threads(&THREADS)?;
+                self.told.cpu_s = cpu::threads(Path::new("/proc/self"), &THREADS)?;
                 return Ok(self.told);
             }
             thread::sleep(LOOK_EVERY);
