@@ -30,7 +30,7 @@ pub fn rpo(arena: &Arena, choice: &Choice, results: &mut Results) -> Result<()> 
             results.row(&format!("{what}: written"), &done.mb_per_s.into(), "MB/s", "");
             results.row("  age of the oldest write not stored, by the points", &done.ages, "s", "");
             results.row("  its p99", &done.ages.quantile(0.99).into(), "s", target);
-            results.row("  points", &(done.ages.values().len() as f64).into(), "", "");
+            results.row("  points taken under the load", &(done.points as f64).into(), "", "");
             results.row("  points older than they say, by", &done.younger, "s", "<= 0.01");
             let target = if rate == 200 { "0 (a core)" } else { "" };
             results.row("  write-ordered mode left", &(done.left as f64).into(), "times", target);

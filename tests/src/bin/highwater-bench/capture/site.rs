@@ -34,6 +34,8 @@ pub struct Outcome {
     pub mb_per_s: f64,
     /// See [`stored::ages`].
     pub ages: Series,
+    /// Points taken and stored while the load lasted.
+    pub points: usize,
     /// How much younger points say to be than the probe's last write in them, seconds; of some of them. Below 0, a point has what was
     /// written after it says that it was taken.
     pub younger: Series,
@@ -86,14 +88,15 @@ impl Ordered {
         let cpu = self.cpu()?;
         let used = [0, 1, 2].map(|at| cpu[at] - cpu_before[at]);
         let took_s = stored::now_ms().saturating_sub(begin_ms).max(1) as f64 / 1e3;
-        let ages = stored::ages(&self.site, &stored, begin_ms)?;
+        let taken = self.stored_under_load(&stored, begin_ms, end_ms)?;
         let (left, reason) = self.left()?;
         let bytes = |name: &str| capture[name].as_f64().with_context(|| format!("no {name} in the status"));
         let gb = load.writes as f64 * f64::from(block_bytes) / 1e9;
         Ok(Outcome {
             mb_per_s: load.bytes_per_s / MB,
-            ages,
-            younger: self.younger(&stored, begin_ms, end_ms)?,
+            ages: stored::ages(&self.site, &stored, begin_ms)?,
+            points: taken.len(),
+            younger: self.younger(&taken)?,
             left: left - left_before,
             reason: reason.filter(|_| left > left_before),
             held_mib: (bytes("ring-filled-bytes")? + bytes("buffered-bytes")?) / MIB as f64,
@@ -103,13 +106,23 @@ impl Ordered {
         })
     }
 
-    /// Of points taken under the load, the last ones.
-    fn younger(&self, stored: &[StoredPoint], begin_ms: u64, end_ms: u64) -> Result<Series> {
+    /// Number and time of the points taken then, in their order.
+    fn stored_under_load(
+        &self,
+        stored: &[StoredPoint],
+        begin_ms: u64,
+        end_ms: u64,
+    ) -> Result<Vec<(u64, u64)>> {
         let mut points = self.site.points()?;
         points.retain(|(number, taken_at_ms)| {
             (begin_ms..end_ms).contains(taken_at_ms) && stored.iter().any(|point| point.number == *number)
         });
         points.sort_unstable();
+        Ok(points)
+    }
+
+    /// Of the last of these points.
+    fn younger(&self, points: &[(u64, u64)]) -> Result<Series> {
         let mut younger = Series::default();
         for (number, taken_at_ms) in points.iter().rev().take(RECOVERED) {
             let recovered = self.site.recover(*number)?;
