@@ -30,6 +30,7 @@ pub struct Fio {
     block_bytes: u32,
     seed: u64,
     rate_bytes_per_s: Option<u64>,
+    compressible_percent: u32,
     pattern: &'static str,
 }
 
@@ -57,6 +58,7 @@ impl Fio {
             block_bytes: 4096,
             seed: 1,
             rate_bytes_per_s: None,
+            compressible_percent: 0,
             pattern: "randwrite",
         }
     }
@@ -103,6 +105,13 @@ impl Fio {
         self
     }
 
+    /// So much of each write is what compresses well; the rest, or else all of it, is noise.
+    #[must_use]
+    pub fn compressible_percent(mut self, percent: u32) -> Self {
+        self.compressible_percent = percent;
+        self
+    }
+
     /// In order instead of at random.
     #[must_use]
     pub fn sequential(mut self) -> Self {
@@ -131,6 +140,9 @@ impl Fio {
         fio.args(["--refill_buffers=1", "--norandommap=1", "--thread=1"]);
         if let Some(rate) = self.rate_bytes_per_s {
             fio.arg(format!("--rate={rate}"));
+        }
+        if self.compressible_percent > 0 {
+            fio.arg(format!("--buffer_compress_percentage={}", self.compressible_percent));
         }
         match self.kind {
             FioKind::Direct => {

@@ -17,7 +17,7 @@ pub fn demo(args: &[String]) -> Result<()> {
     become_program("highwater-demo", &[], &[], args)
 }
 
-/// Measures tracking, replication or the vault. The subject must be one the program knows.
+/// Measures tracking, capture, replication or the vault. The subject must be one the program knows.
 pub fn bench(subject: &str, args: &[String]) -> Result<()> {
     prepare(Purpose::Bench, "the benchmark", RELEASE)?;
     become_program("highwater-bench", RELEASE, &[subject], args)

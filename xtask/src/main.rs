@@ -56,10 +56,10 @@ enum Verb {
         #[arg(long, num_args = 0.., value_name = "VERSION")]
         kernels: Option<Vec<String>>,
     },
-    /// Measure: `tracking`, `replicate` or `vault`
+    /// Measure: `tracking`, `capture`, `replicate` or `vault`
     Bench {
         /// What to measure
-        #[arg(value_parser = ["tracking", "replicate", "vault"])]
+        #[arg(value_parser = ["tracking", "capture", "replicate", "vault"])]
         subject: String,
         /// Passed on to the benchmark
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use highwater_tests::{Arena, Daemon, Site, SiteOptions, command};
 
+use crate::cpu;
 use crate::results::Series;
 
 /// Collector and agent, the agent telling where its freezes' time goes.
-fn install(arena: &Arena) -> Result<Site> {
+fn install(arena: &Arena, capture: Vec<String>) -> Result<Site> {
     // Its records lie on a tmpfs, as in real life.
     let run = run_dir();
     // What an installation before noted there of its vault is not true of this one.
@@ -22,6 +23,7 @@ fn install(arena: &Arena) -> Result<Site> {
         copy_frozen: false,
         // The configuration ends with this table, so another can follow it.
         tracking: vec!["[log]".into(), "level = \"debug\"".into()],
+        capture,
         ..SiteOptions::default()
     };
     let mut site = Site::new(arena, &options)?;
@@ -30,8 +32,13 @@ fn install(arena: &Arena) -> Result<Site> {
     Ok(site)
 }
 
-/// Sees that only one installation lies in the arena at a time.
+/// In bitmap mode. Sees that only one installation lies in the arena at a time.
 pub fn fresh(arena: &Arena) -> Result<Site> {
+    fresh_capturing(arena, SiteOptions::default().capture)
+}
+
+/// The same, with these lines for the agent's `[capture]`.
+pub fn fresh_capturing(arena: &Arena, capture: Vec<String>) -> Result<Site> {
     for name in ["run", "vault", "collector", "state", "agent.toml", "agent.log", "collector.log"] {
         let path = arena.dir().join(name);
         let _ = if path.is_dir() && !path.is_symlink() {
@@ -40,7 +47,7 @@ pub fn fresh(arena: &Arena) -> Result<Site> {
             fs::remove_file(&path)
         };
     }
-    install(arena)
+    install(arena, capture)
 }
 
 /// Ends it, and tracking with it.
@@ -116,13 +123,16 @@ pub fn wait_logged(arena: &Arena, text: &str, times: usize, patience: Duration) 
 
 /// Processor time that a daemon has used so far, in user space and in the kernel, seconds.
 pub fn cpu_seconds(daemon: Option<&Daemon>) -> Result<f64> {
-    const TICKS_PER_SECOND: f64 = 100.0;
-    let stat = fs::read_to_string(format!("/proc/{}/stat", pid(daemon)?))?;
-    // The name, in brackets, may hold anything.
-    let (_, fields) = stat.rsplit_once(')').context("no name in stat")?;
-    let ticks: Vec<f64> = fields.split_whitespace().skip(11).take(2).filter_map(|f| f.parse().ok()).collect();
-    ensure!(ticks.len() == 2, "no times in stat");
-    Ok(ticks.iter().sum::<f64>() / TICKS_PER_SECOND)
+    cpu::of(&proc(daemon)?)
+}
+
+/// What its threads of these names have used of it.
+pub fn cpu_seconds_of(daemon: Option<&Daemon>, threads: &[&str]) -> Result<f64> {
+    cpu::threads(&proc(daemon)?, threads)
+}
+
+fn proc(daemon: Option<&Daemon>) -> Result<PathBuf> {
+    Ok(PathBuf::from(format!("/proc/{}", pid(daemon)?)))
 }
 
 /// Holds all threads of a daemon on these processors.

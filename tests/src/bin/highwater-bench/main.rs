@@ -1,4 +1,4 @@
-//! Measurements: `highwater-bench tracking|replicate|vault`, called by `cargo xtask bench`.
+//! Measurements: `highwater-bench tracking|capture|replicate|vault`, called by `cargo xtask bench`.
 //!
 //! What is compared is measured in turn in one run, so that what the machine does besides hits both alike: medians and
 //! spread of several rounds. The targets of the design stand beside and are never asserted: machines differ. The results go to
@@ -6,7 +6,10 @@
 
 mod agent;
 mod baseline;
+mod capture;
+mod cpu;
 mod ingest;
+mod load;
 mod programs;
 mod replicate;
 mod results;
@@ -17,12 +20,13 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 
-const USAGE: &str = "usage: cargo xtask bench tracking|replicate|vault [--rounds N] [--seconds N] [--part NAME] [--quick]\n\n\
+const USAGE: &str = "usage: cargo xtask bench tracking|capture|replicate|vault [--rounds N] [--seconds N] [--part NAME] [--quick]\n\n\
     --rounds N    rounds of everything that is compared (5; replicate: 3)\n\
     --seconds N   of each load (3)\n\
-    --part NAME   replicate: only throughput, ingest, freezes or large-disk\n\
+    --part NAME   capture: only writer, programs, rpo, churn or freezes\n\
+    \x20             replicate: only throughput, ingest, freezes or large-disk\n\
     \x20             vault: only ingest, read, open, merge, amplification, space or memory\n\
-    --quick       vault: tiny sizes, to see that it runs";
+    --quick       capture, vault: short or tiny, to see that it runs";
 
 /// Begins the hidden subject: a step of `vault` in a process of its own.
 const STEP: &str = "vault-step";
@@ -53,12 +57,13 @@ fn measure() -> Result<()> {
     }
     let mut choice = Choice { rounds: None, seconds: 3, part: None, quick: false };
     let parts: Vec<&str> = match subject.as_str() {
+        "capture" => capture::PARTS.iter().map(|(part, _)| *part).collect(),
         "replicate" => replicate::PARTS.iter().map(|(part, _)| *part).collect(),
         "vault" => vault::PARTS.iter().map(|(part, _)| *part).collect(),
         _ => Vec::new(),
     };
     while let Some(name) = arguments.next() {
-        if name == "--quick" && subject == "vault" {
+        if name == "--quick" && ["capture", "vault"].contains(&subject.as_str()) {
             choice.quick = true;
             continue;
         }
@@ -73,6 +78,7 @@ fn measure() -> Result<()> {
     }
     let results = match subject.as_str() {
         "tracking" => tracking::measure(&choice)?,
+        "capture" => capture::measure(&choice)?,
         "replicate" => replicate::measure(&choice)?,
         "vault" => vault::measure(&choice)?,
         _ => bail!(USAGE),

@@ -36,6 +36,9 @@ impl Series {
 
     /// Median and range, for people.
     pub fn told(&self, unit: &str) -> String {
+        if self.0.is_empty() {
+            return "none".to_owned();
+        }
         format!(
             "{} {unit} ({} to {})",
             short(self.median()),
@@ -81,10 +84,9 @@ impl Results {
     /// One row; it is shown at once too, since benchmarks take a while.
     pub fn row(&mut self, what: &str, series: &Series, unit: &str, target: &str) {
         eprintln!("  {what}: {}", series.told(unit));
-        let told = if series.values().len() == 1 {
-            format!("{} {unit}", short(series.median()))
-        } else {
-            series.told(unit)
+        let told = match series.values().len() {
+            0 | 2.. => series.told(unit),
+            1 => format!("{} {unit}", short(series.median())),
         };
         self.rows.push([what.to_owned(), told, target.to_owned()]);
         self.figures.push(json!({ "what": what, "unit": unit, "target": target, "figures": series.json() }));

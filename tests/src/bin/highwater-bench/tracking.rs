@@ -7,10 +7,10 @@ use anyhow::{Context, Result, ensure};
 use highwater_agent::device;
 use highwater_agent::tracker::{Options, Tracker};
 use highwater_delta::DiskId;
-use highwater_tests::{Arena, Backing, LoopDisk, command};
-use serde_json::Value;
+use highwater_tests::{Arena, Backing, LoopDisk};
 
 use crate::Choice;
+use crate::load::{self, RANDOM_4K, SEQUENTIAL_1M};
 use crate::programs::{self, Statistics};
 use crate::results::{Results, Series};
 
@@ -86,7 +86,7 @@ pub fn measure(choice: &Choice) -> Result<Results> {
     let arena = Arena::enter("bench-tracking")?;
     let disk = LoopDisk::new(Backing::Tmpfs, DISK_BYTES)?;
     // Every page of the disk is there before anything is measured.
-    fio(disk.path(), "write", "1M", choice.seconds)?;
+    load::write(disk.path(), SEQUENTIAL_1M, DISK_BYTES, choice.seconds)?;
     let mut iops: Vec<Series> = vec![Series::default(); WAYS.len()];
     let rounds = choice.rounds.unwrap_or(ROUNDS) as usize;
     for round in 0..rounds {
@@ -117,7 +117,7 @@ pub fn measure(choice: &Choice) -> Result<Results> {
 
 fn run(arena: &Arena, device: &Path, how: Option<(usize, bool)>, seconds: u32) -> Result<f64> {
     let mut tracking = how.map(|(copies, net)| Tracking::start(arena, device, copies, net)).transpose()?;
-    let iops = fio(device, "randwrite", "4k", seconds)?.0;
+    let iops = load::write(device, RANDOM_4K, DISK_BYTES, seconds)?.iops;
     if let (Some(tracking), Some((_, net))) = (&mut tracking, how) {
         tracking.check(net)?;
     }
@@ -137,7 +137,7 @@ fn time(
     let tracking = Tracking::start(arena, device, copies, net)?;
     let _statistics = Statistics::on()?;
     let before = programs::read(&tracking.bpf_dir)?;
-    let (_, writes) = fio(device, "randwrite", "4k", seconds)?;
+    let writes = load::write(device, RANDOM_4K, DISK_BYTES, seconds)?.writes;
     let after = programs::read(&tracking.bpf_dir)?;
     let way = format!(
         "{copies} {}, {}",
@@ -161,24 +161,4 @@ fn time(
     }
     results.row(&format!("{way}: in all, each write"), &all_ns.into(), "ns", target);
     Ok(())
-}
-
-/// IOPS and writes. The buffers stay the same: refilling them would hide what is measured.
-fn fio(device: &Path, pattern: &str, block: &str, seconds: u32) -> Result<(f64, u64)> {
-    let mut arguments: Vec<String> =
-        ["--name=bench", "--output-format=json", "--direct=1", "--ioengine=libaio"]
-            .into_iter()
-            .chain(["--iodepth=32", "--norandommap=1", "--time_based=1", "--randrepeat=0"])
-            .map(str::to_owned)
-            .collect();
-    arguments.push(format!("--filename={}", device.display()));
-    arguments.push(format!("--rw={pattern}"));
-    arguments.push(format!("--bs={block}"));
-    arguments.push(format!("--size={DISK_BYTES}"));
-    arguments.push(format!("--runtime={seconds}"));
-    let said = command::run("fio", &arguments)?;
-    let report: Value = serde_json::from_str(&said[said.find('{').context("fio printed no report")?..])?;
-    let write = &report["jobs"][0]["write"];
-    let iops = write["iops"].as_f64().context("fio's report lacks the rate")?;
-    Ok((iops, write["total_ios"].as_u64().context("fio's report lacks the count")?))
 }
