@@ -27,6 +27,9 @@ const SECTOR: usize = 512;
 const SECTORS_MAX: u64 = 128;
 const MAGIC: u64 = u64::from_le_bytes(*b"HWCHAIN1");
 
+/// When each of a writer's writes began and ended, by the shared clock.
+type Times = Vec<(u64, u64)>;
+
 /// How the writers write.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -107,7 +110,7 @@ impl Plan {
 pub struct Chains {
     plan: Plan,
     stop: Arc<AtomicBool>,
-    writers: Vec<JoinHandle<Result<Vec<(u64, u64)>>>>,
+    writers: Vec<JoinHandle<Result<Times>>>,
 }
 
 impl Chains {
@@ -143,13 +146,7 @@ impl Drop for Chains {
     }
 }
 
-fn run(
-    plan: &Plan,
-    writer: u64,
-    files: &[File],
-    stop: &AtomicBool,
-    clock: &AtomicU64,
-) -> Result<Vec<(u64, u64)>> {
+fn run(plan: &Plan, writer: u64, files: &[File], stop: &AtomicBool, clock: &AtomicU64) -> Result<Times> {
     let mut buffer = Aligned::zeroed(SECTORS_MAX as usize * SECTOR);
     let mut times = vec![];
     while !stop.load(Ordering::Acquire) {
@@ -172,7 +169,7 @@ fn run(
 pub struct History {
     plan: Plan,
     /// Of each writer: when each of its writes began and ended.
-    writers: Vec<Vec<(u64, u64)>>,
+    writers: Vec<Times>,
 }
 
 impl History {

@@ -1,7 +1,7 @@
 //! The thread that takes records out of the ring, and the one that reads what the stream tells in part only.
 //!
 //! **Nobody wakes the reader**, since a wake-up for each record would cost as much as the record: it looks every 100 µs while there
-//! is something, and ever more rarely, down to a hundred times a second, while there is nothing. Without a stream to
+//! is much, and ever more rarely, down to a hundred times a second, while there is little or nothing. Without a stream to
 //! assemble it sleeps.
 //!
 //! **Sealing.** A position that can be sealed comes by itself, unless blocks are written in part all the time: then the rest of some
@@ -41,6 +41,8 @@ use std::{
 const POLL: Duration = Duration::from_micros(100);
 /// Between looks when there has been nothing for a while.
 const POLL_IDLE: Duration = Duration::from_millis(10);
+/// A ring is not to be left alone for longer than writes of 4 GB a second need to fill it.
+const FILL_BYTES_PER_NS: u64 = 4;
 /// Bytes taken out of the ring before others may look at what came of it.
 const BURST_BYTES: usize = 1 << 20;
 /// Reads of single blocks under way at once.
@@ -294,6 +296,8 @@ impl Drop for StreamReader {
 /// The stream's thread.
 fn read(shared: &Shared, mut ring: Ring, fetch: &Sender<Order>) {
     let mut pause = POLL;
+    let longest =
+        Duration::from_nanos(shared.producer.size_bytes() / FILL_BYTES_PER_NS).clamp(POLL, POLL_IDLE);
     let (mut aged, mut drained, mut quiet_since) = (0, 0, 0);
     let mut gone_on_to = StreamPosition::default();
     while !shared.stopped() {
@@ -316,7 +320,7 @@ fn read(shared: &Shared, mut ring: Ring, fetch: &Sender<Order>) {
         let stop_at =
             sealing.map(|wanted| wanted.max(gone_on_to)).filter(|_| assembler.clean() < assembler.applied());
         let taken = burst(assembler, &mut ring, now, stop_at);
-        if taken {
+        if taken > 0 {
             quiet_since = now;
         }
         if stop_at.is_some()
@@ -358,18 +362,19 @@ fn read(shared: &Shared, mut ring: Ring, fetch: &Sender<Order>) {
         }
         drop(state);
         ring.release();
-        if taken {
+        if taken >= BURST_BYTES {
             pause = POLL;
-        } else {
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(POLL_IDLE);
+            continue;
         }
+        std::thread::sleep(pause);
+        // The less there was, the rarer it is looked; somebody who waits is not to wait for that.
+        pause = if sealing.is_some() || taken > BURST_BYTES / 4 { POLL } else { (pause * 2).min(longest) };
     }
 }
 
-/// Takes records out of the ring while there are some and there is room; whether there was any. Stops at a position behind
+/// Takes records out of the ring while there are some and there is room; answers their bytes. Stops at a position behind
 /// `stop_at` that waits for nothing but reads of blocks.
-fn burst(assembler: &mut Assembler, ring: &mut Ring, now: Tick, stop_at: Option<StreamPosition>) -> bool {
+fn burst(assembler: &mut Assembler, ring: &mut Ring, now: Tick, stop_at: Option<StreamPosition>) -> usize {
     let mut bytes = 0;
     let stops = |assembler: &Assembler| {
         stop_at.is_some_and(|at| assembler.applied() >= at) && assembler.waits_for_reads_only()
@@ -382,7 +387,7 @@ fn burst(assembler: &mut Assembler, ring: &mut Ring, now: Tick, stop_at: Option<
         }
     }
     assembler.advance(ring.position());
-    bytes > 0
+    bytes
 }
 
 /// Whether no record up to `until`, none of which is applied yet, changes a block whose rest was read. `None`: not all of them are

@@ -7,8 +7,8 @@
 
 use super::super::{Engine, point::PointError};
 use crate::{
-    capture::{CaptureError, Loss, Tap},
-    tracker::Beside,
+    capture::{CaptureError, Loss, StreamPosition, Tap},
+    tracker::{Beside, EpochEnd},
 };
 use highwater_delta::DiskId;
 use std::time::{Duration, Instant};
@@ -31,34 +31,47 @@ impl Beside for Window<'_> {
     }
 }
 
+/// A window that was closed, and proved; its bits are yet to be explained.
+pub(super) struct Ended {
+    bits: Vec<(DiskId, usize, u64)>,
+    epoch: EpochEnd,
+    position: StreamPosition,
+    started: Instant,
+}
+
 impl Engine {
-    /// Ends the epoch and the window. An error says that the stream is not to be believed, or cannot be told.
-    pub(super) fn ordered_epoch(&mut self) -> Result<(), PointError> {
+    /// Ends the epoch and the window. An error says that the stream is not to be believed; the ledgers know nothing of the bits then,
+    /// and have to be made anew from what is pending.
+    pub(super) fn end_window(&mut self) -> Result<Ended, PointError> {
         let started = Instant::now();
         let Some(live) = self.ordered.live.as_mut() else { return Err(PointError::Disordered("gone")) };
         let mut window = Window { tap: &mut live.tap, begun: Ok(()), ended: None };
-        let mut bits: Vec<(DiskId, usize, u64)> = vec![];
+        let mut bits = vec![];
         let ended =
             self.tracker.end_epoch_beside(|id, index, word| bits.push((id, index, word)), &mut window);
         let (begun, lost) = (window.begun, window.ended);
-        // Whatever happened, no bit that was told may get lost: first as if nothing explained them.
-        let judged = match (&ended, begun, lost) {
-            (Ok(_), Ok(()), Some(Ok(None))) => {
-                let position = live.reader.position();
-                match live.reader.explain(position, EXPLAIN_MAX) {
-                    Some(explained) => Ok((position, explained)),
-                    None => Err(match live.tap.lost_so_far() {
-                        Ok(Some(loss)) => PointError::Lost(loss),
-                        _ => PointError::Disordered("the stream is not read"),
-                    }),
-                }
-            }
-            (_, _, Some(Ok(Some(loss)))) => Err(PointError::Lost(loss)),
-            (_, Err(error), _) | (_, _, Some(Err(error))) => Err(PointError::Capture(error)),
-            (_, _, None) | (Err(_), _, _) => Err(PointError::Disordered("the epoch could not be ended")),
+        let position = live.reader.position();
+        let epoch = ended?;
+        begun?;
+        match lost {
+            Some(Ok(None)) => Ok(Ended { bits, epoch, position, started }),
+            Some(Ok(Some(loss))) => Err(PointError::Lost(loss)),
+            Some(Err(error)) => Err(PointError::Capture(error)),
+            None => Err(PointError::Disordered("the window was not closed")),
+        }
+    }
+
+    /// Tells the ledgers of the bits: those that a record explains are covered, the others are to be read.
+    pub(super) fn explain_window(&mut self, ended: Ended) -> Result<(), PointError> {
+        let Some(live) = self.ordered.live.as_mut() else { return Err(PointError::Disordered("gone")) };
+        let explained = match live.reader.explain(ended.position, EXPLAIN_MAX) {
+            Some(explained) => explained,
+            None => match live.tap.lost_so_far()? {
+                Some(loss) => return Err(PointError::Lost(loss)),
+                None => return Err(PointError::Disordered("the stream is not read")),
+            },
         };
-        let explained = judged.as_ref().map(|(_, explained)| explained.as_slice()).unwrap_or_default();
-        for (id, index, word) in bits {
+        for (id, index, word) in ended.bits {
             let Some(disk) = self.disks.iter_mut().find(|d| d.id() == id) else { continue };
             let known = explained.iter().find(|(of, _)| *of == id);
             let covered = known.map_or(0, |(_, captured)| captured.granules(index, disk.shift)) & word;
@@ -69,10 +82,9 @@ impl Engine {
                 disk.ledger.marked(index, word & !covered);
             }
         }
-        self.epoch_ended(ended?, started)?;
-        let (position, _) = judged?;
+        self.epoch_ended(ended.epoch, ended.started)?;
         if let Some(streaming) = &mut self.ordered.streaming {
-            streaming.covered_to = position;
+            streaming.covered_to = ended.position;
         }
         Ok(())
     }

@@ -80,7 +80,10 @@ impl Engine {
     /// Makes it; whatever comes of it, the next one is due an interval later.
     pub(in crate::engine) fn make_ordered(&mut self, make: Make) {
         let started = Instant::now();
-        self.ordered.due = started + self.ordered.options.point_interval;
+        // Progress is no point: with it, the next point would be put off again and again.
+        if make != Make::Progress {
+            self.ordered.due = started + self.ordered.options.point_interval;
+        }
         if make == Make::Frozen {
             self.point_due = started + self.options.point_interval;
         }
@@ -127,7 +130,10 @@ impl Engine {
             .filter(|d| *d.state.state() == DiskState::WriteOrdered)
             .map(Disk::id)
             .collect();
-        let survey = self.survey_ordered(&members, make)?;
+        let surveyed = self.ordered.streaming.as_ref().and_then(|s| s.surveyed);
+        if surveyed.is_none_or(|at| at.elapsed() >= SURVEY_EVERY) {
+            self.survey_ordered(&members)?;
+        }
         let Link::Up(session) = &self.link else { return Err(SendError::LinkDown.into()) };
         let (queue, key) = (session.queue.clone(), session.key.clone());
         let (metrics, pulse) = (self.metrics.clone(), self.pulse.clone());
@@ -143,7 +149,7 @@ impl Engine {
             pulse: &pulse,
         };
         let mut begun = false;
-        let made = self.rounds_ordered(&open, &members, survey.as_ref(), make, &mut begun);
+        let made = self.rounds_ordered(&open, &members, make, &mut begun);
         let outcome = match made {
             Ok(outcome) => outcome,
             Err(error) => {
@@ -190,16 +196,7 @@ impl Engine {
     }
 
     /// What lies on the disks: known anew for each freeze, and now and then because of swap areas.
-    fn survey_ordered(&mut self, members: &[DiskId], make: Make) -> Result<Option<Survey>, PointError> {
-        let fresh = self
-            .ordered
-            .streaming
-            .as_ref()
-            .and_then(|s| s.surveyed)
-            .is_some_and(|at| at.elapsed() < SURVEY_EVERY);
-        if fresh && make != Make::Frozen {
-            return Ok(None);
-        }
+    fn survey_ordered(&mut self, members: &[DiskId]) -> Result<Survey, PointError> {
         let devices: Vec<_> = (self.disks.iter())
             .filter(|d| members.contains(&d.id()))
             .filter_map(|d| d.device.clone())
@@ -209,14 +206,13 @@ impl Engine {
         if let Some(streaming) = &mut self.ordered.streaming {
             streaming.surveyed = Some(Instant::now());
         }
-        Ok(Some(survey))
+        Ok(survey)
     }
 
     fn rounds_ordered(
         &mut self,
         open: &OpenDelta<'_>,
         members: &[DiskId],
-        survey: Option<&Survey>,
         make: Make,
         begun: &mut bool,
     ) -> Result<Outcome, PointError> {
@@ -230,10 +226,13 @@ impl Engine {
                 }
             }
             // Before the freeze, once without: what has gathered is sent, so that little is left to do.
-            let freeze = survey.filter(|_| make == Make::Frozen && round > 0);
-            let (marked, trouble) = match freeze {
-                Some(survey) => self.seal_frozen(survey)?,
-                None => (Some(self.seal(SEAL_MAX)?), None),
+            let freeze = make == Make::Frozen && round > 0;
+            let (marked, trouble) = if freeze {
+                // Rounds take their time: what was mounted meanwhile must be frozen too.
+                let survey = self.survey_ordered(members)?;
+                self.seal_frozen(&survey)?
+            } else {
+                (Some(self.seal(SEAL_MAX)?), None)
             };
             let Some(mut marked) = marked else { return Ok(Outcome::Progress(trouble)) };
             // Everything that is covered now lies before the position that was sealed.
@@ -242,12 +241,14 @@ impl Engine {
                 let shift = own.shift;
                 own.ledger.take_covered(open.delta, disk.doubtful.iter().map(|block| block >> shift));
             }
-            self.ordered_epoch()?;
+            let ended = self.end_window()?;
+            // Before the bits are explained, which takes the reader's coming to the window's end: what was sealed is in its way.
+            self.send_sealed(open, &mut marked, begun)?;
+            self.explain_window(ended)?;
             let ordered = |d: &Disk| *d.state.state() == DiskState::WriteOrdered;
             if !members.iter().all(|id| self.disks.iter().any(|d| d.id() == *id && ordered(d))) {
                 return Err(PointError::Suspect);
             }
-            self.send_sealed(open, &mut marked, begun)?;
             if make == Make::Progress || trouble.is_some() {
                 return Ok(Outcome::Progress(trouble));
             }
@@ -265,7 +266,7 @@ impl Engine {
                 let figures = self.ordered.figures().map(|(_, reader)| reader.figures());
                 tracing::debug!(round, unread, exact = marked.exact, ?figures, "the stream lacked something");
             }
-            if !lacking && (make == Make::Crash || freeze.is_some()) {
+            if !lacking && (make == Make::Crash || freeze) {
                 let committed = self.ordered.streaming.as_ref().and_then(|s| s.committed);
                 if !*begun && make == Make::Crash && committed.is_some_and(|at| at.elapsed() < IDLE) {
                     // Nothing has changed since the last point.

@@ -35,6 +35,7 @@ impl Work {
         let writers = |s: &Subject| if s.device.hook == Hook::Bio { WRITERS_OF_MEMORY } else { WRITERS };
         let raw = subjects.iter().enumerate().filter(|(at, _)| *at != ext4);
         let plan = Plan {
+            first_writer: 0,
             disks: chained.iter().map(|at| subjects[*at].path.clone()).collect(),
             writers: CHAINS,
             region_bytes: CHAIN_BYTES,
