@@ -233,6 +233,10 @@ impl Site {
             "[replication]\npoint-interval = \"{}\"\nretry-unit = \"20ms\"",
             options.point_interval
         )?;
+        if !options.replication.iter().any(|line| line.starts_with("compare-rate")) {
+            // Tests count what is read and asked.
+            writeln!(toml, "compare-rate = \"0B\"")?;
+        }
         for line in &options.replication {
             writeln!(toml, "{line}")?;
         }

@@ -26,10 +26,18 @@ fn wait_points(site: &Site, count: usize) -> Result<Vec<u64>> {
     }
 }
 
+/// How often write-ordered mode was left for want of something. On a machine with other work that can happen.
+fn lost(status: &serde_json::Value) -> Result<u64> {
+    let left = status["capture"]["left"].as_object().context("left")?;
+    Ok(left.iter().filter(|(kind, _)| *kind != "disks-changed").filter_map(|(_, times)| times.as_u64()).sum())
+}
+
 /// Chains of writes over these disks, protected from the first write on: every point is a state that a crash could have left.
 fn chains(arena: &Arena, disks: &[&Path], plan: Plan) -> Result<()> {
     let options = SiteOptions { copy_frozen: false, ..SiteOptions::ordered("1s") };
     let mut site = Site::new(arena, &options)?;
+    site.allow("write-ordered mode is left");
+    site.allow("no recovery point this time");
     site.start_agent()?;
     let chains = Chains::start(Plan { disks: disks.iter().map(|d| d.to_path_buf()).collect(), ..plan })?;
     let names: Vec<String> = (0..disks.len()).map(|at| format!("disk{at}")).collect();
@@ -47,8 +55,7 @@ fn chains(arena: &Arena, disks: &[&Path], plan: Plan) -> Result<()> {
     println!("{} writes, {checked} points, the last with {last}", history.writes());
     let status = site.status()?;
     println!("{:#}", status["capture"]);
-    let left = status["capture"]["left"].as_object().context("left")?;
-    ensure!(left.keys().all(|kind| kind == "disks-changed"), "{status:#}");
+    ensure!(lost(&status)? <= 2, "write-ordered mode is lost again and again: {status:#}");
     site.verify()?;
     site.stop_agent()
 }
@@ -93,6 +100,8 @@ fn chains_on_a_bio_based_disk() -> Result<()> {
 fn file_system(arena: &Arena, device: &Path, kind: FileSystem) -> Result<()> {
     let mounted = Mounted::make(kind, device)?;
     let mut site = Site::new(arena, &SiteOptions::ordered("1s"))?;
+    site.allow("write-ordered mode is left");
+    site.allow("no recovery point this time");
     site.start_agent()?;
     let loads = [FioKind::Direct, FioKind::Buffered, FioKind::Mmap];
     let running: Vec<_> = (loads.iter().enumerate())
@@ -130,7 +139,9 @@ fn file_system(arena: &Arena, device: &Path, kind: FileSystem) -> Result<()> {
         std::fs::File::open(disk.path())?.sync_all()?;
         kind.replay_and_check(disk.path()).with_context(|| format!("point {point}"))?;
     }
-    println!("{:#}", site.status()?["capture"]);
+    let status = site.status()?;
+    println!("{:#}", status["capture"]);
+    ensure!(lost(&status)? <= 2, "write-ordered mode is lost again and again: {status:#}");
     site.stop_agent()
 }
 

@@ -8,7 +8,7 @@
 //! **Limits:** `compare-rate` bytes a second, one question to the collector for each [`WINDOW_BLOCKS`]. Where it was is not kept over
 //! a restart: it begins at another place each time.
 
-use super::{Engine, Link, disk::Disk, state::DiskState};
+use super::{Engine, Link, disk::Disk, session::Patience, state::DiskState};
 use crate::{source::SourceError, tracker::Tracker};
 use highwater_delta::{BLOCK_BYTES, BlockRange, DiskId, StoredBlock};
 use std::{
@@ -21,6 +21,9 @@ const WINDOW_BLOCKS: u64 = 256;
 /// Looks at a block that differs, and the time between two of them.
 const LOOKS: u32 = 4;
 const LOOK_AFTER: Duration = Duration::from_millis(700);
+
+/// When it could not be told, it is tried again so much later.
+const NOT_NOW: Duration = Duration::from_secs(5);
 
 /// Where the comparison is.
 pub(super) struct Comparison {
@@ -44,7 +47,9 @@ impl Engine {
     /// Compares the next blocks, if it is time; false if there was nothing to do.
     pub(super) fn compare_some(&mut self) -> bool {
         let now = Instant::now();
-        if self.comparison.bytes_per_s == 0 || !matches!(self.link, Link::Up(_)) {
+        // A store that lags is not to be asked on top.
+        let idle = matches!(self.link, Link::Up(_)) && self.awaited.is_empty() && !self.has_work();
+        if self.comparison.bytes_per_s == 0 || !idle {
             return false;
         }
         let looks = !self.comparison.suspects.is_empty();
@@ -69,7 +74,7 @@ impl Engine {
             // The session ended, or the disk changed: later.
             None => {
                 self.comparison.suspects.clear();
-                self.comparison.next = now + LOOK_AFTER;
+                self.comparison.next = now + NOT_NOW;
                 return true;
             }
         };
@@ -86,6 +91,16 @@ impl Engine {
             self.comparison.look_at = Instant::now() + LOOK_AFTER;
         }
         true
+    }
+
+    /// Whether something else is to be done now.
+    pub(super) fn has_work(&self) -> bool {
+        let now = Instant::now();
+        !self.point_wanted.is_empty()
+            || !self.put_off.is_empty()
+            || (self.in_order() && now >= self.ordered.due)
+            || (now >= self.point_due && self.points_possible())
+            || self.ordered.is_pressed()
     }
 
     /// Where it goes on: the same disk, or the next one that can be compared.
@@ -130,7 +145,7 @@ impl Engine {
                 before.insert(block);
             }
         }
-        let known = self.known(id, blocks)?;
+        let known = self.known_within(id, blocks, Patience::Idle)?;
         let Link::Up(session) = &self.link else { return None };
         let key = session.key.clone();
         let pool = self.pool.clone();

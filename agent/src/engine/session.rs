@@ -14,6 +14,18 @@ use tokio::sync::mpsc;
 /// How long an answer to a question about hashes is waited for.
 const HASHES_MAX: Duration = Duration::from_secs(60);
 
+/// The same, where there is no need for it.
+const HASHES_IDLE_MAX: Duration = Duration::from_secs(2);
+
+/// How an answer is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// It is needed.
+    Long,
+    /// Only as long as there is nothing else to do.
+    Idle,
+}
+
 impl Engine {
     pub(super) fn on_link(&mut self, event: LinkEvent) {
         match event {
@@ -237,11 +249,21 @@ impl Engine {
 
     /// Asks the vault what it holds of these ranges.
     pub(super) fn known(&mut self, disk: DiskId, ranges: &[BlockRange]) -> Option<super::send::Known> {
+        self.known_within(disk, ranges, Patience::Long)
+    }
+
+    /// The same, with patience or without.
+    pub(super) fn known_within(
+        &mut self,
+        disk: DiskId,
+        ranges: &[BlockRange],
+        patience: Patience,
+    ) -> Option<super::send::Known> {
         let mut known = super::send::Known::new();
         for span in spans(ranges) {
             (self.asked, self.hashes) = (Some((disk, span)), None);
             let told = self.tell(AgentMessage::Hashes { disk, range: span });
-            let blocks = if told { self.await_hashes(span) } else { None };
+            let blocks = if told { self.await_hashes(span, patience) } else { None };
             self.asked = None;
             let blocks = blocks?;
             known.extend((span.start.0..span.end()).zip(blocks));
@@ -249,9 +271,13 @@ impl Engine {
         Some(known)
     }
 
-    fn await_hashes(&mut self, range: BlockRange) -> Option<Vec<StoredBlock>> {
-        let until = Instant::now() + HASHES_MAX;
-        while Instant::now() < until && matches!(self.link, Link::Up(_)) && !self.stopping() {
+    fn await_hashes(&mut self, range: BlockRange, patience: Patience) -> Option<Vec<StoredBlock>> {
+        let until = Instant::now() + if patience == Patience::Long { HASHES_MAX } else { HASHES_IDLE_MAX };
+        while Instant::now() < until
+            && (patience == Patience::Long || !self.has_work())
+            && matches!(self.link, Link::Up(_))
+            && !self.stopping()
+        {
             if let Some(blocks) = self.hashes.take() {
                 return Some(blocks).filter(|b| b.len() as u64 == range.count);
             }
