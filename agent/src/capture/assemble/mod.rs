@@ -13,7 +13,7 @@
 //! **What must be read again** ([`Assembler::take_again`]): blocks with two writes in flight to one sector, whose order only the
 //! device knows; writes that failed; writes whose completion was not seen; and completions of writes that the stream lacks.
 //! Until it has been, a sealed batch has the order of submission, and its caller keeps those blocks marked
-//! ([`Sealed::doubtful`]).
+//! ([`SealedDisk::doubtful`]).
 //!
 //! **Limits:** memory is bounded by the pool ([`Assembler::has_room_for`]), by what is in flight, and by a few bytes for each
 //! block of the batch.
