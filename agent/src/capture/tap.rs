@@ -118,7 +118,7 @@ impl Tap {
     /// still.
     ///
     /// # Errors
-    /// [`CaptureError::Bases`]: what was captured is not to be believed.
+    /// [`CaptureError::Bases`]: what was captured is not to be believed. Others: it could not be tried.
     pub fn verify(&mut self, reader: &StreamReader, device: &BlockDevice) -> Result<(), CaptureError> {
         let mut known = page::KnownPage::new().map_err(|e| CaptureError::kernel("lock a page", &e))?;
         self.object.attach_probe()?;
@@ -128,7 +128,10 @@ impl Tap {
         match reader.probed(VERIFY_MAX) {
             Some(content) if known.is(&content) => Ok(()),
             Some(_) => Err(CaptureError::Bases("a known page was read back with another content".into())),
-            None => Err(CaptureError::Bases("a known page was not read back".into())),
+            None => Err(CaptureError::Kernel {
+                what: "read a known page back".into(),
+                cause: "it did not come out of the ring in time".into(),
+            }),
         }
     }
 

@@ -238,9 +238,17 @@ impl Engine {
         }
         streaming.verified = Instant::now();
         if let Err(error) = live.tap.verify(&live.reader, device) {
+            let wrong = matches!(error, CaptureError::Bases(_));
+            let ids: Vec<DiskId> = streaming.disks.iter().map(|(id, _)| *id).collect();
             let error = error.operator();
             self.leave_order("unverified", &error.to_string());
-            self.ordered.unavailable = Some(error);
+            if wrong {
+                // What was stored since the last time may be wrong too, and is marked nowhere.
+                for id in ids {
+                    self.start_resync(id, error.to_string());
+                }
+                self.ordered.unavailable = Some(error);
+            }
         }
     }
 
