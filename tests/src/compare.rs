@@ -87,6 +87,27 @@ pub fn compare_devices(a: &Path, b: &Path, ignore: &[Range<u64>]) -> Result<Vec<
     Ok(differing)
 }
 
+/// How one block of two files differs, for a message: which bytes, and what begins there in both.
+///
+/// # Errors
+/// One of them cannot be read.
+pub fn difference(a: &Path, b: &Path, block: u64) -> Result<String> {
+    let read = |path: &Path| -> Result<Vec<u8>> {
+        let mut content = vec![0; BLOCK_BYTES as usize];
+        let count = File::open(path)?.read_at(&mut content, block * BLOCK_BYTES)?;
+        content.truncate(count);
+        Ok(content)
+    };
+    let (a, b) = (read(a)?, read(b)?);
+    let differing: Vec<usize> = (0..a.len().min(b.len())).filter(|at| a[*at] != b[*at]).collect();
+    let (Some(first), Some(last)) = (differing.first(), differing.last()) else {
+        return Ok("no byte differs now".into());
+    };
+    let begins =
+        |content: &[u8]| content[*first..].iter().take(24).map(|b| format!("{b:02x}")).collect::<String>();
+    Ok(format!("{} bytes of {first}..={last}, first {} for {}", differing.len(), begins(&b), begins(&a)))
+}
+
 /// Fills the buffer from `offset`, up to the end. Direct reads must keep their length a multiple of the sector.
 fn read_at_most(file: &File, buffer: &mut Aligned, offset: u64, size: u64) -> Result<usize> {
     let want = usize::try_from(size - offset).unwrap_or(usize::MAX).min(buffer.len());

@@ -7,8 +7,10 @@
 use crate::{
     arena::Arena,
     command,
-    compare::{compare_devices, copy_device},
+    compare::{compare_devices, copy_device, difference},
     daemon::{Daemon, free_port, program},
+    free_space::only_free_differs,
+    mount::FileSystem,
 };
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
@@ -503,24 +505,46 @@ impl Site {
 
     /// Recovers a point and compares every disk of it, byte for byte, with the copy made under its freeze.
     pub fn assert_exact(&self, point: u64) -> Result<()> {
-        let compared = self.compare(point)?;
+        let compared = self.exact_disks(point)?;
         ensure!(compared == self.devices.len(), "point {point} has only {compared} disks");
         Ok(())
     }
 
     /// Answers how many disks the point has, all of them exact.
-    fn compare(&self, point: u64) -> Result<usize> {
+    fn exact_disks(&self, point: u64) -> Result<usize> {
+        self.compare(point, |frozen, recovered, differing| {
+            let Some(first) = differing.first() else { return Ok(()) };
+            bail!(
+                "{} blocks differ from the frozen device, the first: {:?}; in it {}",
+                differing.len(),
+                &differing[..differing.len().min(8)],
+                difference(frozen, recovered, *first)?
+            );
+        })
+    }
+
+    /// The same for disks with a file system, of whose free space it is told only how many blocks differ (see [`free_space`]).
+    ///
+    /// [`free_space`]: crate::free_space
+    pub fn assert_exact_in_use(&self, point: u64, kind: FileSystem) -> Result<usize> {
+        let mut free = 0;
+        let compared = self.compare(point, |frozen, recovered, differing| {
+            free += only_free_differs(kind, frozen, recovered, differing)?;
+            Ok(())
+        })?;
+        ensure!(compared == self.devices.len(), "point {point} has only {compared} disks");
+        Ok(free)
+    }
+
+    /// Hands over the frozen copy and the recovered image of each disk, and the blocks that differ. Answers how many disks the point has.
+    fn compare(&self, point: u64, mut each: impl FnMut(&Path, &Path, &[u64]) -> Result<()>) -> Result<usize> {
         let recovered = self.recover(point)?;
         let copy = self.frozen_copy(point)?;
         let in_point: Vec<&String> = self.devices.keys().filter(|n| recovered.image(n).exists()).collect();
         for name in &in_point {
-            let differing = compare_devices(&copy.join(name), &recovered.image(name), &[])?;
-            ensure!(
-                differing.is_empty(),
-                "point {point}: {} blocks of {name} differ from the frozen device, the first: {:?}",
-                differing.len(),
-                &differing[..differing.len().min(8)]
-            );
+            let (frozen, image) = (copy.join(name), recovered.image(name));
+            let differing = compare_devices(&frozen, &image, &[])?;
+            each(&frozen, &image, &differing).with_context(|| format!("point {point}, disk {name}"))?;
         }
         Ok(in_point.len())
     }

@@ -69,7 +69,7 @@ impl Site {
         let points = self.points()?;
         let (last, earlier) = points.split_last().context("no points")?;
         for (point, _) in earlier {
-            let disks = self.compare(*point)?;
+            let disks = self.exact_disks(*point)?;
             ensure!(disks > 0, "point {point} is empty");
         }
         self.assert_exact(last.0)?;
