@@ -75,7 +75,7 @@ pub unsafe fn queue(ctx: &BtfTracePointContext, copy: u32) {
         dev,
         class: class as u32,
         seen: 0,
-        reserved: 0,
+        scattered: 0,
     };
     if INFLIGHT.insert(bio, note, 0).is_err() {
         count.inflight_full += 1;

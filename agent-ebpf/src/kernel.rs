@@ -1,7 +1,8 @@
 //! What is read of the kernel's structures, and what its operation codes mean (include/linux/blk_types.h).
 
 use crate::maps::offset;
-use core::ptr::read_volatile;
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
+use core::{ffi::c_void, ptr::read_volatile};
 
 /// Reads a member of a structure behind a pointer that the verifier knows by its BTF type.
 ///
@@ -11,6 +12,22 @@ use core::ptr::read_volatile;
 pub unsafe fn load<T: Copy>(base: u64, offset: u32) -> T {
     // SAFETY: see above.
     unsafe { read_volatile((base as *const u8).add(offset as usize).cast::<T>()) }
+}
+
+/// Reads a member of a structure at an address that the verifier does not know the type of. What could not be read is the type's
+/// default, and `failed` 1.
+///
+/// # Safety
+/// None to speak of: a bad address is an error.
+#[inline(always)]
+pub unsafe fn peek<T: Copy + Default>(base: u64, offset: u32, failed: &mut u64) -> T {
+    let mut value = T::default();
+    let from = (base + u64::from(offset)) as *const c_void;
+    // SAFETY: the destination is as long as what is read; a bad address is an error, not a fault.
+    if unsafe { bpf_probe_read_kernel((&raw mut value).cast(), size_of::<T>() as u32, from) } != 0 {
+        *failed = 1;
+    }
+    value
 }
 
 /// REQ_OP_DISCARD.

@@ -21,6 +21,7 @@ mod bio;
 mod kernel;
 mod maps;
 mod mark;
+mod ranges;
 mod request;
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};

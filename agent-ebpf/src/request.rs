@@ -8,6 +8,9 @@
 //! shown: its range is marked then, late, but after the change. User space does the same for notes that are left when
 //! nothing is in flight. (A note is "taken away" by marking it as seen.)
 //!
+//! **Discards of several ranges.** One request can discard as many ranges as its device takes at once (NVMe: 256), merged from bios
+//! that need not lie side by side; its sector is the first one's, its length the sum (`ranges`).
+//!
 //! With the net, a copy that finds its event noted as shown to a copy before has nothing left to do: that one marked it. So
 //! each event is counted once, and the copies after the first cost little.
 
@@ -15,6 +18,7 @@ use crate::{
     kernel::{OP_DISCARD, OP_DRV_OUT, changes, load, operation, whole_disk},
     maps::{ISSUED, TARGETS, counters, net, offset},
     mark::mark,
+    ranges,
 };
 use aya_ebpf::{helpers::bpf_ktime_get_ns, programs::BtfTracePointContext};
 use aya_log_ebpf::{debug, warn};
@@ -73,8 +77,14 @@ pub unsafe fn complete(ctx: &BtfTracePointContext, copy: u32) {
         return;
     }
     let sectors = (u64::from(bytes) + 511) >> 9;
-    // SAFETY: passed on.
-    if !unsafe { mark(target, sector, sectors) } {
+    let marked = if op == OP_DISCARD {
+        // SAFETY: passed on.
+        unsafe { ranges::mark_discard(target, request, sector, sectors) }
+    } else {
+        // SAFETY: passed on.
+        unsafe { mark(target, sector, sectors) }
+    };
+    if !marked {
         count.unmarked += 1;
         warn!(ctx, "device {}: no bitmap for sector {}", dev, sector);
     }
@@ -163,7 +173,7 @@ unsafe fn settle(
                 && old.dev == dev
             {
                 // SAFETY: passed on.
-                if !unsafe { mark(target, old.sector, (old.bytes + 511) >> 9) } {
+                if !unsafe { mark_note(target, &old) } {
                     count.unmarked += 1;
                 }
                 let class = if old.class == class::DISCARD as u32 { class::DISCARD } else { class::WRITE };
@@ -179,11 +189,22 @@ unsafe fn settle(
                 dev,
                 class: class as u32,
                 seen: 1,
-                reserved: 0,
+                // It is over: nobody marks by this note any more.
+                scattered: 0,
             };
             note_down(old, request, note)
         }
     }
+}
+
+/// Marks what a note tells, late. False: not all of it is known, or a bitmap was too small.
+///
+/// # Safety
+/// As for [`mark`].
+#[inline(always)]
+unsafe fn mark_note(target: &Target, note: &Issued) -> bool {
+    // SAFETY: passed on.
+    note.scattered == 0 && unsafe { mark(target, note.sector, (note.bytes + 511) >> 9) }
 }
 
 /// One issue.
@@ -212,7 +233,7 @@ pub unsafe fn issue(ctx: &BtfTracePointContext, copy: u32) {
             dev,
             class: if op == OP_DISCARD { class::DISCARD as u32 } else { class::WRITE as u32 },
             seen: 0,
-            reserved: 0,
+            scattered: (op == OP_DISCARD && ranges::is_scattered(request)).into(),
         }
     };
     let place = ISSUED.get_ptr_mut(request);
@@ -221,7 +242,7 @@ pub unsafe fn issue(ctx: &BtfTracePointContext, copy: u32) {
         // The same start: issued again after a requeue, not ended yet.
         if old.seen == 0 && old.started_ns != note.started_ns && old.dev == dev {
             // SAFETY: passed on.
-            if !unsafe { mark(target, old.sector, (old.bytes + 511) >> 9) } {
+            if !unsafe { mark_note(target, &old) } {
                 count.unmarked += 1;
             }
             let class = if old.class == class::DISCARD as u32 { class::DISCARD } else { class::WRITE };

@@ -5,11 +5,12 @@
 //! block read again, and loses nothing.
 
 use crate::{
-    kernel::{OP_DRV_OUT, changes, load, operation, whole_disk},
+    kernel::{OP_DISCARD, OP_DRV_OUT, changes, load, operation, peek, whole_disk},
     maps::{CAPTURE_COUNTERS, CAPTURED, offset},
     walk::put_header,
 };
-use aya_ebpf::programs::BtfTracePointContext;
+use aya_ebpf::{helpers::generated::bpf_loop, programs::BtfTracePointContext};
+use core::ffi::c_void;
 use highwater_abi::stream::{Header, kind};
 
 /// A completed range of a request.
@@ -30,18 +31,63 @@ pub unsafe fn request(ctx: &BtfTracePointContext, copy: u32) {
     // SAFETY: `struct request *`.
     let (sector, bio): (u64, u64) =
         unsafe { (load(request, offset!(request_sector)), load(request, offset!(request_bio))) };
-    put(
-        copy,
-        Header {
-            at: sector << 9,
-            bio,
-            dev,
-            bytes,
-            kind: kind::COMPLETE,
-            more: 0,
-            flags: u32::from(status) | op << 8,
-        },
-    );
+    let header = Header {
+        at: sector << 9,
+        bio,
+        dev,
+        bytes,
+        kind: kind::COMPLETE,
+        more: 0,
+        flags: u32::from(status) | op << 8,
+    };
+    // SAFETY: `struct bio *`; no bio reads as no bytes.
+    if op == OP_DISCARD && unsafe { load::<u32>(bio, offset!(bio_size)) } != bytes {
+        let mut ranges = Ranges { header, bio, left: bytes, copy };
+        // SAFETY: the context outlives the call.
+        unsafe {
+            bpf_loop(BIOS_MAX, discarded as *mut c_void, (&raw mut ranges).cast(), 0);
+        }
+        return;
+    }
+    put(copy, header);
+}
+
+/// More than any request has.
+const BIOS_MAX: u32 = 1 << 16;
+
+/// A walk over the ranges of a discard, one a bio, which need not lie side by side.
+struct Ranges {
+    header: Header,
+    bio: u64,
+    /// Bytes that have completed and are not told yet.
+    left: u32,
+    copy: u32,
+}
+
+unsafe extern "C" fn discarded(_: u64, context: *mut c_void) -> i64 {
+    // SAFETY: bpf_loop hands over what `request` gave it.
+    let walk = unsafe { &mut *context.cast::<Ranges>() };
+    if walk.left == 0 || walk.bio == 0 {
+        return 1;
+    }
+    let mut failed = 0;
+    // SAFETY: `struct bio *`.
+    let (sector, bytes, next): (u64, u32, u64) = unsafe {
+        (
+            peek(walk.bio, offset!(bio_sector), &mut failed),
+            peek(walk.bio, offset!(bio_size), &mut failed),
+            peek(walk.bio, offset!(bio_next), &mut failed),
+        )
+    };
+    if failed != 0 || bytes == 0 {
+        // What is not told seems to be in flight for a while.
+        return 1;
+    }
+    let done = if bytes < walk.left { bytes } else { walk.left };
+    put(walk.copy, Header { at: sector << 9, bio: walk.bio, bytes: done, ..walk.header });
+    walk.left -= done;
+    walk.bio = next;
+    0
 }
 
 /// A completed bio. Its range is gone by now.

@@ -67,7 +67,7 @@ fn offsets(kernel: &Kernel) -> Result<CaptureOffsets, BtfError> {
         bio_done: at("bio.bi_iter.bi_bvec_done")
             .or_else(|old| at("bio.bi_iter.bi_offset").map_err(|_| old))?,
         page_struct_bytes: btf.size("page")?,
-        reserved: 0,
+        bio_next: at("bio.bi_next")?,
     })
 }
 
@@ -105,6 +105,7 @@ mod tests {
                 "bio",
                 128,
                 vec![
+                    ("bi_next", 0, None),
                     ("bi_bdev", 8, None),
                     ("bi_opf", 16, None),
                     ("bi_status", 25, None),

@@ -47,6 +47,8 @@ const FILL_BYTES_PER_NS: u64 = 4;
 const BURST_BYTES: usize = 1 << 20;
 /// Reads of single blocks under way at once.
 const READERS: usize = 4;
+/// Blocks apart so far are read at once: one long read costs less than several short ones.
+const GAP_BLOCKS: u64 = 31;
 /// The longest record.
 const RECORD_BYTES_MAX: usize = 65536;
 /// A write that was not seen to complete for so long is taken to be over, and read again.
@@ -257,6 +259,12 @@ impl StreamReader {
     pub fn doubtful(&self) -> usize {
         self.shared.lock().assembler.as_ref().map_or(0, Assembler::doubtful)
     }
+    /// See [`Assembler::will_read`].
+    pub fn will_read(&self, disk: DiskId, ranges: &[BlockRange]) {
+        if let Some(assembler) = &mut self.shared.lock().assembler {
+            assembler.will_read(disk, ranges);
+        }
+    }
     /// See [`Assembler::forget`].
     pub fn forget(&self, disk: DiskId, ranges: &[BlockRange]) {
         if let Some(assembler) = &mut self.shared.lock().assembler {
@@ -457,8 +465,9 @@ fn read_blocks(
     wanted: &[Wanted],
     buffers: &Arc<BufferPool>,
 ) -> Result<BTreeMap<u64, Box<[u8; BLOCK_BYTES]>>, SourceError> {
-    let mut ranges = Ranges::default();
-    wanted.iter().for_each(|w| ranges.insert(w.block, w.block + 1 + w.ahead));
+    let mut asked = Ranges::default();
+    wanted.iter().for_each(|w| asked.insert(w.block, w.block + 1 + w.ahead));
+    let ranges = asked.joined(GAP_BLOCKS);
     let readers = if wanted.len() > 1 { READERS } else { 1 };
     let reader = SourceReader::open_with_pool(device, readers, buffers.clone())?;
     let mut job = reader.read_ranges(ranges.iter().collect::<Vec<_>>());
@@ -466,7 +475,9 @@ fn read_blocks(
     while let Some(run) = job.next_blocking() {
         let run = run?;
         for (number, content) in (run.range.start.0..).zip(run.buffer.as_chunks::<BLOCK_BYTES>().0) {
-            contents.insert(number, Box::new(*content));
+            if asked.contains(number) {
+                contents.insert(number, Box::new(*content));
+            }
         }
     }
     Ok(contents)

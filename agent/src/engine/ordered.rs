@@ -156,6 +156,12 @@ impl Ordered {
         self.streaming.is_some() && self.live.as_ref().is_some_and(|live| live.reader.is_pressed())
     }
 
+    /// Ranges of a disk are about to be read by the engine.
+    pub(super) fn will_read(&self, disk: DiskId, ranges: &[BlockRange]) {
+        if let (Some(_), Some(live)) = (&self.streaming, &self.live) {
+            live.reader.will_read(disk, ranges);
+        }
+    }
     /// Ranges of a disk were read by the engine: no earlier position is a state of it now.
     pub(super) fn was_read(&mut self, disk: DiskId, ranges: &[BlockRange]) {
         if let (Some(streaming), Some(live)) = (&mut self.streaming, &self.live) {

@@ -310,6 +310,7 @@ impl Engine {
         let taken = disk.ledger.take(open.delta, 0, u64::MAX);
         let ranges = disk.blocks(&taken);
         open.expect(&ranges);
+        self.ordered.will_read(id, &ranges);
         let job = reader.read_ranges(ranges.clone());
         open.send(id, job, None)?;
         self.ordered.was_read(id, &ranges);

@@ -59,6 +59,7 @@ impl Engine {
         let reader = reader.map_err(|e| SendError::Source(id, e))?;
         self.pulse.work();
         let blocks = ranges.clone();
+        self.ordered.will_read(id, &blocks);
         let job = reader.read_ranges(ranges);
         let open = OpenDelta {
             delta,

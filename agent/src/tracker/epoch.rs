@@ -259,7 +259,10 @@ impl Tracker {
         for (_, note) in &notes {
             for slot in self.slots.values().filter(|s| s.record.dev == dev) {
                 let mut tell = |index, bits| each(slot.record.disk, index, bits);
-                slot.mark_sectors(note.sector, note.bytes >> 9, &mut tell);
+                // Of a request with several ranges the note has only the first: which were discarded nobody knows any more.
+                let (from, count) =
+                    if note.scattered == 0 { (note.sector, note.bytes >> 9) } else { (0, u64::MAX) };
+                slot.mark_sectors(from, count, &mut tell);
             }
         }
         notes.retain(|(noted, _)| self.hauled.iter().all(|hauled| hauled.noted != *noted));

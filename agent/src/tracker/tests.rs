@@ -228,6 +228,30 @@ fn a_life_that_ends_before_its_record_leaves_the_net_as_it_was() {
 /// The address of a forged note.
 const FORGED: u64 = 0xffff_8880_0000_0000;
 
+/// A request that discarded several ranges, whose end was not shown: nobody knows which they were.
+#[test]
+fn what_a_scattered_note_stands_for_is_everything() {
+    let Some(disk) = Loop::new(1 << 20) else { return };
+    let pins = Pins::new("net-scattered");
+    let id = DiskId::new();
+    let Some(mut tracker) = pins.tracker() else { return };
+    tracker.protect(id, &disk.device).unwrap();
+    write_hidden(&mut tracker, &disk);
+    let dev = disk.device.whole_kernel_dev();
+    let note = highwater_abi::Issued {
+        sector: 40,
+        bytes: 8192,
+        started_ns: 1,
+        issued_ns: 1,
+        dev,
+        scattered: 1,
+        ..Default::default()
+    };
+    tracker.object.forge(FORGED, note);
+    assert_eq!(blocks(&mut tracker, id).0, (0..256).collect::<Vec<_>>());
+    tracker.detach().unwrap();
+}
+
 /// The request of a note is used again after it was counted, before it is taken away: the issue program counts it then.
 #[test]
 fn a_note_that_is_used_again_counts_once() {

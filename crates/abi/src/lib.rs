@@ -8,7 +8,7 @@ pub mod stream;
 
 /// Changes with every change of a map's meaning; part of the pin directory's name, so that an agent never takes
 /// over programs and maps it does not understand.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// Most copies of each program.
 pub const COPIES_MAX: usize = 6;
@@ -91,7 +91,7 @@ pub struct Counters {
     /// Bio-based only: a completion without an entry in the table: a split part, or submitted before tracking began.
     pub orphans: u64,
     /// Writes that a bitmap was too small for, or whose bitmap was missing, and changes without a range (a zone's
-    /// reset): the bitmap is not to be trusted.
+    /// reset) or whose ranges are not known any more: the bitmap is not to be trusted.
     pub unmarked: u64,
     /// Request-based only, written by the issue program alone: completions that no copy was shown, found when their
     /// request was used again; their sectors, by class.
@@ -109,9 +109,9 @@ pub struct Counters {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Issued {
-    /// First sector.
+    /// First sector: of the first range, where a request discards several.
     pub sector: u64,
-    /// Bytes.
+    /// Bytes: of all ranges together.
     pub bytes: u64,
     /// `request.start_time_ns`: tells a request from the next one in the same memory; 0 for a bio.
     pub started_ns: u64,
@@ -125,8 +125,8 @@ pub struct Issued {
     pub class: u32,
     /// Not 0 once a completion program has seen its end.
     pub seen: u32,
-    /// 0.
-    pub reserved: u32,
+    /// Not 0 where a request discards several ranges, so that `sector` and `bytes` do not tell which.
+    pub scattered: u32,
 }
 
 /// Where the members lie that the programs read, looked up in the running kernel's BTF before the programs are loaded.
@@ -144,6 +144,8 @@ pub struct Offsets {
     pub request_data_len: u32,
     /// `request.start_time_ns`
     pub request_start_time: u32,
+    /// `request.bio`
+    pub request_bio: u32,
     /// `request_queue.disk`
     pub queue_disk: u32,
     /// `gendisk.part0`
@@ -152,6 +154,8 @@ pub struct Offsets {
     pub bdev_dev: u32,
     /// `block_device.bd_disk`
     pub bdev_disk: u32,
+    /// `bio.bi_next`
+    pub bio_next: u32,
     /// `bio.bi_bdev`
     pub bio_bdev: u32,
     /// `bio.bi_opf`

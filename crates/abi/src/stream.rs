@@ -158,6 +158,6 @@ pub struct CaptureOffsets {
     pub bio_done: u32,
     /// Bytes of a `struct page`.
     pub page_struct_bytes: u32,
-    /// 0.
-    pub reserved: u32,
+    /// `bio.bi_next`
+    pub bio_next: u32,
 }

@@ -70,7 +70,7 @@ impl InFlight {
         }
         if !goes_on {
             // A bio that is used again has ended, shown or not.
-            self.completed_bio(bio, |_| ());
+            self.completed_bio(bio);
         }
         let range = self.bios.entry(bio).or_insert((from, to));
         *range = (range.0.min(from), range.1.max(to));
@@ -213,18 +213,17 @@ impl InFlight {
         left
     }
 
-    /// A bio has completed. Tells the blocks that it lay in.
-    pub fn completed_bio(&mut self, bio: u64, mut each: impl FnMut(u64)) {
-        let Some((from, to)) = self.bios.remove(&bio) else { return };
+    /// A bio has completed. Answers in which bytes it lay, if it was known.
+    pub fn completed_bio(&mut self, bio: u64) -> Option<(u64, u64)> {
+        let (from, to) = self.bios.remove(&bio)?;
         let before = self.wide.len();
         self.wide.retain(|w| w.bio != bio);
-        if self.wide.len() != before {
-            return each(from / 4096);
+        if self.wide.len() == before {
+            for block in from / 4096..to.div_ceil(4096) {
+                self.remove(block, |e| e.bio == bio);
+            }
         }
-        for block in from / 4096..to.div_ceil(4096) {
-            self.remove(block, |e| e.bio == bio);
-            each(block);
-        }
+        Some((from, to))
     }
 
     fn remove(&mut self, block: u64, over: impl Fn(&Entry) -> bool) {
@@ -355,9 +354,8 @@ mod tests {
         f.submitted((8, false), (512, 8192), 1, false, |_, _| ());
         f.submitted((8, true), (8192, 8704), 1, false, |_, _| ());
         f.submitted((16, false), (8704, 9216), 2, false, |_, _| ());
-        let mut blocks = vec![];
-        f.completed_bio(8, |block| blocks.push(block));
-        assert_eq!(blocks, [0, 1, 2]);
+        assert_eq!(f.completed_bio(8), Some((512, 8704)));
+        assert_eq!(f.completed_bio(8), None);
         assert!(f.is_busy(2, 2) && !f.is_busy(2, 1) && !f.is_busy(0, 0xff));
         let mut stale = vec![];
         f.stale(3, |block| stale.push(block));

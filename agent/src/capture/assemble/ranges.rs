@@ -48,6 +48,18 @@ impl Ranges {
             }
         }
     }
+    /// The same and more: ranges that are at most `gap` blocks apart become one.
+    #[must_use]
+    pub fn joined(&self, gap: u64) -> Self {
+        let mut joined: Vec<(u64, u64)> = vec![];
+        for (&from, &to) in &self.0 {
+            match joined.last_mut() {
+                Some((_, end)) if from <= *end + gap => *end = to,
+                _ => joined.push((from, to)),
+            }
+        }
+        Self(joined.into_iter().collect())
+    }
     /// All of them, ascending.
     pub fn iter(&self) -> impl Iterator<Item = BlockRange> + '_ {
         self.0.iter().map(|(start, end)| BlockRange::new(*start, end - start))
@@ -72,6 +84,12 @@ mod tests {
                 let all: Vec<BlockRange> = ranges.iter().collect();
                 prop_assert!(all.windows(2).all(|w| w[0].end() < w[1].start.0), "disjoint and apart: {:?}", all);
                 prop_assert_eq!(all.iter().map(|r| r.count).sum::<u64>(), model.iter().filter(|h| **h).count() as u64);
+                let joined = ranges.joined(3);
+                let gaps: Vec<u64> = all.windows(2).map(|w| w[1].start.0 - w[0].end()).collect();
+                let near = gaps.iter().filter(|gap| **gap <= 3);
+                prop_assert_eq!(joined.iter().count() + near.clone().count(), all.len());
+                let count = joined.iter().map(|r| r.count).sum::<u64>();
+                prop_assert_eq!(count, all.iter().map(|r| r.count).sum::<u64>() + near.sum::<u64>());
             }
         }
     }
