@@ -6,6 +6,8 @@
 //! defeat a witness in each), and if no record was dropped or unreadable. Then the stream is complete up to every position that
 //! it had reached when `before` was called. The slots are emptied after the barrier: what an event left in one can mislead
 //! later events only as long as the window's own misses tell of it.
+//!
+//! The longer a window, the more copies were skipped in it: [`Tap::look`] closes it when half of them were.
 
 use super::{CaptureError, Layout, Ring, StreamReader, bases, bases::Found, object::Object, page};
 use crate::{
@@ -216,6 +218,21 @@ impl Tap {
         let before = std::mem::replace(&mut self.counted, now);
         let verdict = self.prover.end(self.closing.clone(), &after);
         Ok(counted_loss(&before, &now).or_else(|| (verdict == Verdict::Unproved).then_some(Loss::Skipped)))
+    }
+
+    /// Closes the window in between, while some copy still saw everything, if that may not be so for long any more. Otherwise as
+    /// [`Tap::lost_so_far`].
+    ///
+    /// # Errors
+    /// As for [`Tap::after`].
+    pub fn look(&mut self, barrier: &Barrier) -> Result<Option<Loss>, CaptureError> {
+        let now = self.object.misses()?;
+        if self.prover.clean(&now) * 2 > self.copies() {
+            return self.lost_so_far();
+        }
+        self.closing = now;
+        barrier.wait().map_err(|e| CaptureError::kernel("wait for running programs", &e))?;
+        self.after()
     }
 
     /// What the stream is known to lack before the window is closed: there is no use in waiting for its end.

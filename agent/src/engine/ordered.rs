@@ -206,6 +206,7 @@ impl Engine {
                 self.leave_order("disks-changed", "the disks that are captured changed");
             }
         }
+        self.look_for_losses();
         self.verify_capture();
         if self.ordered.streaming.is_some()
             || self.ordered.unavailable.is_some()
@@ -228,6 +229,21 @@ impl Engine {
             Err(error) => {
                 let kind = if let EnterError::Lost(loss) = &error { loss.as_str() } else { "not-entered" };
                 self.leave_order(kind, &error.to_string());
+            }
+        }
+    }
+
+    /// What is lost already need not be found only when the next point is made; and a window is proved while it can be.
+    fn look_for_losses(&mut self) {
+        let (Some(live), Some(_)) = (&mut self.ordered.live, &self.ordered.streaming) else { return };
+        match live.tap.look(&live.barrier) {
+            Ok(None) => {}
+            Ok(Some(loss)) => {
+                self.leave_order(loss.as_str(), &EnterError::Lost(loss).to_string());
+            }
+            Err(error) => {
+                let error = error.operator();
+                self.leave_order("unproved", &error.to_string());
             }
         }
     }

@@ -44,6 +44,13 @@ impl Prover {
         Self { opened }
     }
 
+    /// How many copies have missed nothing since the window was opened.
+    #[must_use]
+    pub fn clean(&self, now: &Misses) -> usize {
+        let same = self.opened.0.len() == now.0.len();
+        self.opened.0.iter().zip(&now.0).filter(|(opened, now)| same && opened == now).count()
+    }
+
     /// Ends an epoch. `before`: read before the bitmaps were replaced; `after`: read after the barrier.
     pub fn end(&mut self, before: Misses, after: &Misses) -> Verdict {
         let same = self.opened.0.len() == after.0.len();
@@ -65,6 +72,7 @@ mod tests {
     #[test]
     fn one_clean_copy_proves() {
         let mut p = Prover::new(m(&[5, 0, 2]));
+        assert_eq!((p.clean(&m(&[5, 0, 3])), p.clean(&m(&[5, 0])), p.clean(&m(&[5, 0, 2]))), (2, 0, 3));
         assert_eq!(p.end(m(&[6, 0, 3]), &m(&[7, 0, 4])), Verdict::Proved(1));
         assert_eq!(p.end(m(&[7, 1, 4]), &m(&[7, 1, 5])), Verdict::Unproved);
     }

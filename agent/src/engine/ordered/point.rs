@@ -307,7 +307,7 @@ impl Engine {
 
     /// Seals the stream where it is now.
     fn seal(&mut self, most: Duration) -> Result<Marked, PointError> {
-        let (Some(live), Some(streaming)) = (&self.ordered.live, &self.ordered.streaming) else {
+        let (Some(live), Some(streaming)) = (&mut self.ordered.live, &self.ordered.streaming) else {
             return Err(PointError::Disordered("gone"));
         };
         let at_least = streaming.floor.max(streaming.covered_to);
@@ -317,7 +317,7 @@ impl Engine {
                 break sealed;
             }
             // What was dropped may be what it waits for.
-            if let Some(loss) = live.tap.lost_so_far()? {
+            if let Some(loss) = live.tap.look(&live.barrier)? {
                 return Err(PointError::Lost(loss));
             }
             if Instant::now() >= until || live.reader.is_broken() {
