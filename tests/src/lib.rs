@@ -6,6 +6,7 @@
 
 pub mod arena;
 pub mod azurite;
+pub mod bpf_map;
 pub mod buffer;
 pub mod census;
 pub mod chain;
@@ -32,6 +33,7 @@ pub mod twin;
 
 pub use arena::Arena;
 pub use azurite::Azurite;
+pub use bpf_map::BpfMap;
 pub use census::Census;
 pub use chain::{Chains, Plan};
 pub use churn::Churn;

@@ -3,7 +3,8 @@
 
 use anyhow::{Result, ensure};
 use highwater_tests::{
-    Arena, Backing, Chains, LoopDisk, Plan, Random, Site, SiteOptions, compare_devices, metric, scrape,
+    Arena, Backing, BpfMap, Chains, LoopDisk, Plan, Random, Site, SiteOptions, compare_devices, metric,
+    scrape,
 };
 use std::{
     os::unix::fs::FileExt,
@@ -166,4 +167,38 @@ fn what_nobody_saw_is_healed() -> Result<()> {
         site.agent_command(&["detach", "--yes"])?;
     }
     Ok(())
+}
+
+/// The way of capture reads the wrong memory: a known page tells, nothing is captured any more, and what was stored is compared.
+#[test]
+fn memory_read_wrong_is_noticed() -> Result<()> {
+    let arena = Arena::enter("wrong")?;
+    let disk = LoopDisk::new(Backing::Tmpfs, 64 * MIB)?;
+    let usual = ["memory = \"64MiB\"", "point-interval = \"1s\"", "verify-interval = \"1s\""];
+    let (mut site, chains) = begin(&arena, disk.path(), &usual, Duration::from_millis(1))?;
+    site.allow("cannot be captured");
+    thread::sleep(Duration::from_secs(4));
+    ensure!(left(&site, "unverified")? == 0, "without a reason: {:#}", site.status()?);
+    let map = BpfMap::newest("BASES")?;
+    let mut bases: highwater_abi::stream::Bases = map.get(0)?;
+    bases.direct += 1 << 20;
+    map.set(0, bases)?;
+    let until = Instant::now() + Duration::from_secs(30);
+    while left(&site, "unverified")? == 0 {
+        ensure!(Instant::now() < until, "not noticed: {:#}", site.status()?);
+        thread::sleep(Duration::from_millis(100));
+    }
+    let history = chains.stop()?;
+    let point = site.point()?;
+    let status = site.status()?;
+    let unavailable = status["capture"]["unavailable"].as_str().unwrap_or_default();
+    ensure!(unavailable.contains("HW-1491"), "{unavailable}");
+    ensure!(site.disk_status("disk")?["state"] == "bitmap", "{status:#}");
+    let recovered = site.recover(point)?;
+    ensure!(
+        compare_devices(disk.path(), &recovered.image("disk"), &[])?.is_empty(),
+        "the last point differs"
+    );
+    ensure!(history.writes() > 500, "only {} writes", history.writes());
+    site.stop_agent()
 }

@@ -29,6 +29,8 @@ pub struct Capture {
     /// The ring's part of it, cut to a power of two; by default half of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ring: Option<ByteSize>,
+    /// How often a known page is read back through the way of capture.
+    pub verify_interval: Interval,
     /// Copies of the program; by default what the kernel needs. For tests of the proof.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub copies: Option<u32>,
@@ -52,6 +54,7 @@ impl Default for Capture {
             point_interval: Interval(Duration::from_secs(5)),
             memory: None,
             ring: None,
+            verify_interval: Interval(Duration::from_secs(60)),
             copies: None,
         }
     }
@@ -70,6 +73,7 @@ impl Capture {
             buffer_bytes: memory.saturating_sub(ring).max(RING_MIN),
             copies: self.copies.map(|copies| copies as usize),
             point_interval: self.point_interval.0,
+            verify_interval: self.verify_interval.0,
         }
     }
 }

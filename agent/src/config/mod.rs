@@ -421,7 +421,9 @@ mod tests {
     fn tells_all_problems_with_their_lines() {
         let text = "run-dir = \"here\"\nstat-dir = \"/x\"\n[log]\nlevel = \"loud\"\n[replication]\nreaders = 0\nmemory = 5\n\
                     freeze-budget = \"1TiB\"\npoint-interval = \"soon\"\n[collector]\nendpoint = \"nowhere\"\n[extra]\n\
-                    [limits]\nsilence = \"1ms\"\nstalled = \"1m\"\n";
+                    [limits]\nsilence = \"1ms\"\nstalled = \"1m\"\n\
+                    [capture]\nmode = \"always\"\npoint-interval = \"100ms\"\nmemory = \"1MiB\"\nring = \"2GiB\"\n\
+                    copies = 9\nverify-interval = \"0s\"\nsize = 1\n";
         let problems = Config::parse(text).expect_err("wrong throughout");
         let lines: Vec<(usize, &str)> = problems.iter().map(|p| (p.line, p.key.as_str())).collect();
         let expected = [
@@ -436,6 +438,13 @@ mod tests {
             (12, "extra"),
             (14, "limits.silence"),
             (15, "limits.stalled"),
+            (17, "capture.mode"),
+            (18, "capture.point-interval"),
+            (19, "capture.memory"),
+            (20, "capture.ring"),
+            (21, "capture.copies"),
+            (22, "capture.verify-interval"),
+            (23, "capture.size"),
         ];
         assert_eq!(lines, expected, "{problems:#?}");
         let broken = Config::parse("a = \nb = \"x\n").expect_err("no TOML");

@@ -171,6 +171,10 @@ impl<'a> Reader<'a> {
         }) {
             c.ring = Some(ring);
         }
+        self.parsed(&mut table, IN, "verify-interval", &mut c.verify_interval, |v| {
+            let wrong = v.0 < Duration::from_secs(1) || v.0 > Duration::from_secs(3600);
+            wrong.then(|| "must be between 1s and 1h".to_owned())
+        });
         let copies = self.integer(&mut table, IN, "copies", 0u32, 1..7);
         c.copies = (copies > 0).then_some(copies);
         self.rest(table, IN);

@@ -38,8 +38,6 @@ const RETRY_LONGEST: Duration = Duration::from_secs(300);
 const STEADY: Duration = Duration::from_secs(120);
 /// How long writes that were under way when capture began are waited for, on devices that do not tell which blocks completed.
 const SUBMITTED_MAX: Duration = Duration::from_secs(5);
-/// How often a known page is read back through the capture path.
-const VERIFY_EVERY: Duration = Duration::from_secs(60);
 /// The smallest ring that is tried.
 const RING_BYTES_MIN: usize = 1 << 20;
 /// Buffers for reading single blocks.
@@ -58,6 +56,8 @@ pub struct CaptureOptions {
     pub copies: Option<usize>,
     /// Between crash-consistent points.
     pub point_interval: Duration,
+    /// Between times that a known page is read back through the way of capture.
+    pub verify_interval: Duration,
 }
 
 /// Why write-ordered mode was left, or not entered.
@@ -255,7 +255,7 @@ impl Engine {
             return;
         };
         let Some((_, device)) = streaming.disks.first() else { return };
-        if streaming.verified.elapsed() < VERIFY_EVERY {
+        if streaming.verified.elapsed() < self.ordered.options.verify_interval {
             return;
         }
         streaming.verified = Instant::now();
