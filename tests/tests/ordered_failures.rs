@@ -176,7 +176,7 @@ fn memory_read_wrong_is_noticed() -> Result<()> {
     let disk = LoopDisk::new(Backing::Tmpfs, 64 * MIB)?;
     let usual = ["memory = \"64MiB\"", "point-interval = \"1s\"", "verify-interval = \"1s\""];
     let (mut site, chains) = begin(&arena, disk.path(), &usual, Duration::from_millis(1))?;
-    site.allow("cannot be captured");
+    site.allow("writes are not captured any more");
     thread::sleep(Duration::from_secs(4));
     ensure!(left(&site, "unverified")? == 0, "without a reason: {:#}", site.status()?);
     let map = BpfMap::newest("BASES")?;

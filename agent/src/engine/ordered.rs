@@ -263,13 +263,20 @@ impl Engine {
             let wrong = matches!(error, CaptureError::Bases(_));
             let ids: Vec<DiskId> = streaming.disks.iter().map(|(id, _)| *id).collect();
             let error = error.operator();
+            if wrong {
+                tracing::error!(
+                    code = format!("HW-{}", error.code),
+                    cause = error.cause,
+                    "writes are not captured any more until the agent starts anew; the disks are compared with the vault"
+                );
+                self.ordered.unavailable = Some(error.clone());
+            }
             self.leave_order("unverified", &error.to_string());
             if wrong {
                 // What was stored since the last time may be wrong too, and is marked nowhere.
                 for id in ids {
                     self.start_resync(id, error.to_string());
                 }
-                self.ordered.unavailable = Some(error);
             }
         }
     }
@@ -370,6 +377,13 @@ impl Engine {
         let retry_s = ordered.retry_at.saturating_duration_since(Instant::now()).as_secs();
         if harmless {
             tracing::info!(kind, reason, "write-ordered mode is left, and entered again");
+        } else if ordered.unavailable.is_some() {
+            tracing::warn!(
+                code = "HW-1494",
+                kind,
+                reason,
+                "write-ordered mode is left for good; nothing is lost"
+            );
         } else {
             tracing::warn!(
                 code = "HW-1494",

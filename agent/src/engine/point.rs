@@ -13,7 +13,7 @@
 //! its writers pause, or with a freeze hook that makes them.
 
 use super::{
-    Engine, Link, Outgoing,
+    Engine,
     disk::Disk,
     send::{HeldRun, OpenDelta, SendError},
     state::DiskState,
@@ -31,7 +31,7 @@ use highwater_wire::message::AgentMessage;
 use std::{
     collections::BTreeMap,
     process::{Command, Stdio},
-    sync::atomic::{AtomicI64, AtomicU64, Ordering},
+    sync::atomic::Ordering,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -187,24 +187,9 @@ impl Engine {
         }
         let mut survey = mounts::survey(&devices)?;
         self.leave_out_swap(&members, &survey);
-        let Link::Up(session) = &self.link else { return Err(SendError::LinkDown.into()) };
-        let (queue, key) = (session.queue.clone(), session.key.clone());
         let delta = DeltaId::new();
-        let (metrics, pulse) = (self.metrics.clone(), self.pulse.clone());
-        let open = OpenDelta {
-            delta,
-            queue,
-            key: &key,
-            level: self.options.compression_level,
-            encoders: self.options.encoders,
-            chunks: AtomicU64::new(0),
-            unsent_blocks: AtomicI64::new(0),
-            metrics: &metrics,
-            pulse: &pulse,
-        };
-        open.queue
-            .blocking_send(Outgoing::Message(AgentMessage::DeltaBegin(delta)))
-            .map_err(|_| SendError::LinkDown)?;
+        let open = self.open_delta(delta)?;
+        open.begin()?;
         let made = self.rounds(&open, &members, &devices, &mut survey);
         let frozen = match made {
             Ok(frozen) => frozen,
@@ -235,7 +220,7 @@ impl Engine {
     /// Live rounds, then the freeze; again if too much came in between.
     fn rounds(
         &mut self,
-        open: &OpenDelta<'_>,
+        open: &OpenDelta,
         members: &[DiskId],
         devices: &[BlockDevice],
         survey: &mut Survey,
@@ -302,7 +287,7 @@ impl Engine {
         if members.iter().all(trusted) { Ok(unsettled) } else { Err(PointError::Suspect) }
     }
 
-    pub(super) fn send_live(&mut self, open: &OpenDelta<'_>, id: DiskId) -> Result<(), PointError> {
+    pub(super) fn send_live(&mut self, open: &OpenDelta, id: DiskId) -> Result<(), PointError> {
         let (readers, pool) = (self.options.readers, self.pool.clone());
         let Some(disk) = self.disk_mut(id) else { return Ok(()) };
         let Some(reader) = disk.open(readers, &pool) else { return Err(PointError::Suspect) };
@@ -320,7 +305,7 @@ impl Engine {
     /// The freeze itself.
     fn frozen(
         &mut self,
-        open: &OpenDelta<'_>,
+        open: &OpenDelta,
         members: &[DiskId],
         survey: &Survey,
         budget: u64,
@@ -364,7 +349,7 @@ impl Engine {
     /// Reads the rest into memory. Also answers a disk that was not at rest when the epoch ended.
     fn read_frozen(
         &mut self,
-        open: &OpenDelta<'_>,
+        open: &OpenDelta,
         members: &[DiskId],
         budget: u64,
     ) -> Result<(HeldDisks, Option<String>, Written), PointError> {

@@ -1,6 +1,6 @@
 //! Reads ranges of a disk and sends them as chunks of the open delta, with several encoders at work.
 
-use super::{batch::Batcher, link::Outgoing};
+use super::{Engine, Link, batch::Batcher, link::Outgoing};
 use crate::{
     capture::pool::PoolBlock,
     metrics::Metrics,
@@ -11,10 +11,11 @@ use highwater_delta::{
     BLOCK_BYTES, BlockHash, BlockRange, ChunkError, DeltaId, DiskId, HashKey, StoredBlock,
     chunk::CHUNK_BLOCKS_MAX,
 };
+use highwater_wire::message::AgentMessage;
 use std::{
     collections::HashMap,
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicI64, AtomicU64, Ordering},
     },
 };
@@ -46,13 +47,13 @@ pub struct HeldRun {
 }
 
 /// An open delta and the way to send it.
-pub struct OpenDelta<'a> {
+pub struct OpenDelta {
     /// Its id.
     pub delta: DeltaId,
     /// To the session.
     pub queue: mpsc::Sender<Outgoing>,
     /// Of this machine.
-    pub key: &'a HashKey,
+    pub key: HashKey,
     /// zstd's.
     pub level: i32,
     /// Encoders at work together.
@@ -63,9 +64,9 @@ pub struct OpenDelta<'a> {
     /// not sent would be forgotten when the delta is stored.
     pub unsent_blocks: AtomicI64,
     /// Counters.
-    pub metrics: &'a Metrics,
+    pub metrics: Arc<Metrics>,
     /// The engine's sign of life.
-    pub pulse: &'a Pulse,
+    pub pulse: Arc<Pulse>,
 }
 
 enum Content {
@@ -88,7 +89,37 @@ impl std::ops::Deref for Content {
 /// What the vault holds of a range, where only differences are to be sent: by block number.
 pub type Known = HashMap<u64, StoredBlock>;
 
-impl OpenDelta<'_> {
+impl Engine {
+    /// A new delta of the running session, of which the collector knows nothing yet.
+    ///
+    /// # Errors
+    /// [`SendError::LinkDown`].
+    pub(super) fn open_delta(&self, delta: DeltaId) -> Result<OpenDelta, SendError> {
+        let Link::Up(session) = &self.link else { return Err(SendError::LinkDown) };
+        Ok(OpenDelta {
+            delta,
+            queue: session.queue.clone(),
+            key: session.key.clone(),
+            level: self.options.compression_level,
+            encoders: self.options.encoders,
+            chunks: AtomicU64::new(0),
+            unsent_blocks: AtomicI64::new(0),
+            metrics: self.metrics.clone(),
+            pulse: self.pulse.clone(),
+        })
+    }
+}
+
+impl OpenDelta {
+    /// Tells the collector of it: before its first chunk.
+    ///
+    /// # Errors
+    /// [`SendError::LinkDown`].
+    pub fn begin(&self) -> Result<(), SendError> {
+        let begin = Outgoing::Message(AgentMessage::DeltaBegin(self.delta));
+        self.queue.blocking_send(begin).map_err(|_| SendError::LinkDown)
+    }
+
     /// These blocks were taken from a ledger for this delta.
     pub fn expect(&self, ranges: &[BlockRange]) {
         let blocks: u64 = ranges.iter().map(|r| r.count).sum();
@@ -190,7 +221,7 @@ impl OpenDelta<'_> {
         next: &(impl Fn() -> Option<Result<(BlockRange, Content), SourceError>> + Sync),
         different: &AtomicU64,
     ) -> Result<(), SendError> {
-        let mut batcher = Batcher::new(disk, self.key, self.level)?;
+        let mut batcher = Batcher::new(disk, &self.key, self.level)?;
         let mut emit = |chunk: Vec<u8>| -> Result<(), SendError> {
             self.metrics.sent(chunk.len());
             self.chunks.fetch_add(1, Ordering::Relaxed);

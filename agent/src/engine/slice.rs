@@ -3,19 +3,12 @@
 //! committed as progress).
 
 use super::{
-    Awaited, Engine, Link, Outgoing,
-    disk::Disk,
-    send::{OpenDelta, SendError},
-    state::DiskState,
-    trouble::Trouble,
+    Awaited, Engine, Link, Outgoing, disk::Disk, send::SendError, state::DiskState, trouble::Trouble,
 };
 use crate::{error::Coded, source::SourceError};
 use highwater_delta::{CommitKind, DeltaId, DiskId};
 use highwater_wire::message::{AgentMessage, DeltaCommit};
-use std::{
-    sync::atomic::{AtomicI64, AtomicU64, Ordering},
-    time::Instant,
-};
+use std::{sync::atomic::Ordering, time::Instant};
 use tokio::sync::mpsc;
 
 impl Engine {
@@ -50,8 +43,7 @@ impl Engine {
         let taken = disk.ledger.take(delta, 0, most);
         let ranges = disk.blocks(&taken);
         let known = if compare { Some(self.known(id, &ranges).ok_or(SendError::LinkDown)?) } else { None };
-        let Link::Up(session) = &self.link else { return Err(SendError::LinkDown) };
-        let (queue, key) = (session.queue.clone(), session.key.clone());
+        let open = self.open_delta(delta)?;
         let (readers, pool) = (self.options.readers, self.pool.clone());
         // What was taken from its ledger is pending still, if it is another disk now, or none.
         let Some(disk) = self.disk_mut(id).filter(|d| d.device == asked_of) else { return Ok(()) };
@@ -61,21 +53,8 @@ impl Engine {
         let blocks = ranges.clone();
         self.ordered.will_read(id, &blocks);
         let job = reader.read_ranges(ranges);
-        let open = OpenDelta {
-            delta,
-            queue,
-            key: &key,
-            level: self.options.compression_level,
-            encoders: self.options.encoders,
-            chunks: AtomicU64::new(0),
-            unsent_blocks: AtomicI64::new(0),
-            metrics: &self.metrics,
-            pulse: &self.pulse,
-        };
         open.expect(&blocks);
-        if open.queue.blocking_send(Outgoing::Message(AgentMessage::DeltaBegin(delta))).is_err() {
-            return Err(SendError::LinkDown);
-        }
+        open.begin()?;
         let sent = open.send(id, job, known.as_ref());
         drop(reader);
         self.ordered.was_read(id, &blocks);

@@ -8,7 +8,7 @@
 //!    same delta.
 
 use super::super::{
-    Engine, Link, Outgoing,
+    Engine,
     disk::Disk,
     point::PointError,
     send::{HeldRun, OpenDelta, SendError},
@@ -22,7 +22,7 @@ use crate::{
 use highwater_delta::{BlockRange, CommitKind, Consistency, DeltaId, DiskId, PointDisk, PointInfo};
 use highwater_wire::message::AgentMessage;
 use std::{
-    sync::atomic::{AtomicI64, AtomicU64, Ordering},
+    sync::atomic::Ordering,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -134,20 +134,7 @@ impl Engine {
         if surveyed.is_none_or(|at| at.elapsed() >= SURVEY_EVERY) {
             self.survey_ordered(&members)?;
         }
-        let Link::Up(session) = &self.link else { return Err(SendError::LinkDown.into()) };
-        let (queue, key) = (session.queue.clone(), session.key.clone());
-        let (metrics, pulse) = (self.metrics.clone(), self.pulse.clone());
-        let open = OpenDelta {
-            delta: DeltaId::new(),
-            queue,
-            key: &key,
-            level: self.options.compression_level,
-            encoders: self.options.encoders,
-            chunks: AtomicU64::new(0),
-            unsent_blocks: AtomicI64::new(0),
-            metrics: &metrics,
-            pulse: &pulse,
-        };
+        let open = self.open_delta(DeltaId::new())?;
         let mut begun = false;
         let made = self.rounds_ordered(&open, &members, make, &mut begun);
         let outcome = match made {
@@ -211,7 +198,7 @@ impl Engine {
 
     fn rounds_ordered(
         &mut self,
-        open: &OpenDelta<'_>,
+        open: &OpenDelta,
         members: &[DiskId],
         make: Make,
         begun: &mut bool,
@@ -284,10 +271,9 @@ impl Engine {
         self.disks.iter().any(|d| members.contains(&d.id()) && !d.ledger.to_send().is_empty())
     }
 
-    fn begin_delta(&mut self, open: &OpenDelta<'_>, begun: &mut bool) -> Result<(), PointError> {
+    fn begin_delta(&mut self, open: &OpenDelta, begun: &mut bool) -> Result<(), PointError> {
         if !*begun {
-            let begin = Outgoing::Message(AgentMessage::DeltaBegin(open.delta));
-            open.queue.blocking_send(begin).map_err(|_| SendError::LinkDown)?;
+            open.begin()?;
             *begun = true;
         }
         Ok(())
@@ -400,7 +386,7 @@ impl Engine {
     /// Sends what was sealed, then what was read under the freeze.
     fn send_sealed(
         &mut self,
-        open: &OpenDelta<'_>,
+        open: &OpenDelta,
         marked: &mut Marked,
         begun: &mut bool,
     ) -> Result<(), PointError> {
