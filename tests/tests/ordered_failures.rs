@@ -39,7 +39,7 @@ fn left(site: &Site, kind: &str) -> Result<u64> {
 fn end(mut site: Site, chains: Chains, points_min: usize) -> Result<()> {
     site.wait_ordered()?;
     let before = site.points()?.len();
-    let until = Instant::now() + Duration::from_secs(60);
+    let until = Instant::now() + Duration::from_secs(180);
     while site.points()?.len() < before + 2 {
         ensure!(Instant::now() < until, "no points any more: {:#}", site.status()?);
         thread::sleep(Duration::from_millis(200));
@@ -71,7 +71,7 @@ fn an_overflow_loses_nothing() -> Result<()> {
     // The disk is as they left it; others go on in regions of their own, as fast as can be taken.
     let plan = Plan {
         disks: vec![disk.path().to_path_buf()],
-        pause: Duration::from_millis(2),
+        pause: Duration::from_millis(20),
         first_writer: 4,
         ..Plan::default()
     };
