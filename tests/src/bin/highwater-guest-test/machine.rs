@@ -1,50 +1,15 @@
-//! The guest's devices: modules, a device-mapper device made by ioctl, zram, and what a device can do.
+//! The guest's devices: modules, zram, and what a device can do.
 
 use std::ffi::CStr;
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-
-/// linux/dm-ioctl.h: `struct dm_ioctl`.
-#[repr(C)]
-struct DmIoctl {
-    version: [u32; 3],
-    data_size: u32,
-    data_start: u32,
-    target_count: u32,
-    open_count: i32,
-    flags: u32,
-    event_nr: u32,
-    padding: u32,
-    dev: u64,
-    name: [u8; 128],
-    uuid: [u8; 129],
-    data: [u8; 7],
-}
-
-/// linux/dm-ioctl.h: `struct dm_target_spec`; its parameters follow.
-#[repr(C)]
-struct DmTargetSpec {
-    sector_start: u64,
-    length: u64,
-    status: i32,
-    next: u32,
-    target_type: [u8; 16],
-}
-
-const DM_DEV_CREATE: u8 = 3;
-const DM_DEV_SUSPEND: u8 = 6;
-const DM_TABLE_LOAD: u8 = 9;
-/// Room for the tables made here.
-const DM_BUFFER_BYTES: usize = 4096;
-/// Parameters of one target, padded.
-const DM_PARAMETERS_BYTES: usize = 88;
 
 /// Loads a kernel module; one that is built in, or absent, is no error: what needs it will tell.
 pub fn modprobe(name: &str) {
@@ -61,77 +26,6 @@ pub fn wait_for(path: &str) -> Result<PathBuf> {
         thread::sleep(Duration::from_millis(20));
     }
     bail!("{path} did not appear");
-}
-
-/// A device-mapper device of two linear targets, which swap the halves of the disk below: a sector taken on the wrong
-/// level shows as a wrong block.
-pub fn swapped_halves(below: &Path) -> Result<PathBuf> {
-    modprobe("dm_mod");
-    let control = File::options().read(true).write(true).open("/dev/mapper/control");
-    let control = control.context("device-mapper is not there")?;
-    let number = fs::metadata(below)?.rdev();
-    let number = format!("{}:{}", libc::major(number), libc::minor(number));
-    let sectors: u64 = attribute(below, "size")?;
-    let half = sectors / 2 / 8 * 8;
-    call(&control, DM_DEV_CREATE, &[])?;
-    call(
-        &control,
-        DM_TABLE_LOAD,
-        &[(0, half, format!("{number} {half}")), (half, half, format!("{number} 0"))],
-    )?;
-    call(&control, DM_DEV_SUSPEND, &[])?;
-    wait_for("/dev/dm-0")
-}
-
-fn call(control: &File, number: u8, targets: &[(u64, u64, String)]) -> Result<()> {
-    // Words, for the structures' alignment.
-    let mut buffer = vec![0_u64; DM_BUFFER_BYTES / 8];
-    let start = size_of::<DmIoctl>();
-    let mut header = DmIoctl {
-        version: [4, 0, 0],
-        data_size: DM_BUFFER_BYTES as u32,
-        data_start: start as u32,
-        target_count: targets.len() as u32,
-        open_count: 0,
-        flags: 0,
-        event_nr: 0,
-        padding: 0,
-        dev: 0,
-        name: [0; 128],
-        uuid: [0; 129],
-        data: [0; 7],
-    };
-    header.name[..9].copy_from_slice(b"highwater");
-    // SAFETY: the buffer is aligned for and longer than the header.
-    unsafe { buffer.as_mut_ptr().cast::<DmIoctl>().write(header) };
-    let step = size_of::<DmTargetSpec>() + DM_PARAMETERS_BYTES;
-    for (index, (sector_start, length, parameters)) in targets.iter().enumerate() {
-        let mut spec = DmTargetSpec {
-            sector_start: *sector_start,
-            length: *length,
-            status: 0,
-            next: step as u32,
-            target_type: [0; 16],
-        };
-        spec.target_type[..6].copy_from_slice(b"linear");
-        let at = start + index * step;
-        if at + step > DM_BUFFER_BYTES || parameters.len() >= DM_PARAMETERS_BYTES {
-            bail!("the table is too long");
-        }
-        // SAFETY: `at` is a multiple of 8 (both structures' sizes and the parameters' are), and the buffer reaches
-        // behind the parameters, as checked; the terminating zero is there already.
-        unsafe {
-            let place = buffer.as_mut_ptr().cast::<u8>().add(at);
-            place.cast::<DmTargetSpec>().write(spec);
-            let text = place.add(size_of::<DmTargetSpec>());
-            text.copy_from_nonoverlapping(parameters.as_ptr(), parameters.len());
-        }
-    }
-    // _IOWR(0xfd, number, struct dm_ioctl)
-    let request = 3 << 30 | (size_of::<DmIoctl>() as u32) << 16 | 0xfd << 8 | u32::from(number);
-    // SAFETY: the buffer is as long as `data_size` tells.
-    let result = unsafe { libc::ioctl(control.as_raw_fd(), request as libc::Ioctl, buffer.as_mut_ptr()) };
-    nix::errno::Errno::result(result).map(drop).with_context(|| format!("device-mapper command {number}"))
 }
 
 /// A zram device of so many MiB.

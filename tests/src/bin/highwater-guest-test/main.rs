@@ -17,6 +17,7 @@ mod exact;
 mod hazard;
 mod load;
 mod machine;
+mod mapper;
 mod subject;
 
 use std::path::Path;
@@ -87,7 +88,7 @@ fn test() -> Result<()> {
 
 /// The devices of all parts.
 fn subjects() -> Result<Vec<Subject>> {
-    let linear = machine::swapped_halves(&machine::wait_for("/dev/vdb")?)?;
+    let linear = mapper::swapped_halves(&machine::wait_for("/dev/vdb")?)?;
     let zram = machine::zram(ZRAM_MIB)?;
     let subjects = vec![
         Subject::new("virtio", &machine::wait_for("/dev/vda")?)?,
