@@ -1,7 +1,8 @@
 //! What runs inside a guest of `cargo xtask test --kernels`: the tracker on a stock kernel, on devices of every kind
 //! together, under heavy load on several processors.
 //!
-//! 1. `exact`: with the copies of the programs that this kernel needs, no block is missed.
+//! 1. `exact`: with the copies of the programs that this kernel needs, no block is missed; nor is one that was discarded with many
+//!    others in one request.
 //! 2. `capture`: what is captured of every write is the devices' content, in an order that a crash could have cut off anywhere.
 //! 3. `hazard`: with one copy on purpose, whatever is missed is reported.
 //!
@@ -13,6 +14,7 @@
 //! second part. 0 leaves a part out.
 
 mod capture;
+mod discards;
 mod exact;
 mod hazard;
 mod load;
@@ -35,6 +37,8 @@ const HAZARD_S: u64 = 5;
 const HAZARD_ROUNDS_MAX: u64 = 3;
 const CAPTURE_S: u64 = 12;
 const ZRAM_MIB: u64 = 32;
+/// Which of the devices takes many ranges in one discard.
+const NVME: usize = 1;
 /// Which of the devices has the file system.
 const EXT4: usize = 4;
 
@@ -123,6 +127,16 @@ fn exact_part(release: &str, options: &Options, subjects: &mut [Subject], load: 
         exact.events,
         exact.skipped,
         exact.epochs,
+        started.elapsed().as_secs_f64()
+    );
+    let started = Instant::now();
+    println!("guest: discards of many ranges in one request");
+    let discards = discards::run(options, &mut subjects[NVME])?;
+    println!(
+        "RESULT {release} discards: {} ranges of {} blocks in {} requests, 0 missed, {:.1} s",
+        discards.ranges,
+        discards.blocks,
+        discards.requests,
         started.elapsed().as_secs_f64()
     );
     Ok(())

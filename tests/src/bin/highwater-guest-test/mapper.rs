@@ -1,4 +1,4 @@
-//! Device-mapper devices, made by ioctl: what `dmsetup` does, without it.
+//! Device-mapper devices, made and removed by ioctl: what `dmsetup` does, without it.
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
@@ -37,6 +37,7 @@ struct DmTargetSpec {
 }
 
 const DM_DEV_CREATE: u8 = 3;
+const DM_DEV_REMOVE: u8 = 4;
 const DM_DEV_SUSPEND: u8 = 6;
 const DM_TABLE_LOAD: u8 = 9;
 /// Room for answers, which are not read.
@@ -66,6 +67,8 @@ impl Target {
 /// A device of these targets.
 #[derive(Debug)]
 pub struct Mapped {
+    control: File,
+    name: &'static str,
     /// Its node.
     pub path: PathBuf,
 }
@@ -81,7 +84,12 @@ impl Mapped {
         call(&control, DM_TABLE_LOAD, name, targets.len() as u32, &table)?;
         call(&control, DM_DEV_SUSPEND, name, 0, &[])?;
         let path = machine::wait_for(&format!("/dev/dm-{}", libc::minor(dev)))?;
-        Ok(Self { path })
+        Ok(Self { control, name, path })
+    }
+
+    /// Takes it away; nobody may have it open any more.
+    pub fn remove(self) -> Result<()> {
+        call(&self.control, DM_DEV_REMOVE, self.name, 0, &[]).map(drop)
     }
 }
 
