@@ -7,8 +7,8 @@
 //! 3. `hazard`: with one copy on purpose, whatever is missed is reported.
 //!
 //! The machine's disks, in order: virtio with one queue (completes in softirq), nvme with several (completes in hard
-//! interrupts), virtio below device-mapper, virtio with several queues and ext4, and another without. The last lines are for a
-//! report, one a part.
+//! interrupts), virtio below device-mapper, virtio with several queues and ext4, another without, and one for LVM. Lines that begin
+//! with `RESULT` are for a report.
 //!
 //! Arguments: seconds of load of the first part, seconds of one round of the third, most rounds of it, seconds of load of the
 //! second part. 0 leaves a part out.
@@ -18,6 +18,7 @@ mod discards;
 mod exact;
 mod hazard;
 mod load;
+mod lvm;
 mod machine;
 mod mapper;
 mod subject;
@@ -148,10 +149,18 @@ fn capture_part(release: &str, kernel: &Kernel, subjects: &mut Vec<Subject>, loa
     // A device of its own: the other one with several queues has the file system.
     let queues = Subject::new("queues", &machine::wait_for("/dev/vdd")?)?;
     tell(&queues);
+    let [data, log] = lvm::volumes(&machine::wait_for("/dev/vde")?)?;
+    let mut volumes = [Subject::new("data", &data)?, Subject::new("log", &log)?];
+    volumes.iter().for_each(tell);
     subjects.push(queues);
-    let capture = capture::run(kernel, subjects, EXT4, load);
+    let disks = capture::Disks { subjects, ext4: EXT4, volumes: &mut volumes };
+    let capture = capture::run(kernel, disks, load);
     subjects.pop();
     let capture = capture?;
+    println!(
+        "RESULT {release} volumes: {} writes, {} positions right, {} of them between a log's record and its data, exact",
+        capture.volumes.writes, capture.volumes.positions, capture.volumes.between,
+    );
     println!(
         "RESULT {release} capture: bases {}, {} copies, {} changes, {} MiB, {} windows proved, {} states right, \
          {} skipped, {} rounds not proved, exact; {:.1} s{}",
