@@ -7,7 +7,8 @@
 //! 3. `hazard`: with one copy on purpose, whatever is missed is reported.
 //!
 //! The machine's disks, in order: virtio with one queue (completes in softirq), nvme with several (completes in hard
-//! interrupts), virtio below device-mapper, virtio with several queues and ext4, another without, and one for LVM. Lines that begin
+//! interrupts), virtio below device-mapper, virtio with several queues and ext4, another without, one for LVM, one
+//! whose writes are logged, and one for the log. Lines that begin
 //! with `RESULT` are for a report.
 //!
 //! Arguments: seconds of load of the first part, seconds of one round of the third, most rounds of it, seconds of load of the
@@ -153,13 +154,20 @@ fn capture_part(release: &str, kernel: &Kernel, subjects: &mut Vec<Subject>, loa
     let mut volumes = [Subject::new("data", &data)?, Subject::new("log", &log)?];
     volumes.iter().for_each(tell);
     subjects.push(queues);
-    let disks = capture::Disks { subjects, ext4: EXT4, volumes: &mut volumes };
+    let logged =
+        capture::LoggedDisks { disk: machine::wait_for("/dev/vdf")?, log: machine::wait_for("/dev/vdg")? };
+    let disks = capture::Disks { subjects, ext4: EXT4, volumes: &mut volumes, logged };
     let capture = capture::run(kernel, disks, load);
     subjects.pop();
     let capture = capture?;
     println!(
         "RESULT {release} volumes: {} writes, {} positions right, {} of them between a log's record and its data, exact",
         capture.volumes.writes, capture.volumes.positions, capture.volumes.between,
+    );
+    let logged = &capture.logged;
+    println!(
+        "RESULT {release} logged: {} operations, equal to the log of {} entries at {} marks, {} sectors right at {} positions",
+        logged.operations, logged.found.entries, logged.found.marks, logged.found.sectors, logged.positions,
     );
     println!(
         "RESULT {release} capture: bases {}, {} copies, {} changes, {} MiB, {} windows proved, {} states right, \

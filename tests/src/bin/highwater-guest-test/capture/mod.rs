@@ -1,7 +1,8 @@
 //! Write-ordered capture: what is sealed of the stream, applied to a copy of each device, is the device; and each state on the way
 //! is one that a crash could have left.
 //!
-//! The same of a database whose data and log are two volumes of LVM (`volumes`), at many more positions.
+//! The same of a database whose data and log are two volumes of LVM (`volumes`), at many more positions; and of a disk
+//! beneath which device-mapper logs all writes (`logged`), by that log.
 //!
 //! A window that the kernel's own counts do not prove is never applied: then all starts over with a new copy. What the stream
 //! leaves to be read again would hide a lost write, so it is counted, and confined: writers meet in one small area of each device
@@ -10,10 +11,14 @@
 mod closed;
 mod follow;
 mod journal;
+mod logged;
+mod logged_writers;
+mod oracle;
 mod replica;
 mod round;
 mod volumes;
 mod work;
+mod write_log;
 mod writers;
 
 use std::fs::File;
@@ -28,6 +33,7 @@ use highwater_agent::tracker::probe::Kernel;
 
 use super::machine;
 use super::subject::Subject;
+pub use logged::Disks as LoggedDisks;
 
 const RING_BYTES: usize = 64 << 20;
 /// What is held of the stream beside the ring.
@@ -60,6 +66,8 @@ pub struct Figures {
     pub lost: usize,
     /// Of the database on two volumes.
     pub volumes: volumes::Figures,
+    /// Of the disk whose writes were logged.
+    pub logged: logged::Figures,
     /// What became of a round with one copy, where that is too few.
     pub too_few: Option<&'static str>,
 }
@@ -72,11 +80,13 @@ pub struct Disks<'s> {
     pub ext4: usize,
     /// The volumes of data and log.
     pub volumes: &'s mut [Subject],
+    /// The disk beneath which writes are logged, and the log's.
+    pub logged: logged::Disks,
 }
 
 /// Runs it.
 pub fn run(kernel: &Kernel, disks: Disks<'_>, duration: Duration) -> Result<Figures> {
-    let Disks { subjects, ext4, volumes } = disks;
+    let Disks { subjects, ext4, volumes, logged } = disks;
     closed::check()?;
     // What takes records out of the ring inherits it: the load must not starve it.
     // SAFETY: plain numbers.
@@ -93,6 +103,10 @@ pub fn run(kernel: &Kernel, disks: Disks<'_>, duration: Duration) -> Result<Figu
             volumes::run(&mut capture, volumes, long, &mut figures.volumes)
         })?;
     }
+    println!("  a disk whose writes are logged");
+    figures.lost += until_proved(0xb00, |seed| {
+        logged::run(&mut capture, &logged, (duration / 3, seed), &mut figures.logged)
+    })?;
     drop(capture);
     if kernel.preemptible_tracepoints {
         figures.too_few = Some(too_few(kernel, subjects, ext4, duration / 2)?);
