@@ -13,7 +13,8 @@ use super::super::lvm::SEGMENT_MIB;
 use super::super::subject::{BLOCK, Subject};
 use super::Capture;
 use super::follow::{Follower, SEAL_MAX, Window};
-use super::journal::{self, Journals, Plan, Times};
+use super::journal::check::Journals;
+use super::journal::{self, Plan, Times};
 use super::round::judge;
 
 /// Several for each processor of the guest; an odd number, so that one of them writes where the segments meet.
