@@ -41,9 +41,11 @@ pub struct Figures {
 
 /// Blocks of the disk in a row.
 #[derive(Clone, Copy, Debug)]
-struct Segment {
-    first: u64,
-    blocks: u64,
+pub struct Segment {
+    /// The first of them.
+    pub first: u64,
+    /// How many.
+    pub blocks: u64,
 }
 
 /// Runs it, on a disk that takes several ranges in one request.
@@ -89,8 +91,7 @@ fn round(
     let before = statistics(&path)?;
     discard(&path, &segments)?;
     let after = statistics(&path)?;
-    let (requests, merged) =
-        (after[DISCARDS] - before[DISCARDS], after[DISCARDS_MERGED] - before[DISCARDS_MERGED]);
+    let (requests, merged) = (after.0 - before.0, after.1 - before.1);
     let blocks: u64 = segments.iter().map(|segment| segment.blocks).sum();
     let changed = changed(&disks[0], &segments)?;
     let marked = epoch(tracker, disks)?.blocks;
@@ -113,7 +114,7 @@ fn round(
 }
 
 /// So many segments, each in a part of the disk of its own, in no order. Between any two of them is a block at least.
-fn scattered(blocks: u64, count: u64, seed: u64) -> Vec<Segment> {
+pub fn scattered(blocks: u64, count: u64, seed: u64) -> Vec<Segment> {
     let mut random = Random::new(seed);
     let part = blocks / count;
     let mut segments: Vec<Segment> = (0..count)
@@ -128,7 +129,8 @@ fn scattered(blocks: u64, count: u64, seed: u64) -> Vec<Segment> {
     segments
 }
 
-fn fill(path: &Path, segments: &[Segment], seed: u64) -> Result<()> {
+/// Writes to all their blocks.
+pub fn fill(path: &Path, segments: &[Segment], seed: u64) -> Result<()> {
     let disk = open_direct(path, true)?;
     let mut buffer = Aligned::zeroed(BLOCK * SEGMENT_BLOCKS_MAX as usize);
     for segment in segments {
@@ -142,7 +144,7 @@ fn fill(path: &Path, segments: &[Segment], seed: u64) -> Result<()> {
 }
 
 /// Discards them by one call, on a volume made of them.
-fn discard(path: &Path, segments: &[Segment]) -> Result<()> {
+pub fn discard(path: &Path, segments: &[Segment]) -> Result<()> {
     let (mut targets, mut start) = (vec![], 0);
     for segment in segments {
         targets.push(Target::linear(start, segment.blocks * 8, path, segment.first * 8)?);
@@ -165,10 +167,11 @@ fn changed(disk: &Subject, segments: &[Segment]) -> Result<u64> {
     Ok(zeros)
 }
 
-fn statistics(path: &Path) -> Result<Vec<u64>> {
+/// Discards that the disk was asked for, and those that were merged into one of them.
+pub fn statistics(path: &Path) -> Result<(u64, u64)> {
     let block = path.file_name().context("a device has a name")?;
     let text = fs::read_to_string(Path::new("/sys/block").join(block).join("stat"))?;
     let fields: Vec<u64> = text.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
     ensure!(fields.len() > DISCARDS_MERGED, "the kernel does not count discards");
-    Ok(fields)
+    Ok((fields[DISCARDS], fields[DISCARDS_MERGED]))
 }

@@ -156,7 +156,7 @@ fn capture_part(release: &str, kernel: &Kernel, subjects: &mut Vec<Subject>, loa
     subjects.push(queues);
     let logged =
         capture::LoggedDisks { disk: machine::wait_for("/dev/vdf")?, log: machine::wait_for("/dev/vdg")? };
-    let disks = capture::Disks { subjects, ext4: EXT4, volumes: &mut volumes, logged };
+    let disks = capture::Disks { subjects, ext4: EXT4, nvme: NVME, volumes: &mut volumes, logged };
     let capture = capture::run(kernel, disks, load);
     subjects.pop();
     let capture = capture?;

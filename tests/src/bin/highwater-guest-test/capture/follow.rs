@@ -17,8 +17,9 @@ use super::writers::meeting;
 /// How long a position is waited for under load, and at rest.
 pub const SEAL_MAX: Duration = Duration::from_secs(3);
 const SEAL_REST_MAX: Duration = Duration::from_secs(30);
-/// Windows at rest until nothing is left to be read again.
+/// Windows at rest until nothing is left to be read again, and between them: what is not shown to complete is waited for for seconds.
 const SETTLE_TRIES_MAX: usize = 20;
+const SETTLE_PAUSE: Duration = Duration::from_millis(300);
 
 /// What a window brought.
 pub enum Window {
@@ -99,6 +100,7 @@ impl<'r, 's> Follower<'r, 's> {
             if self.capture.reader.doubtful() == 0 {
                 return Ok(None);
             }
+            thread::sleep(SETTLE_PAUSE);
         }
         anyhow::bail!("{} blocks stay in doubt at rest", self.capture.reader.doubtful())
     }

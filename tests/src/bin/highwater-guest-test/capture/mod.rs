@@ -1,8 +1,8 @@
 //! Write-ordered capture: what is sealed of the stream, applied to a copy of each device, is the device; and each state on the way
 //! is one that a crash could have left.
 //!
-//! The same of a database whose data and log are two volumes of LVM (`volumes`), at many more positions; and of a disk
-//! beneath which device-mapper logs all writes (`logged`), by that log.
+//! The same of a database whose data and log are two volumes of LVM (`volumes`), at many more positions; of discards of many
+//! ranges in one request (`scattered`); and of a disk beneath which device-mapper logs all writes (`logged`), by that log.
 //!
 //! A window that the kernel's own counts do not prove is never applied: then all starts over with a new copy. What the stream
 //! leaves to be read again would hide a lost write, so it is counted, and confined: writers meet in one small area of each device
@@ -16,6 +16,7 @@ mod logged_writers;
 mod oracle;
 mod replica;
 mod round;
+mod scattered;
 mod volumes;
 mod work;
 mod write_log;
@@ -78,6 +79,8 @@ pub struct Disks<'s> {
     pub subjects: &'s mut [Subject],
     /// Which of them has the file system: only file operations write to it.
     pub ext4: usize,
+    /// Which of them takes many ranges in one discard.
+    pub nvme: usize,
     /// The volumes of data and log.
     pub volumes: &'s mut [Subject],
     /// The disk beneath which writes are logged, and the log's.
@@ -86,7 +89,7 @@ pub struct Disks<'s> {
 
 /// Runs it.
 pub fn run(kernel: &Kernel, disks: Disks<'_>, duration: Duration) -> Result<Figures> {
-    let Disks { subjects, ext4, volumes, logged } = disks;
+    let Disks { subjects, ext4, nvme, volumes, logged } = disks;
     closed::check()?;
     // What takes records out of the ring inherits it: the load must not starve it.
     // SAFETY: plain numbers.
@@ -103,6 +106,8 @@ pub fn run(kernel: &Kernel, disks: Disks<'_>, duration: Duration) -> Result<Figu
             volumes::run(&mut capture, volumes, long, &mut figures.volumes)
         })?;
     }
+    println!("  discards of many ranges in one request");
+    figures.lost += until_proved(0xa00, |seed| scattered::run(&mut capture, &mut subjects[nvme], seed))?;
     println!("  a disk whose writes are logged");
     figures.lost += until_proved(0xb00, |seed| {
         logged::run(&mut capture, &logged, (duration / 3, seed), &mut figures.logged)
