@@ -9,13 +9,16 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use highwater_agent::tracker::{Options, Origin, Tracker};
 use highwater_tests::buffer::{Aligned, open_direct};
 use highwater_tests::random::Random;
 
-use super::load::{self, BLKDISCARD};
+use super::load::{self, BLKDISCARD, Done};
 use super::machine;
 use super::mapper::{Mapped, Target};
 use super::subject::{BLOCK, Subject, epoch, missed, protect, settle};
@@ -24,6 +27,9 @@ use super::subject::{BLOCK, Subject, epoch, missed, protect, settle};
 const ROUNDS: [u64; 4] = [2, 9, 100, 300];
 /// Blocks of the longest segment.
 const SEGMENT_BLOCKS_MAX: u64 = 6;
+/// Ranges of each discard under load, and the rest between two.
+const RANGES_UNDER_LOAD: u64 = 60;
+const REST: Duration = Duration::from_millis(50);
 /// Fields of `/sys/block/<device>/stat`, from 0.
 const DISCARDS: usize = 11;
 const DISCARDS_MERGED: usize = 12;
@@ -110,6 +116,20 @@ fn round(
     ensure!(merged > 0, "no request had several ranges: this shows nothing");
     ensure!(changed == blocks, "{changed} of {blocks} discarded blocks read as zeros: this shows nothing");
     ensure!(missed == 0, "{missed} of {blocks} blocks discarded in {requests} requests were missed");
+    Ok(())
+}
+
+/// Discards scattered blocks of a disk until told to stop, while others write to it.
+pub fn under_load(path: &Path, seed: u64, stop: &AtomicBool, done: &Done) -> Result<()> {
+    let blocks = machine::attribute(path, "size")? * 512 / BLOCK as u64;
+    for seed in seed.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        discard(path, &scattered(blocks, RANGES_UNDER_LOAD, seed))?;
+        done.discards.fetch_add(1, Ordering::Relaxed);
+        thread::sleep(REST);
+    }
     Ok(())
 }
 

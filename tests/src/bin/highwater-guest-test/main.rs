@@ -123,7 +123,7 @@ fn tell(subject: &Subject) {
 fn exact_part(release: &str, options: &Options, subjects: &mut [Subject], load: Duration) -> Result<()> {
     let started = Instant::now();
     println!("guest: with the copies needed");
-    let exact = exact::run(options, subjects, EXT4, load)?;
+    let exact = exact::run(options, subjects, (NVME, EXT4), load)?;
     println!(
         "RESULT {release} exact: {} events, {} skipped, 0 missed, {} epochs, {:.1} s",
         exact.events,
