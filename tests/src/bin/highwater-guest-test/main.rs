@@ -70,6 +70,7 @@ fn test() -> Result<()> {
     let kernel = Kernel::probe().context("this kernel cannot be tracked")?;
     println!("guest: {:?}", kernel.offsets()?);
 
+    machine::keep_tracepoints_busy()?;
     let mut subjects = subjects()?;
     let mut options = Options {
         bpf_dir: "/sys/fs/bpf/highwater".into(),
