@@ -17,8 +17,18 @@ const END_TO_END: &str = "highwater-tests";
 /// The program run in guests.
 const GUEST_TEST: &str = "highwater-guest-test";
 /// Disks of the guest tests, as the program expects them: completions in softirq (one queue) and in hard interrupts
-/// together, one disk to lay device-mapper over, one with a file system, one with several queues without.
-const GUEST_DISKS: [&str; 5] = ["virtio:128", "virtio:64", "virtio:64:4:ext4", "virtio:32:4", "nvme:128:4"];
+/// together, one disk to lay device-mapper over, one with a file system, one with several queues without, one for LVM, one whose
+/// writes are logged, one for their log.
+const GUEST_DISKS: [&str; 8] = [
+    "virtio:128",
+    "virtio:64",
+    "virtio:64:4:ext4",
+    "virtio:32:4",
+    "virtio:64:4",
+    "virtio:16:4",
+    "virtio:256",
+    "nvme:128:4",
+];
 /// Memory that it needs.
 pub const GUEST_MEMORY_MIB: u32 = 1536;
 const GUEST_TIMEOUT: Duration = Duration::from_secs(480);

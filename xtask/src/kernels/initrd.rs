@@ -1,4 +1,4 @@
-//! The base file system of a guest: busybox, the modules tests need with all they depend on, and `init.sh`.
+//! The base file system of a guest: busybox, programs and modules that tests need with all they depend on, and `init.sh`.
 //!
 //! Built once per kernel and kept; a run appends its own archive to it.
 
@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use super::{Kernel, cpio, image};
+use super::{Kernel, cpio, image, programs};
 use crate::sh;
 use crate::workspace;
 
@@ -65,9 +65,9 @@ const MODULES: [&str; 43] = [
     "sha256_generic",
 ];
 
-/// Builds the archive unless it is there for the same module list and script.
+/// Builds the archive unless it is there for the same modules, programs and script.
 pub fn build(kernel: &Kernel) -> Result<()> {
-    let stamp = format!("{}\n{INIT}\n{MODULES:?}", kernel.release);
+    let stamp = format!("{}\n{INIT}\n{MODULES:?}\n{:?}", kernel.release, programs::PROGRAMS);
     let stamp_path = kernel.dir.join("initrd.stamp");
     if kernel.initrd().is_file() && fs::read_to_string(&stamp_path).is_ok_and(|old| old == stamp) {
         return Ok(());
@@ -83,6 +83,7 @@ pub fn build(kernel: &Kernel) -> Result<()> {
     }
     fs::copy(&busybox, root.join("bin/busybox"))?;
     std::os::unix::fs::symlink("/bin/busybox", root.join("sbin/modprobe"))?;
+    programs::copy(&root)?;
     copy_modules(kernel, &root)?;
 
     let fresh = kernel.dir.join("initrd.new");

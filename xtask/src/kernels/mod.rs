@@ -11,6 +11,7 @@ mod boot;
 mod cpio;
 mod image;
 mod initrd;
+mod programs;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;

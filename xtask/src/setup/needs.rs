@@ -97,6 +97,7 @@ const KERNELS: &[Need] = &[
     need("qemu-system-x86", "qemu-system-x86_64"),
     need("busybox-static", "busybox"),
     need("kmod", "depmod"),
+    need("lvm2", "lvm"),
     need("zstd", "zstd"),
     need("xz-utils", "xz"),
     need("debian-archive-keyring", "/usr/share/keyrings/debian-archive-keyring.gpg"),

@@ -9,13 +9,16 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use highwater_agent::tracker::{Options, Origin, Tracker};
 use highwater_tests::buffer::{Aligned, open_direct};
 use highwater_tests::random::Random;
 
-use super::load::{self, BLKDISCARD};
+use super::load::{self, BLKDISCARD, Done};
 use super::machine;
 use super::mapper::{Mapped, Target};
 use super::subject::{BLOCK, Subject, epoch, missed, protect, settle};
@@ -24,6 +27,9 @@ use super::subject::{BLOCK, Subject, epoch, missed, protect, settle};
 const ROUNDS: [u64; 4] = [2, 9, 100, 300];
 /// Blocks of the longest segment.
 const SEGMENT_BLOCKS_MAX: u64 = 6;
+/// Ranges of each discard under load, and the rest between two.
+const RANGES_UNDER_LOAD: u64 = 60;
+const REST: Duration = Duration::from_millis(50);
 /// Fields of `/sys/block/<device>/stat`, from 0.
 const DISCARDS: usize = 11;
 const DISCARDS_MERGED: usize = 12;
@@ -41,9 +47,11 @@ pub struct Figures {
 
 /// Blocks of the disk in a row.
 #[derive(Clone, Copy, Debug)]
-struct Segment {
-    first: u64,
-    blocks: u64,
+pub struct Segment {
+    /// The first of them.
+    pub first: u64,
+    /// How many.
+    pub blocks: u64,
 }
 
 /// Runs it, on a disk that takes several ranges in one request.
@@ -89,8 +97,7 @@ fn round(
     let before = statistics(&path)?;
     discard(&path, &segments)?;
     let after = statistics(&path)?;
-    let (requests, merged) =
-        (after[DISCARDS] - before[DISCARDS], after[DISCARDS_MERGED] - before[DISCARDS_MERGED]);
+    let (requests, merged) = (after.0 - before.0, after.1 - before.1);
     let blocks: u64 = segments.iter().map(|segment| segment.blocks).sum();
     let changed = changed(&disks[0], &segments)?;
     let marked = epoch(tracker, disks)?.blocks;
@@ -112,8 +119,22 @@ fn round(
     Ok(())
 }
 
+/// Discards scattered blocks of a disk until told to stop, while others write to it.
+pub fn under_load(path: &Path, seed: u64, stop: &AtomicBool, done: &Done) -> Result<()> {
+    let blocks = machine::attribute(path, "size")? * 512 / BLOCK as u64;
+    for seed in seed.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        discard(path, &scattered(blocks, RANGES_UNDER_LOAD, seed))?;
+        done.discards.fetch_add(1, Ordering::Relaxed);
+        thread::sleep(REST);
+    }
+    Ok(())
+}
+
 /// So many segments, each in a part of the disk of its own, in no order. Between any two of them is a block at least.
-fn scattered(blocks: u64, count: u64, seed: u64) -> Vec<Segment> {
+pub fn scattered(blocks: u64, count: u64, seed: u64) -> Vec<Segment> {
     let mut random = Random::new(seed);
     let part = blocks / count;
     let mut segments: Vec<Segment> = (0..count)
@@ -128,7 +149,8 @@ fn scattered(blocks: u64, count: u64, seed: u64) -> Vec<Segment> {
     segments
 }
 
-fn fill(path: &Path, segments: &[Segment], seed: u64) -> Result<()> {
+/// Writes to all their blocks.
+pub fn fill(path: &Path, segments: &[Segment], seed: u64) -> Result<()> {
     let disk = open_direct(path, true)?;
     let mut buffer = Aligned::zeroed(BLOCK * SEGMENT_BLOCKS_MAX as usize);
     for segment in segments {
@@ -142,7 +164,7 @@ fn fill(path: &Path, segments: &[Segment], seed: u64) -> Result<()> {
 }
 
 /// Discards them by one call, on a volume made of them.
-fn discard(path: &Path, segments: &[Segment]) -> Result<()> {
+pub fn discard(path: &Path, segments: &[Segment]) -> Result<()> {
     let (mut targets, mut start) = (vec![], 0);
     for segment in segments {
         targets.push(Target::linear(start, segment.blocks * 8, path, segment.first * 8)?);
@@ -165,10 +187,11 @@ fn changed(disk: &Subject, segments: &[Segment]) -> Result<u64> {
     Ok(zeros)
 }
 
-fn statistics(path: &Path) -> Result<Vec<u64>> {
+/// Discards that the disk was asked for, and those that were merged into one of them.
+pub fn statistics(path: &Path) -> Result<(u64, u64)> {
     let block = path.file_name().context("a device has a name")?;
     let text = fs::read_to_string(Path::new("/sys/block").join(block).join("stat"))?;
     let fields: Vec<u64> = text.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
     ensure!(fields.len() > DISCARDS_MERGED, "the kernel does not count discards");
-    Ok(fields)
+    Ok((fields[DISCARDS], fields[DISCARDS_MERGED]))
 }

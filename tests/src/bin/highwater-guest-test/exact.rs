@@ -13,6 +13,7 @@ use highwater_agent::tracker::{Fault, Options, Origin, Tracker};
 use highwater_tests::buffer::Aligned;
 use highwater_tests::{Churn, Freeze};
 
+use super::discards;
 use super::load::{self, Done, Load};
 use super::machine;
 use super::subject::{Epoch, Subject, epoch, epochs, missed, protect, settle, take_pending};
@@ -54,8 +55,14 @@ impl Total {
     }
 }
 
-/// Runs it. `ext4` is the index of the device with the file system, which only file operations write to.
-pub fn run(options: &Options, subjects: &mut [Subject], ext4: usize, duration: Duration) -> Result<Figures> {
+/// Runs it. `nvme` is the index of the device that takes many ranges in one discard, `ext4` that of the one with the file system,
+/// which only file operations write to.
+pub fn run(
+    options: &Options,
+    subjects: &mut [Subject],
+    (nvme, ext4): (usize, usize),
+    duration: Duration,
+) -> Result<Figures> {
     machine::mount_ext4(&subjects[ext4].path, Path::new(MOUNT))?;
     let started = Instant::now();
     let (mut tracker, origin) = Tracker::open(options.clone()).context("cannot load the programs")?;
@@ -80,6 +87,8 @@ pub fn run(options: &Options, subjects: &mut [Subject], ext4: usize, duration: D
                 );
             }
         }
+        let (path, stop_discards, discarded) = (&plan[nvme].0, &stop, &done);
+        writers.push(scope.spawn(move || discards::under_load(path, 0x900, stop_discards, discarded)));
         let result = middle(options, tracker, subjects, ext4, duration, &mut total);
         stop.store(true, Ordering::Relaxed);
         for writer in writers {

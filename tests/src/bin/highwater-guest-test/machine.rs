@@ -16,6 +16,24 @@ pub fn modprobe(name: &str) {
     let _ = Command::new("/sbin/modprobe").arg(name).status();
 }
 
+/// Keeps two probes of others on each tracepoint that programs are attached to. The kernel patches its code when the first or the
+/// second probe of a tracepoint comes or goes, and the emulator now and then lets another processor run into that; with these,
+/// whatever is attached and detached later patches nothing.
+pub fn keep_tracepoints_busy() -> Result<()> {
+    const EVENTS: [&str; 4] =
+        ["block_bio_queue", "block_bio_complete", "block_rq_issue", "block_rq_complete"];
+    for instance in ["first", "second"] {
+        let dir = Path::new("/sys/kernel/tracing/instances").join(instance);
+        fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        // Nothing is to be recorded.
+        fs::write(dir.join("tracing_on"), "0")?;
+        for event in EVENTS {
+            fs::write(dir.join("events/block").join(event).join("enable"), "1")?;
+        }
+    }
+    Ok(())
+}
+
 /// Waits until a block device's node is there.
 pub fn wait_for(path: &str) -> Result<PathBuf> {
     let until = Instant::now() + Duration::from_secs(10);

@@ -7,8 +7,9 @@
 //! 3. `hazard`: with one copy on purpose, whatever is missed is reported.
 //!
 //! The machine's disks, in order: virtio with one queue (completes in softirq), nvme with several (completes in hard
-//! interrupts), virtio below device-mapper, virtio with several queues and ext4, and another without. The last lines are for a
-//! report, one a part.
+//! interrupts), virtio below device-mapper, virtio with several queues and ext4, another without, one for LVM, one
+//! whose writes are logged, and one for the log. Lines that begin
+//! with `RESULT` are for a report.
 //!
 //! Arguments: seconds of load of the first part, seconds of one round of the third, most rounds of it, seconds of load of the
 //! second part. 0 leaves a part out.
@@ -18,6 +19,7 @@ mod discards;
 mod exact;
 mod hazard;
 mod load;
+mod lvm;
 mod machine;
 mod mapper;
 mod subject;
@@ -68,6 +70,7 @@ fn test() -> Result<()> {
     let kernel = Kernel::probe().context("this kernel cannot be tracked")?;
     println!("guest: {:?}", kernel.offsets()?);
 
+    machine::keep_tracepoints_busy()?;
     let mut subjects = subjects()?;
     let mut options = Options {
         bpf_dir: "/sys/fs/bpf/highwater".into(),
@@ -121,7 +124,7 @@ fn tell(subject: &Subject) {
 fn exact_part(release: &str, options: &Options, subjects: &mut [Subject], load: Duration) -> Result<()> {
     let started = Instant::now();
     println!("guest: with the copies needed");
-    let exact = exact::run(options, subjects, EXT4, load)?;
+    let exact = exact::run(options, subjects, (NVME, EXT4), load)?;
     println!(
         "RESULT {release} exact: {} events, {} skipped, 0 missed, {} epochs, {:.1} s",
         exact.events,
@@ -148,10 +151,25 @@ fn capture_part(release: &str, kernel: &Kernel, subjects: &mut Vec<Subject>, loa
     // A device of its own: the other one with several queues has the file system.
     let queues = Subject::new("queues", &machine::wait_for("/dev/vdd")?)?;
     tell(&queues);
+    let [data, log] = lvm::volumes(&machine::wait_for("/dev/vde")?)?;
+    let mut volumes = [Subject::new("data", &data)?, Subject::new("log", &log)?];
+    volumes.iter().for_each(tell);
     subjects.push(queues);
-    let capture = capture::run(kernel, subjects, EXT4, load);
+    let logged =
+        capture::LoggedDisks { disk: machine::wait_for("/dev/vdf")?, log: machine::wait_for("/dev/vdg")? };
+    let disks = capture::Disks { subjects, ext4: EXT4, nvme: NVME, volumes: &mut volumes, logged };
+    let capture = capture::run(kernel, disks, load);
     subjects.pop();
     let capture = capture?;
+    println!(
+        "RESULT {release} volumes: {} writes, {} positions right, {} of them between a log's record and its data, exact",
+        capture.volumes.writes, capture.volumes.positions, capture.volumes.between,
+    );
+    let logged = &capture.logged;
+    println!(
+        "RESULT {release} logged: {} operations, equal to the log of {} entries at {} marks, {} sectors right at {} positions",
+        logged.operations, logged.found.entries, logged.found.marks, logged.found.sectors, logged.positions,
+    );
     println!(
         "RESULT {release} capture: bases {}, {} copies, {} changes, {} MiB, {} windows proved, {} states right, \
          {} skipped, {} rounds not proved, exact; {:.1} s{}",

@@ -1,4 +1,4 @@
-//! Device-mapper devices, made and removed by ioctl: what `dmsetup` does, without it.
+//! Device-mapper devices, made, spoken to and removed by ioctl: what `dmsetup` does, without it.
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
@@ -40,6 +40,7 @@ const DM_DEV_CREATE: u8 = 3;
 const DM_DEV_REMOVE: u8 = 4;
 const DM_DEV_SUSPEND: u8 = 6;
 const DM_TABLE_LOAD: u8 = 9;
+const DM_TARGET_MSG: u8 = 14;
 /// Room for answers, which are not read.
 const ANSWER_BYTES: usize = 1024;
 
@@ -85,6 +86,13 @@ impl Mapped {
         call(&control, DM_DEV_SUSPEND, name, 0, &[])?;
         let path = machine::wait_for(&format!("/dev/dm-{}", libc::minor(dev)))?;
         Ok(Self { control, name, path })
+    }
+
+    /// Says something to its first target.
+    pub fn message(&self, text: &str) -> Result<()> {
+        // linux/dm-ioctl.h: `struct dm_target_msg`: a sector, then the text and a zero.
+        let message = [&[0; 8], text.as_bytes(), &[0]].concat();
+        call(&self.control, DM_TARGET_MSG, self.name, 0, &message).map(drop)
     }
 
     /// Takes it away; nobody may have it open any more.

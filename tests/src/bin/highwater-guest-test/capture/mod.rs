@@ -1,14 +1,25 @@
 //! Write-ordered capture: what is sealed of the stream, applied to a copy of each device, is the device; and each state on the way
 //! is one that a crash could have left.
 //!
+//! The same of a database whose data and log are two volumes of LVM (`volumes`), at many more positions; of discards of many
+//! ranges in one request (`scattered`); and of a disk beneath which device-mapper logs all writes (`logged`), by that log.
+//!
 //! A window that the kernel's own counts do not prove is never applied: then all starts over with a new copy. What the stream
 //! leaves to be read again would hide a lost write, so it is counted, and confined: writers meet in one small area of each device
 //! only, and what is read again elsewhere (where a completion was not shown) is counted apart.
 
 mod closed;
+mod follow;
+mod journal;
+mod logged;
+mod logged_writers;
+mod oracle;
 mod replica;
 mod round;
+mod scattered;
+mod volumes;
 mod work;
+mod write_log;
 mod writers;
 
 use std::fs::File;
@@ -23,14 +34,17 @@ use highwater_agent::tracker::probe::Kernel;
 
 use super::machine;
 use super::subject::Subject;
+pub use logged::Disks as LoggedDisks;
 
 const RING_BYTES: usize = 64 << 20;
 /// What is held of the stream beside the ring.
 const POOL_BYTES: u64 = 192 << 20;
 /// Buffers for reading single blocks.
 const FETCH_BYTES: usize = 1 << 20;
-/// Rounds that may be given up because a window was not proved.
+/// Rounds that may be given up because a window was not proved, for one that is.
 const LOST_ROUNDS_MAX: usize = 3;
+/// Rounds of the database on two volumes.
+const SHORT_ROUNDS: u32 = 2;
 
 /// What a run showed, for its line.
 #[derive(Debug, Default)]
@@ -51,34 +65,73 @@ pub struct Figures {
     pub skipped: u64,
     /// Rounds started over because a window was not proved.
     pub lost: usize,
+    /// Of the database on two volumes.
+    pub volumes: volumes::Figures,
+    /// Of the disk whose writes were logged.
+    pub logged: logged::Figures,
     /// What became of a round with one copy, where that is too few.
     pub too_few: Option<&'static str>,
 }
 
-/// Runs it. `ext4` is the index of the device with the file system, which only file operations write to.
-pub fn run(kernel: &Kernel, subjects: &mut [Subject], ext4: usize, duration: Duration) -> Result<Figures> {
+/// What is captured.
+pub struct Disks<'s> {
+    /// Devices of all kinds.
+    pub subjects: &'s mut [Subject],
+    /// Which of them has the file system: only file operations write to it.
+    pub ext4: usize,
+    /// Which of them takes many ranges in one discard.
+    pub nvme: usize,
+    /// The volumes of data and log.
+    pub volumes: &'s mut [Subject],
+    /// The disk beneath which writes are logged, and the log's.
+    pub logged: logged::Disks,
+}
+
+/// Runs it.
+pub fn run(kernel: &Kernel, disks: Disks<'_>, duration: Duration) -> Result<Figures> {
+    let Disks { subjects, ext4, nvme, volumes, logged } = disks;
     closed::check()?;
     // What takes records out of the ring inherits it: the load must not starve it.
     // SAFETY: plain numbers.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -15) };
     let (mut capture, bases) = Capture::load(kernel, None, subjects)?;
     let mut figures = Figures { bases, copies: capture.tap.copies(), ..Figures::default() };
-    loop {
-        let seed = 0x500 + figures.lost as u64 * 16;
-        match round::run(&mut capture, subjects, ext4, (duration, seed), &mut figures)? {
-            None => break,
-            Some(loss @ (Loss::Skipped | Loss::Overflow(_))) if figures.lost < LOST_ROUNDS_MAX => {
-                println!("  a window is not proved: {loss}; all over again");
-                figures.lost += 1;
-            }
-            Some(loss) => bail!("the stream is not to be believed: {loss}"),
-        }
+    figures.lost =
+        until_proved(0x500, |seed| round::run(&mut capture, subjects, ext4, (duration, seed), &mut figures))?;
+    // Where positions are many, a window that is not proved is not rare; a short round is the sooner without.
+    for at in 1..=SHORT_ROUNDS {
+        println!("  a database on two volumes");
+        figures.lost += until_proved(0x700 + u64::from(at) * 0x100, |seed| {
+            let long = (duration / (SHORT_ROUNDS * 2), seed);
+            volumes::run(&mut capture, volumes, long, &mut figures.volumes)
+        })?;
     }
+    println!("  discards of many ranges in one request");
+    figures.lost += until_proved(0xa00, |seed| scattered::run(&mut capture, &mut subjects[nvme], seed))?;
+    println!("  a disk whose writes are logged");
+    figures.lost += until_proved(0xb00, |seed| {
+        logged::run(&mut capture, &logged, (duration / 3, seed), &mut figures.logged)
+    })?;
     drop(capture);
     if kernel.preemptible_tracepoints {
         figures.too_few = Some(too_few(kernel, subjects, ext4, duration / 2)?);
     }
     Ok(figures)
+}
+
+/// Rounds until one is proved, each with a seed of its own. Answers how many were not.
+fn until_proved(seed: u64, mut round: impl FnMut(u64) -> Result<Option<Loss>>) -> Result<usize> {
+    let mut lost = 0;
+    loop {
+        match round(seed + lost as u64 * 16)? {
+            None => return Ok(lost),
+            Some(loss @ (Loss::Skipped | Loss::Overflow(_))) if lost < LOST_ROUNDS_MAX => {
+                println!("  a window is not proved: {loss}; all over again");
+                lost += 1;
+            }
+            Some(loss) => bail!("the stream is not to be believed: {loss}"),
+        }
+    }
 }
 
 /// With one copy on purpose, where that is too few: a round that is believed all the same must be exact.

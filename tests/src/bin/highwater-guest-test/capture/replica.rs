@@ -1,6 +1,7 @@
 //! A device's replica, kept by the stream: its base copied at rest, then only what was sealed, and what had to be read again.
 //!
-//! Of the area in which writes depend on each other the content itself is kept, for its states on the way; of the rest hashes do.
+//! Of a device's beginning, where writes depend on each other, the content itself is kept, for its states on the way; of the rest
+//! hashes do.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +10,6 @@ use anyhow::{Context, Result};
 use highwater_agent::capture::assemble::{Again, Batch};
 
 use super::super::subject::{BLOCK, Subject};
-use super::writers::CHAINED_BYTES;
 
 /// What was applied to a replica.
 #[derive(Clone, Copy, Debug, Default)]
@@ -32,27 +32,30 @@ pub struct Replica<'s> {
     pub subject: &'s mut Subject,
     /// What was done to it.
     pub applied: Applied,
-    chained: Vec<u8>,
+    kept: Vec<u8>,
 }
 
 impl<'s> Replica<'s> {
-    /// Copies the device, which is at rest.
-    pub fn base(subject: &'s mut Subject) -> Result<Self> {
+    /// Copies the device, which is at rest, so many bytes of it in whole, or all.
+    pub fn base(subject: &'s mut Subject, kept_bytes: usize) -> Result<Self> {
         subject.copy()?;
-        let mut replica = Self { subject, applied: Applied::default(), chained: vec![0; CHAINED_BYTES] };
-        let all = 0..CHAINED_BYTES / BLOCK;
-        let mut chained = std::mem::take(&mut replica.chained);
-        replica
-            .subject
-            .read(all, |block, content| chained[block * BLOCK..][..BLOCK].copy_from_slice(content))?;
-        replica.chained = chained;
-        Ok(replica)
+        let kept_bytes = kept_bytes.min(subject.device.size_bytes as usize);
+        let mut kept = vec![0; kept_bytes];
+        subject.read(0..kept_bytes / BLOCK, |block, content| {
+            kept[block * BLOCK..][..BLOCK].copy_from_slice(content);
+        })?;
+        Ok(Self { subject, applied: Applied::default(), kept })
+    }
+
+    /// The beginning of the device, as it is now.
+    pub fn content(&self) -> &[u8] {
+        &self.kept
     }
 
     fn set(&mut self, block: u64, content: &[u8]) {
         let at = block as usize;
         self.subject.set(at, content);
-        if let Some(place) = self.chained.get_mut(at * BLOCK..(at + 1) * BLOCK) {
+        if let Some(place) = self.kept.get_mut(at * BLOCK..(at + 1) * BLOCK) {
             place.copy_from_slice(content);
         }
     }
@@ -85,8 +88,8 @@ impl<'s> Replica<'s> {
         Ok(())
     }
 
-    /// Keeps the area of dependent writes as it is now.
+    /// Writes it to a file.
     pub fn keep(&self, at: &Path) -> Result<()> {
-        fs::write(at, &self.chained).with_context(|| format!("cannot keep {}", at.display()))
+        fs::write(at, &self.kept).with_context(|| format!("cannot keep {}", at.display()))
     }
 }
