@@ -71,7 +71,7 @@ fn write(dir: &Path, turn: u64) -> Result<()> {
         let at = (turn * 37 + number * 1000) % FILE_BYTES;
         file.write_all_at(&[(turn * WRITES + number) as u8; 100], at)?;
     }
-    if turn / FILES % REMOVED_EVERY == 0 {
+    if (turn / FILES).is_multiple_of(REMOVED_EVERY) {
         fs::remove_file(&path)?;
     }
     Ok(())
