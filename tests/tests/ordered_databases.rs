@@ -205,10 +205,10 @@ fn what_is_synced_in_order_is_there_in_order() -> Result<()> {
     /// Room for zeros, and so whether metadata changes with each record.
     const ROOM_BYTES: [usize; 3] = [0, 0, 8 << 20];
     let arena = Arena::enter("synced")?;
+    let kinds = [FileSystem::Xfs, FileSystem::Ext4];
     let size = FileSystem::Xfs.size_bytes_min();
-    let disks = [LoopDisk::new(Backing::Tmpfs, size)?, LoopDisk::new(Backing::Tmpfs, size)?];
-    let kind = FileSystem::Xfs;
-    let mounts = [Mounted::make(kind, disks[0].path())?, Mounted::make(kind, disks[1].path())?];
+    let disks = [LoopDisk::new(Backing::Tmpfs, size)?, LoopDisk::new(Backing::Tmpfs, 192 * MIB)?];
+    let mounts = [Mounted::make(kinds[0], disks[0].path())?, Mounted::make(kinds[1], disks[1].path())?];
     let writers = (0..)
         .zip(ROOM_BYTES)
         .map(|(seed, room)| {
@@ -220,13 +220,13 @@ fn what_is_synced_in_order_is_there_in_order() -> Result<()> {
         .collect::<Result<_>>()?;
     let options = SiteOptions { copy_frozen: false, ..SiteOptions::ordered("1s") };
     let mut site = Site::new(&arena, &options)?;
-    let writers = Writers::start(writers, Duration::from_millis(1));
-    protect(&mut site, &[(disks[0].path(), "a"), (disks[1].path(), "b")], points_min(20))?;
+    let writers = Writers::start(writers, Duration::from_millis(2));
+    protect(&mut site, &[(disks[0].path(), "a"), (disks[1].path(), "b")], points_min(16))?;
     let promises = writers.stop()?;
     ensure!(promises.records() > 2000, "only {} records", promises.records());
     check_points(&site, &["a", "b"], &promises, |recovered, _| {
-        let a = Mounted::existing(kind, &recovered.image("a"), "")?;
-        let b = Mounted::existing(kind, &recovered.image("b"), "")?;
+        let a = Mounted::existing(kinds[0], &recovered.image("a"), "")?;
+        let b = Mounted::existing(kinds[1], &recovered.image("b"), "")?;
         let mut records = vec![];
         for seed in 0..ROOM_BYTES.len() as u64 {
             let mut both = [synced::records(a.path(), seed)?, synced::records(b.path(), seed)?];

@@ -127,6 +127,26 @@ fn a_collector_that_is_away_loses_nothing() -> Result<()> {
     end(site, chains, 4)
 }
 
+/// Waits for write-ordered mode as its unit would: if the agent ends, it is started again.
+fn wait_ordered_or_start(site: &mut Site) -> Result<()> {
+    let until = Instant::now() + Duration::from_secs(60);
+    loop {
+        // One that was killed, or has no engine any more, leaves a moment later.
+        let runs = site.agent.as_mut().is_some_and(|agent| agent.is_running().unwrap_or(false));
+        if !runs {
+            println!("the agent has ended, and is started again");
+            site.kill_agent()?;
+            site.start_agent()?;
+        }
+        let state = site.disk_status("disk").map(|disk| disk["state"].clone());
+        if state.as_ref().is_ok_and(|state| state == "write-ordered") {
+            return Ok(());
+        }
+        ensure!(Instant::now() < until, "it does not come back: {state:?}");
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
 /// An agent that may have no more memory than it had in a moment of little, some times, for some seconds each.
 fn short_of_memory(arena: &Arena, beyond: Beyond) -> Result<()> {
     let disk = LoopDisk::new(Backing::Tmpfs, 64 * MIB)?;
@@ -153,14 +173,7 @@ fn short_of_memory(arena: &Arena, beyond: Beyond) -> Result<()> {
         limit.lift()?;
         println!("{beyond:?}: {least} bytes were allowed, {} times too few", limit.reached()?);
         ensure!(beyond == Beyond::Kill || limit.kills()? == 0, "killed where it was to wait");
-        // One who was killed leaves a moment later.
-        thread::sleep(Duration::from_millis(500));
-        if !site.agent.as_mut().is_some_and(|agent| agent.is_running().unwrap_or(false)) {
-            println!("the agent has ended, and is started again");
-            site.kill_agent()?;
-            site.start_agent()?;
-        }
-        site.wait_ordered()?;
+        wait_ordered_or_start(&mut site)?;
     }
     ensure!(limit.reached()? > 0, "it was never short of memory");
     end(site, chains, 3)
