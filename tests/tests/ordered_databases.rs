@@ -182,7 +182,8 @@ fn sqlite_with_either_journal() -> Result<()> {
     }
     let options = SiteOptions { copy_frozen: false, ..SiteOptions::ordered("1s") };
     let mut site = Site::new(&arena, &options)?;
-    let writers = Writers::start(clients, Duration::from_millis(3));
+    // A commit on each is some 200 KiB of writes; this is to be no test of throughput.
+    let writers = Writers::start(clients, Duration::from_millis(6));
     protect(&mut site, &[(disks[0].path(), "ahead"), (disks[1].path(), "rollback")], points_min(20))?;
     let promises = writers.stop()?;
     ensure!(promises.records() > 500, "only {} transactions", promises.records());
