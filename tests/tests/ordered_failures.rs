@@ -3,8 +3,8 @@
 
 use anyhow::{Result, ensure};
 use highwater_tests::{
-    Arena, Backing, BpfMap, Chains, LoopDisk, Plan, Random, Site, SiteOptions, compare_devices, metric,
-    scrape,
+    Arena, Backing, BpfMap, Chains, LoopDisk, MemoryLimit, Plan, Random, Site, SiteOptions, compare_devices,
+    daemon::program, memory_limit::Beyond, metric, scrape,
 };
 use std::{
     os::unix::fs::FileExt,
@@ -17,11 +17,21 @@ const MIB: u64 = 1 << 20;
 
 /// A site with a disk that chains are written to, in write-ordered mode.
 fn begin(arena: &Arena, disk: &Path, capture: &[&str], pause: Duration) -> Result<(Site, Chains)> {
+    let site = site(arena, capture)?;
+    begin_at(site, disk, pause)
+}
+
+/// Its agent does not run yet.
+fn site(arena: &Arena, capture: &[&str]) -> Result<Site> {
     let capture = capture.iter().map(|line| (*line).to_owned()).collect();
     let options = SiteOptions { copy_frozen: false, capture, ..SiteOptions::default() };
     let mut site = Site::new(arena, &options)?;
     site.allow("write-ordered mode is left");
     site.allow("no recovery point this time");
+    Ok(site)
+}
+
+fn begin_at(mut site: Site, disk: &Path, pause: Duration) -> Result<(Site, Chains)> {
     site.start_agent()?;
     site.protect(disk, "disk")?;
     site.wait_ordered()?;
@@ -115,6 +125,72 @@ fn a_collector_that_is_away_loses_nothing() -> Result<()> {
     }
     ensure!(left(&site, "disconnected")? == 2, "{:#}", site.status()?);
     end(site, chains, 4)
+}
+
+/// Waits for write-ordered mode as its unit would: if the agent ends, it is started again.
+fn wait_ordered_or_start(site: &mut Site) -> Result<()> {
+    let until = Instant::now() + Duration::from_secs(60);
+    loop {
+        // One that was killed, or has no engine any more, leaves a moment later.
+        let runs = site.agent.as_mut().is_some_and(|agent| agent.is_running().unwrap_or(false));
+        if !runs {
+            println!("the agent has ended, and is started again");
+            site.kill_agent()?;
+            site.start_agent()?;
+        }
+        let state = site.disk_status("disk").map(|disk| disk["state"].clone());
+        if state.as_ref().is_ok_and(|state| state == "write-ordered") {
+            return Ok(());
+        }
+        ensure!(Instant::now() < until, "it does not come back: {state:?}");
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// An agent that may have no more memory than it had in a moment of little, some times, for some seconds each.
+fn short_of_memory(arena: &Arena, beyond: Beyond) -> Result<()> {
+    let disk = LoopDisk::new(Backing::Tmpfs, 64 * MIB)?;
+    let limit = MemoryLimit::new()?;
+    let mut site = site(arena, &["memory = \"64MiB\"", "point-interval = \"1s\""])?;
+    // It may end for want of memory, which its unit puts right. It may not live on without a part of it.
+    site.allow("panicked at");
+    let wrapper = arena.dir().join("agent");
+    limit.wrap(&program("highwater-agent")?, "run", &wrapper)?;
+    site.use_agent_program(&wrapper);
+    let (mut site, chains) = begin_at(site, disk.path(), Duration::from_millis(1))?;
+    for _ in 0..2 {
+        thread::sleep(Duration::from_secs(2));
+        let kills = limit.kills()?;
+        let mut least = u64::MAX;
+        let until = Instant::now() + Duration::from_secs(4);
+        while Instant::now() < until && limit.kills()? == kills {
+            let used = limit.used_bytes()?;
+            if used < least && limit.set(used, beyond)? {
+                least = used;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        limit.lift()?;
+        println!("{beyond:?}: {least} bytes were allowed, {} times too few", limit.reached()?);
+        ensure!(beyond == Beyond::Kill || limit.kills()? == 0, "killed where it was to wait");
+        wait_ordered_or_start(&mut site)?;
+    }
+    ensure!(limit.reached()? > 0, "it was never short of memory");
+    end(site, chains, 3)
+}
+
+/// Killed for want of memory in the middle of its work, it goes on when it is started again.
+#[test]
+fn an_agent_killed_for_want_of_memory_loses_nothing() -> Result<()> {
+    let arena = Arena::enter("memory-kill")?;
+    short_of_memory(&arena, Beyond::Kill)
+}
+
+/// Made to wait for memory, and refused what it asks the kernel for, it goes on when there is some, by itself or started again.
+#[test]
+fn an_agent_that_waits_for_memory_loses_nothing() -> Result<()> {
+    let arena = Arena::enter("memory-wait")?;
+    short_of_memory(&arena, Beyond::Stall)
 }
 
 /// What changes on a disk past the block layer is seen by nobody; the comparison in the background finds and heals it.

@@ -75,7 +75,11 @@ const TEST: &[Need] = &[
     need("btrfs-progs", "mkfs.btrfs"),
     need("mount", "losetup"),
     need("util-linux", "addpart"),
+    need("util-linux", "setpriv"),
     need("fio", "fio"),
+    // Its server; programs of the server itself lie in a directory named by their version.
+    need("postgresql", "pg_ctlcluster"),
+    need("sqlite3", "sqlite3"),
 ];
 
 const BENCH: &[Need] = &[
