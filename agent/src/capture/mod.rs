@@ -7,6 +7,7 @@ pub mod assemble;
 mod bases;
 mod error;
 mod layout;
+mod moments;
 mod object;
 mod page;
 pub mod pool;

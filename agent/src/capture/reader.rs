@@ -16,6 +16,7 @@
 
 use super::{
     assemble::{Again, Assembler, Captured, CapturedDisk, Figures, Ranges, Sealed, Tick, Wanted},
+    moments::Moments,
     pool::BlockPool,
     record,
     ring::{Producer, Ring, StreamPosition},
@@ -71,6 +72,8 @@ struct State {
     devices: Vec<DevNumber>,
     /// Somebody waits for a position that can be sealed, at least so far.
     wanted: Option<StreamPosition>,
+    /// When the stream was where.
+    moments: Moments,
     /// The rest of a block could not be read.
     broken: Option<(DiskId, SourceError)>,
 }
@@ -124,6 +127,7 @@ impl StreamReader {
                 begin: None,
                 devices: vec![],
                 wanted: None,
+                moments: Moments::default(),
                 broken: None,
             }),
             changed: Condvar::new(),
@@ -154,7 +158,7 @@ impl StreamReader {
         state.begin = Some(disks);
         state.broken = None;
         self.shared.changed.notify_all();
-        while state.begin.is_some() && !self.shared.stopped() {
+        while state.begin.is_some() && !self.shared.stopped() && !self.has_ended() {
             state = self.wait(state, Duration::from_millis(100));
         }
     }
@@ -167,6 +171,12 @@ impl StreamReader {
         state.generation += 1;
         drop(state);
         self.shared.pool.trim();
+    }
+
+    /// Whether one of the threads has ended, which only a bug or a want of memory brings about: the reader is of no use any more.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.threads.iter().any(JoinHandle::is_finished)
     }
 
     fn wait<'g>(&self, state: MutexGuard<'g, State>, most: Duration) -> MutexGuard<'g, State> {
@@ -205,14 +215,19 @@ impl StreamReader {
         self.shared.lock().broken.take()
     }
 
-    /// What leads to a position that is `at_least` so far; waits until there is one. `None`: there was none in that time, or
-    /// nothing is assembled.
+    /// What leads to a position that is `at_least` so far, and a moment by which all that was submitted lies before it; waits until
+    /// there is one. `None`: there was none in that time, or nothing is assembled.
     #[must_use]
-    pub fn seal(&self, at_least: StreamPosition, most: Duration) -> Option<Sealed> {
+    pub fn seal(&self, at_least: StreamPosition, most: Duration) -> Option<(Sealed, Instant)> {
         self.shared.lock().wanted = Some(at_least);
         let sealed = self.until(most, |assembler| assembler.seal(at_least));
         let mut state = self.shared.lock();
         state.wanted = None;
+        let sealed = sealed.and_then(|sealed| {
+            let moment = state.moments.of(sealed.position)?;
+            state.moments.forget_before(sealed.position);
+            Some((sealed, moment))
+        });
         if let (None, Some(assembler)) = (&sealed, &state.assembler) {
             let (unfinished, reading, unasked) = assembler.waits_for();
             let applied = assembler.applied();
@@ -221,6 +236,14 @@ impl StreamReader {
         }
         drop(state);
         sealed
+    }
+
+    /// How long ago everything was submitted that the last position has which could be sealed now.
+    #[must_use]
+    pub fn clean_age(&self) -> Option<Duration> {
+        let state = self.shared.lock();
+        let clean = state.assembler.as_ref()?.clean();
+        state.moments.of(clean).map(|moment| moment.elapsed())
     }
 
     /// Which blocks explain the bits of an epoch that ended when the stream was at this position.
@@ -314,6 +337,8 @@ fn read(shared: &Shared, mut ring: Ring, fetch: &Sender<Order>) {
             ring.skip_all();
             state.generation += 1;
             state.assembler = Some(Assembler::new(shared.pool.clone(), disks, ring.position()));
+            state.moments = Moments::default();
+            state.moments.note(Instant::now(), ring.position());
             shared.changed.notify_all();
         }
         let (generation, sealing) = (state.generation, state.wanted);
@@ -323,7 +348,8 @@ fn read(shared: &Shared, mut ring: Ring, fetch: &Sender<Order>) {
             let _unused = shared.changed.wait_timeout(state, Duration::from_secs(1));
             continue;
         };
-        let now = shared.now();
+        let (moment, now) = (Instant::now(), shared.now());
+        parts.moments.note(moment, shared.producer.position());
         // Where it did not help to stop, it is gone on to where the reads had been over.
         let stop_at =
             sealing.map(|wanted| wanted.max(gone_on_to)).filter(|_| assembler.clean() < assembler.applied());

@@ -202,6 +202,9 @@ impl Engine {
             if let Some((id, error)) = broken {
                 self.leave_order("unreadable", &format!("disk {id}: {error}"));
                 self.unreadable(id, &error);
+            } else if self.ordered.live.as_ref().is_some_and(|live| live.reader.has_ended()) {
+                self.leave_order("reader-ended", "a thread that reads the stream has ended");
+                self.ordered.live = None;
             } else if !same {
                 self.leave_order("disks-changed", "the disks that are captured changed");
             }

@@ -72,6 +72,15 @@ pub enum SourceError {
         /// Its size now.
         size_bytes: u64,
     },
+    /// The machine has no memory, or no task left, for a thread that reads. Ends the job.
+    #[error("{path} cannot be read: no thread could be started")]
+    Busy {
+        /// The device.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The device is gone, or another one has its number. Ends the job.
     #[error("{path} is gone")]
     Gone {
@@ -98,6 +107,7 @@ impl Coded for SourceError {
             Self::BadBlocks { .. } => 1436,
             Self::Shrunk { .. } => 1437,
             Self::Gone { .. } => 1438,
+            Self::Busy { .. } => 1439,
         }
     }
     fn action(&self) -> String {
@@ -106,6 +116,9 @@ impl Coded for SourceError {
             Self::BadBlocks { .. } => "The disk is failing: check `dmesg` and SMART, and replace it.".into(),
             Self::Shrunk { .. } => "Nothing: the new size is taken over with the next point.".into(),
             Self::Gone { .. } => "Attach the disk again: it is found by its identity.".into(),
+            Self::Busy { .. } => {
+                "It is tried again by itself. Free memory, or raise the limit of tasks (TasksMax of the unit).".into()
+            }
         }
     }
 }
@@ -242,15 +255,35 @@ impl SourceReader {
         let bad_blocks = Arc::new(AtomicU64::new(0));
         let (sender, results) = mpsc::channel(self.shared.readers * 2);
         let runs = Arc::new(Mutex::new(Runs { ranges: ranges.into_iter(), rest: None }));
-        for _ in 0..self.shared.readers {
+        let (mut started, mut tries) = (0, 0);
+        while started < self.shared.readers {
             let shared = Arc::clone(&self.shared);
-            let (runs, sender) = (Arc::clone(&runs), sender.clone());
+            let (runs, to) = (Arc::clone(&runs), sender.clone());
             let (cancelled, bad_blocks) = (Arc::clone(&cancelled), Arc::clone(&bad_blocks));
-            std::thread::spawn(move || shared.work(&runs, &sender, &cancelled, &bad_blocks));
+            let work = move || shared.work(&runs, &to, &cancelled, &bad_blocks);
+            match std::thread::Builder::new().name("source".into()).spawn(work) {
+                Ok(_) => started += 1,
+                // Fewer do, where memory or a limit of tasks allows no more.
+                Err(_) if started > 0 => break,
+                Err(_) if tries < THREAD_TRIES => {
+                    tries += 1;
+                    std::thread::sleep(THREAD_RETRY);
+                }
+                Err(source) => {
+                    let error = SourceError::Busy { path: self.shared.path.clone(), source };
+                    // There is room for one.
+                    let _ = sender.try_send(Err(error));
+                    break;
+                }
+            }
         }
         ReadJob { results, cancelled }
     }
 }
+
+/// How often it is tried to start a thread that reads, and how long after.
+const THREAD_TRIES: u32 = 50;
+const THREAD_RETRY: std::time::Duration = std::time::Duration::from_millis(20);
 
 /// Cuts and joins ranges into runs.
 struct Runs<I> {

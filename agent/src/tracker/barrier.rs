@@ -2,7 +2,8 @@
 //!
 //! Where tracepoints run with preemption off, a grace period of RCU outlasts whole handlers, all copies of an event included
 //! (`membarrier`). With preemptible tracepoints (7.0 and later) it does not; unregistering any tracepoint does
-//! (`tracepoint_synchronize_unregister`), and closing a disabled perf event on one gets there.
+//! (`tracepoint_synchronize_unregister`), and closing a disabled perf event on one gets there, if it was the last one on that
+//! tracepoint: so one is taken that nobody else is likely to watch, since it only fires while the kernel starts.
 //!
 //! A grace period also outlasts every completion that had begun in interrupt or softirq context: see `quiet`.
 
@@ -27,6 +28,9 @@ struct PerfEventAttr {
     flags: u64,
     rest: [u64; 2],
 }
+
+/// Tracepoints to close an event on, the least watched one first.
+const EVENTS: [&str; 3] = ["initcall/initcall_level", "initcall/initcall_start", "block/block_rq_remap"];
 
 /// How to wait on this kernel.
 pub struct Barrier {
@@ -85,10 +89,12 @@ fn grace_period() -> bool {
 
 fn event() -> Result<u64, TrackerError> {
     for root in ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"] {
-        if let Ok(text) = fs::read_to_string(format!("{root}/events/block/block_rq_complete/id"))
-            && let Ok(event) = text.trim().parse()
-        {
-            return Ok(event);
+        for name in EVENTS {
+            if let Ok(text) = fs::read_to_string(format!("{root}/events/{name}/id"))
+                && let Ok(event) = text.trim().parse()
+            {
+                return Ok(event);
+            }
         }
     }
     Err(TrackerError::Unsupported("tracefs mounted at /sys/kernel/tracing".into()))

@@ -31,6 +31,8 @@ const SEAL_MAX: Duration = Duration::from_secs(5);
 const SEAL_FROZEN_MAX: Duration = Duration::from_secs(1);
 /// Between looks whether something is lost, meanwhile.
 const SEAL_LOOK: Duration = Duration::from_millis(200);
+/// A position that is older is not taken without asking for a newer one.
+const SEAL_AGE: Duration = Duration::from_millis(100);
 /// Times that something is found to be lacking, before the point is given up.
 const TRIES: u32 = 8;
 /// While nothing is written, a point is made so rarely.
@@ -291,15 +293,19 @@ impl Engine {
         }
     }
 
-    /// Seals the stream where it is now.
+    /// Seals the stream near where it is now. The point's time is one by which all that had been submitted is in it.
     fn seal(&mut self, most: Duration) -> Result<Marked, PointError> {
         let (Some(live), Some(streaming)) = (&mut self.ordered.live, &self.ordered.streaming) else {
             return Err(PointError::Disordered("gone"));
         };
         let at_least = streaming.floor.max(streaming.covered_to);
         let until = Instant::now() + most;
-        let sealed = loop {
-            if let Some(sealed) = live.reader.seal(at_least, SEAL_LOOK.min(most)) {
+        let old = live.reader.clean_age().is_none_or(|age| age > SEAL_AGE);
+        let mut fresh = old.then(|| live.reader.position().max(at_least));
+        let (sealed, moment) = loop {
+            // Where blocks are written in part all the time, a position comes when it is asked for.
+            let wanted = fresh.take().unwrap_or(at_least);
+            if let Some(sealed) = live.reader.seal(wanted, SEAL_LOOK.min(most)) {
                 break sealed;
             }
             // What was dropped may be what it waits for.
@@ -310,7 +316,8 @@ impl Engine {
                 return Err(PointError::Disordered("no position could be sealed in time"));
             }
         };
-        Ok(Marked { sealed, exact: true, taken_at_ms: now_ms(), freeze_us: 0, held: vec![] })
+        let taken_at_ms = now_ms().saturating_sub(moment.elapsed().as_millis() as u64 + 1);
+        Ok(Marked { sealed, exact: true, taken_at_ms, freeze_us: 0, held: vec![] })
     }
 
     /// Seals the stream while all filesystems are frozen. What was sealed is to be sent, whatever became of the freeze.
@@ -348,8 +355,10 @@ impl Engine {
         let (Some(live), Some(streaming)) = (&self.ordered.live, &mut self.ordered.streaming) else {
             return Err(PointError::Disordered("gone"));
         };
+        let taken_at_ms = now_ms();
         streaming.floor = streaming.floor.max(live.reader.position());
         let mut marked = self.seal(SEAL_FROZEN_MAX)?;
+        marked.taken_at_ms = taken_at_ms;
         let Some(live) = &self.ordered.live else { return Ok(marked) };
         for (id, found) in live.reader.take_again() {
             // They stay covered, and so pending, until the next delta: this one does not take them.

@@ -116,7 +116,7 @@ impl<'r, 's> Follower<'r, 's> {
         }
         let at_least = if demanded { self.capture.reader.position() } else { self.floor };
         let started = Instant::now();
-        let sealed = self.capture.reader.seal(at_least, most);
+        let sealed = self.capture.reader.seal(at_least, most).map(|(sealed, _)| sealed);
         self.sealing += started.elapsed();
         if let Some((disk, error)) = self.capture.reader.take_broken() {
             return Err(anyhow::Error::new(error).context(format!("cannot read {disk:?}")));
