@@ -85,6 +85,8 @@ pub static OFFSETS: CaptureOffsets = CaptureOffsets {
     bio_done: 0,
     page_struct_bytes: 0,
     bio_next: 0,
+    bio_crypt: 0,
+    reserved: 0,
 };
 
 /// The offsets as user space set them. Volatile: the compiler must not fold the zeros above.

@@ -57,6 +57,11 @@ pub unsafe fn queue(ctx: &BtfTracePointContext, copy: u32) {
     // SAFETY: `struct bio *`.
     let (sector, bytes): (u64, u32) =
         unsafe { (load(bio, offset!(bio_sector)), load(bio, offset!(bio_size))) };
+    // Its payload is encrypted further down: what is captured would not be what the device gets.
+    // SAFETY: `struct bio *`.
+    if offset!(bio_crypt) != 0 && bytes != 0 && unsafe { load::<u64>(bio, offset!(bio_crypt)) } != 0 {
+        count.unsupported += 1;
+    }
     let header = Header { at: sector << 9, bio, dev, bytes, kind: kind_of(op, bytes), more: 0, flags };
     count.bios += 1;
     if header.kind == kind::WRITE {

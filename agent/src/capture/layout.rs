@@ -68,6 +68,8 @@ fn offsets(kernel: &Kernel) -> Result<CaptureOffsets, BtfError> {
             .or_else(|old| at("bio.bi_iter.bi_offset").map_err(|_| old))?,
         page_struct_bytes: btf.size("page")?,
         bio_next: at("bio.bi_next")?,
+        bio_crypt: at("bio.bi_crypt_context").unwrap_or(0),
+        reserved: 0,
     })
 }
 

@@ -4,18 +4,24 @@
 //! position. The time of a position is that of the newest moment that does not lie behind it, so it errs on the side of age.
 
 use super::ring::StreamPosition;
-use std::{collections::VecDeque, time::Instant};
+use std::collections::VecDeque;
 
 /// More are not kept: the older half is thinned out then.
 const MOMENTS_MAX: usize = 1024;
 
 /// See the module.
-#[derive(Debug, Default)]
-pub struct Moments(VecDeque<(StreamPosition, Instant)>);
+#[derive(Debug)]
+pub struct Moments<T>(VecDeque<(StreamPosition, T)>);
 
-impl Moments {
+impl<T> Default for Moments<T> {
+    fn default() -> Self {
+        Self(VecDeque::new())
+    }
+}
+
+impl<T: Copy> Moments<T> {
     /// By `at`, the stream had come to `position`, or not even so far. Neither ever goes back.
-    pub fn note(&mut self, at: Instant, position: StreamPosition) {
+    pub fn note(&mut self, at: T, position: StreamPosition) {
         if let Some(last) = self.0.back_mut().filter(|(known, _)| *known == position) {
             last.1 = at;
             return;
@@ -32,7 +38,7 @@ impl Moments {
 
     /// By when everything that was submitted lies before this position; `None` if nothing is known of it.
     #[must_use]
-    pub fn of(&self, position: StreamPosition) -> Option<Instant> {
+    pub fn of(&self, position: StreamPosition) -> Option<T> {
         self.0.iter().rev().find(|(known, _)| *known <= position).map(|(_, at)| *at)
     }
 
@@ -47,7 +53,7 @@ impl Moments {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     #[test]
     fn the_time_of_a_position_is_never_too_late() {
@@ -59,7 +65,7 @@ mod tests {
         moments.note(at(2), StreamPosition(20));
         moments.note(at(3), StreamPosition(20));
         moments.note(at(4), StreamPosition(30));
-        let of = |moments: &Moments, position: u64| moments.of(StreamPosition(position));
+        let of = |moments: &Moments<Instant>, position: u64| moments.of(StreamPosition(position));
         assert_eq!(
             [9, 10, 19, 20, 29, 99].map(|p| of(&moments, p)),
             [None, Some(1), Some(1), Some(3), Some(3), Some(4)].map(|ms| ms.map(at))

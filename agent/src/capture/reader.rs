@@ -35,7 +35,7 @@ use std::{
         mpsc::{Receiver, Sender, channel},
     },
     thread::JoinHandle,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 /// Between looks while there is something.
@@ -61,6 +61,25 @@ const AGE_EVERY_MS: Tick = 500;
 /// Part of the pool that may be in use before something should be sealed.
 const PRESSED_PERCENT: u64 = 50;
 
+/// A moment by two clocks: one that may be set, and one that may stand still.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    at: Instant,
+    wall: SystemTime,
+}
+
+impl Moment {
+    fn now() -> Self {
+        Self { at: Instant::now(), wall: SystemTime::now() }
+    }
+    /// Milliseconds since 1970: the earlier of what it said then, and of what follows from now.
+    #[must_use]
+    pub fn unix_ms(&self) -> u64 {
+        let then = SystemTime::now().checked_sub(self.at.elapsed()).unwrap_or(UNIX_EPOCH).min(self.wall);
+        then.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+    }
+}
+
 struct State {
     /// What is assembled, while there is a stream.
     assembler: Option<Assembler>,
@@ -73,7 +92,7 @@ struct State {
     /// Somebody waits for a position that can be sealed, at least so far.
     wanted: Option<StreamPosition>,
     /// When the stream was where.
-    moments: Moments,
+    moments: Moments<Moment>,
     /// The rest of a block could not be read.
     broken: Option<(DiskId, SourceError)>,
 }
@@ -218,7 +237,7 @@ impl StreamReader {
     /// What leads to a position that is `at_least` so far, and a moment by which all that was submitted lies before it; waits until
     /// there is one. `None`: there was none in that time, or nothing is assembled.
     #[must_use]
-    pub fn seal(&self, at_least: StreamPosition, most: Duration) -> Option<(Sealed, Instant)> {
+    pub fn seal(&self, at_least: StreamPosition, most: Duration) -> Option<(Sealed, Moment)> {
         self.shared.lock().wanted = Some(at_least);
         let sealed = self.until(most, |assembler| assembler.seal(at_least));
         let mut state = self.shared.lock();
@@ -243,7 +262,7 @@ impl StreamReader {
     pub fn clean_age(&self) -> Option<Duration> {
         let state = self.shared.lock();
         let clean = state.assembler.as_ref()?.clean();
-        state.moments.of(clean).map(|moment| moment.elapsed())
+        state.moments.of(clean).map(|moment| moment.at.elapsed())
     }
 
     /// Which blocks explain the bits of an epoch that ended when the stream was at this position.
@@ -338,7 +357,7 @@ fn read(shared: &Shared, mut ring: Ring, fetch: &Sender<Order>) {
             state.generation += 1;
             state.assembler = Some(Assembler::new(shared.pool.clone(), disks, ring.position()));
             state.moments = Moments::default();
-            state.moments.note(Instant::now(), ring.position());
+            state.moments.note(Moment::now(), ring.position());
             shared.changed.notify_all();
         }
         let (generation, sealing) = (state.generation, state.wanted);
@@ -348,7 +367,7 @@ fn read(shared: &Shared, mut ring: Ring, fetch: &Sender<Order>) {
             let _unused = shared.changed.wait_timeout(state, Duration::from_secs(1));
             continue;
         };
-        let (moment, now) = (Instant::now(), shared.now());
+        let (moment, now) = (Moment::now(), shared.now());
         parts.moments.note(moment, shared.producer.position());
         // Where it did not help to stop, it is gone on to where the reads had been over.
         let stop_at =

@@ -42,7 +42,9 @@ impl std::fmt::Display for Loss {
             Self::Skipped => f.write_str("the kernel skipped every copy of the capture program"),
             Self::Overflow(records) => write!(f, "the ring overflowed ({records} records)"),
             Self::Unreadable(pages) => write!(f, "{pages} pages could not be read"),
-            Self::Unsupported(writes) => write!(f, "{writes} zone operations cannot be captured"),
+            Self::Unsupported(writes) => {
+                write!(f, "{writes} writes cannot be captured (zone operations, or encrypted below)")
+            }
         }
     }
 }

@@ -71,6 +71,14 @@ impl BlockDevice {
     pub fn whole_kernel_dev(&self) -> u32 {
         kernel_dev(self.whole)
     }
+    /// Whether the device of its number is still this one, where it was and as large.
+    #[must_use]
+    pub fn is_still(&self) -> bool {
+        describe(self.dev, PathBuf::new()).is_ok_and(|now| {
+            (now.diskseq, now.size_bytes, now.start_sector, now.whole)
+                == (self.diskseq, self.size_bytes, self.start_sector, self.whole)
+        })
+    }
     /// Whether it is a partition.
     #[must_use]
     pub fn is_partition(&self) -> bool {

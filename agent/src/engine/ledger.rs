@@ -230,6 +230,8 @@ mod tests {
         Next,
         Stored,
         Lost,
+        /// An epoch's end proves nothing: what was sealed is not committed, and what was committed before may still be stored.
+        LostWindow,
     }
 
     fn op() -> impl Strategy<Value = Op> {
@@ -243,6 +245,7 @@ mod tests {
             Just(Op::Next),
             Just(Op::Stored),
             Just(Op::Lost),
+            Just(Op::LostWindow),
         ]
     }
 
@@ -317,6 +320,19 @@ mod tests {
                         for (b, v) in read { vault[b as usize] = v; }
                         let Some(clear) = ledger.stored(id) else { continue };
                         pending.retain(|b| clear[(*b / 64) as usize] >> (b % 64) & 1 == 0);
+                    }
+                    Op::LostWindow => {
+                        if deltas.back().is_some_and(|(id, _)| *id == delta) {
+                            deltas.pop_back();
+                        }
+                        delta = DeltaId::new();
+                        stream.clear();
+                        for b in std::mem::take(&mut current) {
+                            pending.insert(b);
+                            ledger.marked((b / 64) as usize, 1 << (b % 64));
+                        }
+                        let kept: Vec<DeltaId> = deltas.iter().map(|(id, _)| *id).collect();
+                        ledger.reset_except(&words(&pending), &kept);
                     }
                     Op::Lost => {
                         deltas.clear();

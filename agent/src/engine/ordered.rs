@@ -38,6 +38,10 @@ const RETRY_LONGEST: Duration = Duration::from_secs(300);
 const STEADY: Duration = Duration::from_secs(120);
 /// How long writes that were under way when capture began are waited for, on devices that do not tell which blocks completed.
 const SUBMITTED_MAX: Duration = Duration::from_secs(5);
+/// A write that has been under way for longer is one whose completion was not shown.
+const UNDER_WAY_MAX: Duration = Duration::from_secs(60);
+/// Between the begin of capture and the first point: what was under way on other devices when it began is over by then.
+const ENTRY_GRACE: Duration = Duration::from_secs(1);
 /// The smallest ring that is tried.
 const RING_BYTES_MIN: usize = 1 << 20;
 /// Buffers for reading single blocks.
@@ -86,6 +90,9 @@ struct Streaming {
     floor: StreamPosition,
     /// All that the ledgers call covered lies before this position.
     covered_to: StreamPosition,
+    /// What completed since the stream began is read, whether a record explains it or not: no window was explained yet, or
+    /// only too soon.
+    first_window: bool,
     /// When the last point of it was committed.
     committed: Option<Instant>,
     /// A known page was read back.
@@ -188,6 +195,8 @@ enum EnterError {
     Start(#[from] std::io::Error),
     #[error("the stream is not read")]
     Stalled,
+    #[error("writes that were submitted before take too long")]
+    UnderWay,
     #[error("the captured stream is not complete: {0}")]
     Lost(Loss),
 }
@@ -325,7 +334,12 @@ impl Engine {
         let began_ns = monotonic_ns();
         for (id, _) in disks.iter().filter(|(_, device)| device.hook == Hook::Bio) {
             let until = Instant::now() + SUBMITTED_MAX;
-            while self.tracker.submitted_before(*id, began_ns)? > 0 && Instant::now() < until {
+            let from_ns = began_ns.saturating_sub(UNDER_WAY_MAX.as_nanos() as u64);
+            while self.tracker.submitted_between(*id, from_ns, began_ns)? > 0 {
+                if Instant::now() >= until {
+                    return Err(EnterError::UnderWay);
+                }
+                self.pulse.work();
                 std::thread::park_timeout(Duration::from_millis(1));
             }
         }
@@ -342,6 +356,7 @@ impl Engine {
             disks,
             floor: position,
             covered_to: position,
+            first_window: true,
             committed: None,
             verified: Instant::now(),
             surveyed: None,

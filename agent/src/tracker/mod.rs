@@ -205,8 +205,13 @@ impl Tracker {
     ///
     /// # Errors
     /// [`TrackerError::Unknown`], or the kernel refuses.
-    pub fn submitted_before(&self, disk: DiskId, until_ns: u64) -> Result<usize, TrackerError> {
-        self.object.unseen_bios(self.slot(disk)?.record.dev, until_ns)
+    pub fn submitted_between(
+        &self,
+        disk: DiskId,
+        from_ns: u64,
+        until_ns: u64,
+    ) -> Result<usize, TrackerError> {
+        self.object.unseen_bios(self.slot(disk)?.record.dev, from_ns..until_ns)
     }
 
     fn slot(&self, disk: DiskId) -> Result<&Slot, TrackerError> {

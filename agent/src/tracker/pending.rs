@@ -33,6 +33,24 @@ impl Tracker {
         Ok(())
     }
 
+    /// The same of a few granules.
+    ///
+    /// # Errors
+    /// [`TrackerError::Unknown`].
+    pub fn mark_some(
+        &self,
+        disk: DiskId,
+        granules: impl IntoIterator<Item = u64>,
+    ) -> Result<(), TrackerError> {
+        let words = self.slot(disk)?.pending.words();
+        for granule in granules {
+            if let Some(word) = usize::try_from(granule / 64).ok().and_then(|index| words.get(index)) {
+                word.fetch_or(1 << (granule % 64), Ordering::AcqRel);
+            }
+        }
+        Ok(())
+    }
+
     /// The pending words of a disk, as they are now.
     ///
     /// # Errors

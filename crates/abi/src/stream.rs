@@ -160,4 +160,8 @@ pub struct CaptureOffsets {
     pub page_struct_bytes: u32,
     /// `bio.bi_next`
     pub bio_next: u32,
+    /// `bio.bi_crypt_context`; 0 where the kernel has no inline encryption.
+    pub bio_crypt: u32,
+    /// 0.
+    pub reserved: u32,
 }

@@ -51,6 +51,10 @@ impl Assembler {
         to: u64,
         payload: Option<&[u8]>,
     ) {
+        if !goes_on && let Some((from, to)) = self.disks[at].in_flight.ended_late(bio) {
+            // Its end was not shown, or came just before.
+            self.lack(at, from, to);
+        }
         let (first, end) = (from / BLOCK, to.div_ceil(BLOCK));
         let applied = self.applied;
         let disk = &mut self.disks[at];

@@ -32,6 +32,9 @@ struct Wide {
     since: Tick,
 }
 
+/// Zeroing of more takes long.
+const LONG_BYTES: u64 = 4 << 20;
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct InFlight {
@@ -41,6 +44,8 @@ pub struct InFlight {
     wide: Vec<Wide>,
     /// Where bios lie that may be in flight.
     bios: HashMap<u64, (u64, u64)>,
+    /// Where bios lie that were taken to be over, as long as nothing shows that they are.
+    late: HashMap<u64, (u64, u64)>,
 }
 
 /// What a submission met in a block.
@@ -128,14 +133,14 @@ impl InFlight {
         met
     }
 
-    /// Bytes `from..to` have completed; `bio`: the first of the request; `zeros`: they became zeros. Tells of each block which
-    /// sectors of it were not known to be in flight.
+    /// Bytes `from..to` have completed; `bio`: the first of the request; `zeros`: they became zeros. Tells the ranges of bytes, in
+    /// whole sectors, that were not known to be in flight.
     pub fn completed(
         &mut self,
         bio: u64,
         (from, to): (u64, u64),
         zeros: bool,
-        mut each: impl FnMut(u64, Sectors),
+        mut unknown: impl FnMut(u64, u64),
     ) {
         if from >= to {
             return;
@@ -145,27 +150,25 @@ impl InFlight {
         }
         if !zeros {
             for block in from / 4096..to.div_ceil(4096) {
-                let unknown = self.leave(block, bio, sectors_of(block, from, to));
-                each(block, unknown);
+                if self.leave(block, bio, sectors_of(block, from, to)) != 0 {
+                    unknown(from.max(block * 4096), to.min((block + 1) * 4096));
+                }
             }
             return;
         }
         let mut rest = Ranges::default();
         rest.insert(from, to);
-        self.complete_wide(from, to, &mut rest);
-        for range in rest.iter() {
-            for block in range.start.0 / 4096..range.end().div_ceil(4096) {
-                each(block, sectors_of(block, range.start.0, range.end()));
-            }
-        }
+        self.complete_wide(bio, from, to, &mut rest);
+        rest.iter().for_each(|range| unknown(range.start.0, range.end()));
     }
 
-    /// Takes bytes `from..to` out of the wide ranges that they lie in, and what lay there out of `rest`. One request can complete
-    /// several of them.
-    fn complete_wide(&mut self, from: u64, to: u64, rest: &mut Ranges) {
+    /// Takes bytes `from..to` out of the wide range of this bio, and what lay there out of `rest`; where it has none (it was split),
+    /// out of all that they lie in.
+    fn complete_wide(&mut self, bio: u64, from: u64, to: u64, rest: &mut Ranges) {
+        let known = self.wide.iter().any(|w| w.bio == bio && w.from < to && w.to > from);
         let mut at = 0;
         while let Some(whole) = self.wide.get(at).copied() {
-            if whole.from >= to || whole.to <= from {
+            if whole.from >= to || whole.to <= from || (known && whole.bio != bio) {
                 at += 1;
                 continue;
             }
@@ -258,6 +261,20 @@ impl InFlight {
     /// Forgets what was submitted before `before`: it is taken to be over. Tells its blocks.
     pub fn stale(&mut self, before: Tick, mut each: impl FnMut(u64)) {
         let old = |e: &Entry| e.since < before;
+        let is_old = |bio: u64, of: &Self, (from, to): (u64, u64)| {
+            (from / 4096..to.div_ceil(4096)).any(|block| {
+                let entries =
+                    of.first.get(&block).into_iter().chain(of.more.get(&block).into_iter().flatten());
+                entries.into_iter().any(|e| e.bio == bio && old(e))
+            })
+        };
+        let aged: Vec<(u64, (u64, u64))> = self
+            .bios
+            .iter()
+            .map(|(bio, range)| (*bio, *range))
+            .filter(|(bio, range)| is_old(*bio, self, *range))
+            .collect();
+        aged.into_iter().for_each(|(bio, range)| add_late(&mut self.late, bio, range));
         let mut blocks: Vec<u64> =
             self.first.iter().filter(|(_, e)| old(e)).map(|(block, _)| *block).collect();
         blocks.extend(self.more.iter().filter(|(_, more)| more.iter().any(old)).map(|(block, _)| *block));
@@ -265,13 +282,37 @@ impl InFlight {
             self.remove(block, old);
             each(block);
         }
-        self.wide.retain(|w| w.since >= before);
-        let (first, wide) = (&self.first, &self.wide);
+        let (first, more, wide) = (&self.first, &self.more, &self.wide);
         self.bios.retain(|bio, (from, to)| {
             wide.iter().any(|w| w.bio == *bio)
-                || (*from / 4096..to.div_ceil(4096))
-                    .any(|block| first.get(&block).is_some_and(|e| e.bio == *bio))
+                || (*from / 4096..to.div_ceil(4096)).any(|block| {
+                    first.get(&block).is_some_and(|e| e.bio == *bio)
+                        || more.get(&block).is_some_and(|more| more.iter().any(|e| e.bio == *bio))
+                })
         });
+    }
+
+    /// The same of ranges of zeros; long ones take longer. Tells their bytes.
+    pub fn stale_wide(&mut self, before: Tick, long_before: Tick, mut each: impl FnMut(u64, u64)) {
+        let (late, bios) = (&mut self.late, &mut self.bios);
+        self.wide.retain(|w| {
+            let before = if w.to - w.from > LONG_BYTES { long_before } else { before };
+            if w.since < before {
+                each(w.from, w.to);
+                bios.remove(&w.bio);
+                add_late(late, w.bio, (w.from, w.to));
+            }
+            w.since >= before
+        });
+    }
+
+    /// A bio has ended that was taken to be over before: answers its bytes, which may have changed since.
+    pub fn ended_late(&mut self, bio: u64) -> Option<(u64, u64)> {
+        if self.late.is_empty() { None } else { self.late.remove(&bio) }
+    }
+    /// How many there are of which that is not known yet.
+    pub fn late(&self) -> usize {
+        self.late.len()
     }
 
     /// All blocks with something in flight, but those in wide ranges.
@@ -287,6 +328,12 @@ impl InFlight {
     fn is_empty(&self) -> bool {
         self.first.is_empty() && self.wide.is_empty()
     }
+}
+
+/// A bio that goes on after it was taken to be over is late with all of it.
+fn add_late(late: &mut HashMap<u64, (u64, u64)>, bio: u64, (from, to): (u64, u64)) {
+    let range = late.entry(bio).or_insert((from, to));
+    *range = (range.0.min(from), range.1.max(to));
 }
 
 /// The sectors of a block that bytes `from..to` touch.
@@ -307,10 +354,12 @@ mod tests {
         flight.submitted((bio, false), (from, to), 0, to - from > 1 << 20, |block, m| met.push((block, m)));
         met
     }
-    fn unknown(flight: &mut InFlight, bio: u64, from: u64, to: u64) -> Vec<Sectors> {
-        let mut left = vec![];
-        flight.completed(bio, (from, to), to - from > 1 << 20, |_, sectors| left.push(sectors));
-        left
+    fn unknown(flight: &mut InFlight, bio: u64, from: u64, to: u64) -> Vec<u64> {
+        let mut blocks = vec![];
+        flight.completed(bio, (from, to), to - from > 1 << 20, |from, to| {
+            blocks.extend(from / 4096..to.div_ceil(4096));
+        });
+        blocks
     }
 
     #[test]
@@ -326,11 +375,11 @@ mod tests {
         let mut f = InFlight::default();
         assert_eq!(met(&mut f, 8, 0, 8192), [(0, Met::Nothing), (1, Met::Nothing)]);
         assert_eq!(met(&mut f, 16, 4096, 4608), [(1, Met::Same)]);
-        assert_eq!(unknown(&mut f, 8, 0, 8192), [0, 0]);
+        assert_eq!(unknown(&mut f, 8, 0, 8192), [0u64; 0]);
         assert!(!f.is_busy(0, 0xff) && f.is_busy(1, 1) && !f.is_busy(1, 2));
         assert_eq!(met(&mut f, 24, 4608, 8192), [(1, Met::Neighbours)]);
         // One request for both.
-        assert_eq!(unknown(&mut f, 16, 4096, 8192), [0]);
+        assert_eq!(unknown(&mut f, 16, 4096, 8192), [0u64; 0]);
         assert!(f.is_empty() && f.more.is_empty());
     }
 
@@ -339,9 +388,9 @@ mod tests {
         let mut f = InFlight::default();
         met(&mut f, 8, 0, 4096);
         assert_eq!(met(&mut f, 8, 0, 4096), [(0, Met::Nothing)]);
-        assert_eq!(unknown(&mut f, 8, 0, 4096), [0]);
+        assert_eq!(unknown(&mut f, 8, 0, 4096), [0u64; 0]);
         assert!(f.is_empty());
-        assert_eq!(unknown(&mut f, 8, 512, 1024), [2]);
+        assert_eq!(unknown(&mut f, 8, 512, 1024), [0]);
         // Its end was not shown, and it is used again elsewhere.
         met(&mut f, 8, 0, 8192);
         met(&mut f, 8, 40960, 45056);
@@ -360,6 +409,21 @@ mod tests {
         let mut stale = vec![];
         f.stale(3, |block| stale.push(block));
         assert!(stale == [2] && f.is_empty() && f.bios.is_empty());
+        // It ends after all.
+        assert_eq!((f.ended_late(16), f.ended_late(16), f.ended_late(8)), (Some((8704, 9216)), None, None));
+    }
+
+    #[test]
+    fn a_young_bio_behind_another_is_not_forgotten() {
+        let mut f = InFlight::default();
+        f.submitted((8, false), (0, 512), 1, false, |_, _| ());
+        f.submitted((16, false), (512, 1024), 5, false, |_, _| ());
+        f.stale(0, |_| ());
+        assert_eq!(f.completed_bio(16), Some((512, 1024)));
+        f.submitted((24, false), (4096, 8192), 1, true, |_, _| ());
+        let mut told = vec![];
+        f.stale_wide(2, 0, |from, to| told.push((from, to)));
+        assert_eq!((told, f.ended_late(24), f.late()), (vec![(4096, 8192)], Some((4096, 8192)), 0));
     }
 
     #[test]

@@ -19,7 +19,9 @@ use crate::{
     freeze::FrozenSet,
     mounts::{self, Survey},
 };
-use highwater_delta::{BlockRange, CommitKind, Consistency, DeltaId, DiskId, PointDisk, PointInfo};
+use highwater_delta::{
+    BLOCK_BYTES, BlockRange, CommitKind, Consistency, DeltaId, DiskId, PointDisk, PointInfo,
+};
 use highwater_wire::message::AgentMessage;
 use std::{
     sync::atomic::Ordering,
@@ -73,7 +75,7 @@ struct Marked {
 impl Engine {
     /// Whether the next point is one of the stream.
     pub(in crate::engine) fn in_order(&self) -> bool {
-        self.ordered.is_streaming()
+        self.ordered.streaming.as_ref().is_some_and(|s| s.since.elapsed() >= super::ENTRY_GRACE)
             && self.disks.iter().all(|d| d.state.state().allows_points())
             && !self.disks.iter().any(|d| *d.state.state() == DiskState::Bitmap && d.device.is_some())
             && self.disks.iter().any(|d| *d.state.state() == DiskState::WriteOrdered)
@@ -133,7 +135,7 @@ impl Engine {
             .map(Disk::id)
             .collect();
         let surveyed = self.ordered.streaming.as_ref().and_then(|s| s.surveyed);
-        if surveyed.is_none_or(|at| at.elapsed() >= SURVEY_EVERY) {
+        if surveyed.is_none_or(|at| at.elapsed() >= SURVEY_EVERY) || self.skips_something() {
             self.survey_ordered(&members)?;
         }
         let open = self.open_delta(DeltaId::new())?;
@@ -229,11 +231,24 @@ impl Engine {
                 let Some(own) = self.disk_mut(disk.id) else { continue };
                 let shift = own.shift;
                 own.ledger.take_covered(open.delta, disk.doubtful.iter().map(|block| block >> shift));
+                // What is in doubt need not be marked: of a write that was refused nothing completes.
+                self.tracker.mark_some(disk.id, disk.doubtful.iter().map(|block| block >> shift))?;
             }
             let ended = self.end_window()?;
             // Before the bits are explained, which takes the reader's coming to the window's end: what was sealed is in its way.
-            self.send_sealed(open, &mut marked, begun)?;
+            if let Err(error) = self.send_sealed(open, &mut marked, begun) {
+                self.unexplained(&ended.bits);
+                return Err(error);
+            }
             self.explain_window(ended)?;
+            // Sealed content knows its device by number only; after the seal, for what came before it.
+            if !self.are_still() {
+                return Err(PointError::Disordered("a disk is another one now, or of another size"));
+            }
+            if self.skips_something() {
+                // What is swap no longer is read, and this is no position then.
+                self.survey_ordered(members)?;
+            }
             let ordered = |d: &Disk| *d.state.state() == DiskState::WriteOrdered;
             if !members.iter().all(|id| self.disks.iter().any(|d| d.id() == *id && ordered(d))) {
                 return Err(PointError::Suspect);
@@ -266,6 +281,16 @@ impl Engine {
             }
         }
         Err(PointError::Disordered("changes that were not captured keep coming"))
+    }
+
+    /// Whether the devices of the stream are what they were when it began.
+    fn are_still(&self) -> bool {
+        self.ordered.streaming.as_ref().is_some_and(|s| s.disks.iter().all(|(_, device)| device.is_still()))
+    }
+
+    /// Whether something of a disk is left out.
+    fn skips_something(&self) -> bool {
+        self.disks.iter().any(|d| !d.ledger.skipped().is_empty())
     }
 
     /// Whether something of these disks must be read.
@@ -316,8 +341,7 @@ impl Engine {
                 return Err(PointError::Disordered("no position could be sealed in time"));
             }
         };
-        let taken_at_ms = now_ms().saturating_sub(moment.elapsed().as_millis() as u64 + 1);
-        Ok(Marked { sealed, exact: true, taken_at_ms, freeze_us: 0, held: vec![] })
+        Ok(Marked { sealed, exact: true, taken_at_ms: moment.unix_ms(), freeze_us: 0, held: vec![] })
     }
 
     /// Seals the stream while all filesystems are frozen. What was sealed is to be sent, whatever became of the freeze.
@@ -360,9 +384,23 @@ impl Engine {
         let mut marked = self.seal(SEAL_FROZEN_MAX)?;
         marked.taken_at_ms = taken_at_ms;
         let Some(live) = &self.ordered.live else { return Ok(marked) };
-        for (id, found) in live.reader.take_again() {
+        let again: Vec<(DiskId, Vec<u64>)> = (live.reader.take_again().into_iter())
+            .map(|(id, found)| (id, found.lacking.into_iter().chain(found.healing).collect()))
+            .collect();
+        let blocks: usize = again.iter().map(|(_, blocks)| blocks.len()).sum();
+        if (blocks * BLOCK_BYTES) as u64 > self.options.freeze_budget_bytes {
+            // More than may be read under a freeze: it is read live, and frozen once more.
+            for (id, blocks) in again {
+                if let Some(disk) = self.disk_mut(id) {
+                    let shift = disk.shift;
+                    disk.ledger.again(blocks.iter().map(|block| block >> shift));
+                }
+            }
+            marked.exact = false;
+            return Ok(marked);
+        }
+        for (id, blocks) in again {
             // They stay covered, and so pending, until the next delta: this one does not take them.
-            let blocks: Vec<u64> = found.lacking.into_iter().chain(found.healing).collect();
             marked.held.push((id, self.hold(id, &blocks)?));
         }
         if let (Some(live), Some(streaming)) = (&self.ordered.live, &mut self.ordered.streaming)

@@ -232,12 +232,13 @@ impl Object {
         Ok(unseen)
     }
 
-    /// How many bios of a device were noted before `until_ns` (CLOCK_MONOTONIC), and not seen to complete.
-    pub fn unseen_bios(&self, dev: u32, until_ns: u64) -> Result<usize, TrackerError> {
+    /// How many bios of a device were noted at these times (CLOCK_MONOTONIC), and not seen to complete.
+    pub fn unseen_bios(&self, dev: u32, at_ns: std::ops::Range<u64>) -> Result<usize, TrackerError> {
         let Some((name, fd)) = self.maps.iter().find(|(map, _)| *map == "INFLIGHT") else { return Ok(0) };
         let all: Vec<(u64, PodIssued)> = bpf::elements(fd).map_err(|e| looking(name, &e))?;
-        let old =
-            |PodIssued(note): &PodIssued| note.dev == dev && note.seen == 0 && note.issued_ns < until_ns;
+        let old = |PodIssued(note): &PodIssued| {
+            note.dev == dev && note.seen == 0 && at_ns.contains(&note.issued_ns)
+        };
         Ok(all.iter().filter(|(_, note)| old(note)).count())
     }
 
