@@ -2,7 +2,7 @@
 //! bytes)` and, for bio-based devices, `block_bio_complete(request_queue *, bio *)`.
 //!
 //! One copy each: a completion that is not shown makes the reader take a write to be in flight for too long, which costs a
-//! block read again, and loses nothing.
+//! block read again: the tracker's bits are marked by programs of their own.
 
 use crate::{
     kernel::{OP_DISCARD, OP_DRV_OUT, changes, load, operation, peek, whole_disk},

@@ -61,6 +61,16 @@ impl Default for Capture {
 }
 
 impl Capture {
+    /// The most memory that may be chosen.
+    #[must_use]
+    pub fn memory_max() -> ByteSize {
+        ByteSize((memory_of_the_machine().unwrap_or(u64::MAX) / 2).max(MEMORY_MIN))
+    }
+    /// The largest ring that leaves something of the memory for buffers.
+    #[must_use]
+    pub fn ring_max(&self) -> ByteSize {
+        ByteSize((self.memory.map_or_else(default_memory, |m| m.0) / 4 * 3).clamp(RING_MIN, RING_MAX))
+    }
     /// What the engine is told.
     #[must_use]
     pub fn options(&self) -> CaptureOptions {

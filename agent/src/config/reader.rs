@@ -1,6 +1,6 @@
 //! From TOML with positions to a configuration and its problems.
 
-use super::{ByteSize, CaptureMode, Config, LogFormat, Problem, Resync};
+use super::{ByteSize, Capture, CaptureMode, Config, LogFormat, Problem, Resync};
 use std::{fmt::Display, net::SocketAddr, ops::Range, path::PathBuf, str::FromStr, time::Duration};
 use toml::{
     Spanned,
@@ -161,13 +161,18 @@ impl<'a> Reader<'a> {
         });
         let mut memory = ByteSize(0);
         if self.parsed(&mut table, IN, "memory", &mut memory, |v| {
-            (v.0 < 4 << 20).then(|| "must be at least 4MiB".to_owned())
+            let most = Capture::memory_max();
+            (v.0 < 4 << 20 || v.0 > most.0)
+                .then(|| format!("must be between 4MiB and half of the machine's, {}", most.rounded()))
         }) {
             c.memory = Some(memory);
         }
         let mut ring = ByteSize(0);
+        let most = c.ring_max();
         if self.parsed(&mut table, IN, "ring", &mut ring, |v| {
-            (v.0 < 1 << 20 || v.0 > 1 << 30).then(|| "must be between 1MiB and 1GiB".to_owned())
+            (v.0 < 1 << 20 || v.0 > most.0).then(|| {
+                format!("must be between 1MiB and three quarters of capture.memory, {}", most.rounded())
+            })
         }) {
             c.ring = Some(ring);
         }

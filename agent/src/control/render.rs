@@ -74,7 +74,7 @@ fn fill(out: &mut String, status: &StatusReport, now_ms: u64) -> std::fmt::Resul
     }
     let seconds_ago = now_ms.saturating_sub(status.as_of_ms) / 1000;
     if status.as_of_ms > 0 && seconds_ago >= STALE_S {
-        writeln!(out, "! So it was {} ago: the agent is busy sending.", span(seconds_ago))?;
+        writeln!(out, "! All this is from {} ago: the agent is busy sending.", span(seconds_ago))?;
     }
     for note in &status.notes {
         writeln!(out, "! {note}")?;
@@ -86,10 +86,11 @@ fn capture(out: &mut String, capture: &CaptureStatus, now_ms: u64) -> std::fmt::
     if let Some(reason) = &capture.unavailable {
         return writeln!(out, "capture    none: {reason}");
     }
-    if capture.active {
+    if capture.active || capture.entering {
         write!(
             out,
-            "capture    in order: ring {} of {}, buffers {} of {}",
+            "capture    {}: ring {} of {}, buffers {} of {}",
+            if capture.active { "in order" } else { "in order soon, what is pending is read" },
             size(capture.ring_filled_bytes),
             size(capture.ring_bytes),
             size(capture.buffered_bytes),
@@ -103,13 +104,24 @@ fn capture(out: &mut String, capture: &CaptureStatus, now_ms: u64) -> std::fmt::
                 size(capture.coalesced_bytes)
             )?;
         }
+        if let Some(at) = capture.next_point_at_ms {
+            let wait = span(at.saturating_sub(now_ms).div_ceil(1000));
+            write!(out, "; next point in {wait}, if something is written")?;
+        }
         writeln!(out)?;
+    } else if let Some(at) = capture.retry_at_ms {
+        let wait = span(at.saturating_sub(now_ms).div_ceil(1000));
+        writeln!(out, "capture    not now: tried again in {wait}")?;
     } else {
-        writeln!(out, "capture    not now")?;
+        writeln!(out, "capture    not now: no disk is there, or no collector")?;
     }
     if let (Some(reason), Some(at)) = (&capture.last_left, capture.last_left_at_ms) {
-        let times: u64 = capture.left.values().sum();
-        writeln!(out, "           left {times} times, last {} ago: {reason}", ago(at, now_ms))?;
+        let times: Vec<String> = capture.left.iter().map(|(kind, times)| format!("{kind} {times}")).collect();
+        writeln!(out, "           left since the agent started: {}", times.join(", "))?;
+        writeln!(out, "           the last time {} ago: HW-1494 {reason}", ago(at, now_ms))?;
+        if let Some(action) = &capture.last_left_action {
+            writeln!(out, "           \u{2192} {action}")?;
+        }
     }
     Ok(())
 }

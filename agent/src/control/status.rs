@@ -42,8 +42,14 @@ pub struct StatusReport {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct CaptureStatus {
-    /// Writes are captured in order.
+    /// All disks are in write-ordered mode.
     pub active: bool,
+    /// Writes are captured, and what is pending is read: it is being entered.
+    #[serde(default)]
+    pub entering: bool,
+    /// When it is entered again, if it was left, ms since 1970.
+    #[serde(default)]
+    pub retry_at_ms: Option<u64>,
     /// Why they never are on this machine; none if they can be.
     pub unavailable: Option<String>,
     /// How often it was left or could not be entered, by kind.
@@ -52,6 +58,9 @@ pub struct CaptureStatus {
     pub last_left: Option<String>,
     /// When that was, ms since 1970.
     pub last_left_at_ms: Option<u64>,
+    /// What to do about it.
+    #[serde(default)]
+    pub last_left_action: Option<String>,
     /// Size of the ring; 0 if there is none.
     pub ring_bytes: u64,
     /// Of it in use now.

@@ -75,6 +75,35 @@ pub struct Dropped {
     pub at: SystemTime,
 }
 
+/// Kinds of leaving that the metrics know from the first day on.
+pub(crate) const KINDS: [&str; 9] = [
+    "overflow",
+    "skipped",
+    "stalled",
+    "unreadable",
+    "unsupported",
+    "unverified",
+    "disconnected",
+    "disks-changed",
+    "not-entered",
+];
+
+/// What an operator can do about a kind of leaving; none: nothing.
+pub(super) fn advice(kind: &str) -> Option<&'static str> {
+    match kind {
+        "overflow" => Some(
+            "raise capture.memory if it goes on; see whether the link, its bandwidth limit or the collector is too slow",
+        ),
+        "unreadable" => Some("see the state of the disks"),
+        "unsupported" => Some(
+            "set capture.mode = \"off\" if it goes on: zoned devices and inline encryption are replicated by bitmaps",
+        ),
+        "unverified" => Some("report it, with the kernel's version"),
+        "reader-ended" => Some("see that the machine has memory and tasks left"),
+        _ => None,
+    }
+}
+
 /// The programs and the reader, once they are loaded.
 struct Live {
     tap: Tap,
@@ -149,6 +178,11 @@ impl Ordered {
     /// Why it can never be entered on this machine; none if it can.
     pub(super) fn unavailable(&self) -> Option<&OperatorError> {
         self.unavailable.as_ref()
+    }
+    /// How long until it is tried again.
+    pub(super) fn retry_in(&self) -> Option<Duration> {
+        let wait = self.retry_at.saturating_duration_since(Instant::now());
+        (self.streaming.is_none() && self.unavailable.is_none() && !wait.is_zero()).then_some(wait)
     }
     /// The programs' side and the reader's.
     pub(super) fn figures(&self) -> Option<(&Tap, &StreamReader)> {
@@ -392,14 +426,22 @@ impl Engine {
         *ordered.drops.entry(kind).or_default() += 1;
         ordered.last_drop = Some(Dropped { kind, reason: reason.to_owned(), at: SystemTime::now() });
         self.metrics.left_order(kind);
-        let retry_s = ordered.retry_at.saturating_duration_since(Instant::now()).as_secs();
+        let wait = ordered.retry_at.saturating_duration_since(Instant::now());
+        let retry_s = wait.as_millis().div_ceil(1000) as u64;
+        let action = advice(kind).unwrap_or("nothing has to be done");
         if harmless {
-            tracing::info!(kind, reason, "write-ordered mode is left, and entered again");
+            tracing::info!(
+                code = "HW-1494",
+                kind,
+                reason,
+                "write-ordered mode is left; it is entered again as soon as it can be"
+            );
         } else if ordered.unavailable.is_some() {
             tracing::warn!(
                 code = "HW-1494",
                 kind,
                 reason,
+                action,
                 "write-ordered mode is left for good; nothing is lost"
             );
         } else {
@@ -407,6 +449,7 @@ impl Engine {
                 code = "HW-1494",
                 kind,
                 reason,
+                action,
                 retry_s,
                 "write-ordered mode is left; nothing is lost, and it is entered again"
             );

@@ -298,7 +298,7 @@ impl Engine {
         }
         self.start_initial(self.disks[at].id());
         if !self.disks[at].has_filesystem {
-            notes.push("no mounted filesystem lies on it: a point is possible only when nothing writes while a round ends, or with a freeze hook".into());
+            notes.push("no mounted filesystem lies on it: its points are crash-consistent, and in bitmap mode they are possible only when nothing writes while a round ends, or with a freeze hook".into());
         }
         tracing::info!(disk = self.disks[at].protected.name, id = %self.disks[at].id(), path = %path.display(), "protected");
         self.announce();

@@ -6,7 +6,7 @@ use super::{
     registry::Acknowledged,
     state::DiskState,
 };
-use highwater_delta::{BlockRange, CommitId, DeltaId, DiskId, StoredBlock};
+use highwater_delta::{BlockRange, CommitId, Consistency, DeltaId, DiskId, StoredBlock};
 use highwater_wire::message::{AgentMessage, CollectorMessage, DiskInfo, MAX_HASH_BLOCKS, Welcome};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc;
@@ -148,7 +148,12 @@ impl Engine {
                 stored_after_ms = age.as_millis() as u64, "recovery point stored");
             self.metrics.point(&info, age);
             let answer = crate::control::Response::Done {
-                message: format!("Recovery point {commit} is stored."),
+                message: match info.consistency {
+                    Consistency::Crash => format!(
+                        "Recovery point {commit} is stored. It is crash-consistent: not all disks have a mounted filesystem."
+                    ),
+                    _ => format!("Recovery point {commit} is stored."),
+                },
                 point: Some(commit),
             };
             // Known since the first welcome. Before it is told: who was told may count on its being remembered.

@@ -120,14 +120,15 @@ impl Engine {
                 continue;
             }
             // What was under way and marked again is in the tracker's current or pending bits, and goes into the next point.
+            let captured = self.ordered.captures(disk.id());
             let seconds = disk.copy_began.map_or(0.0, |(began, _)| began.elapsed().as_secs_f64());
             tracing::info!(
                 disk = disk.protected.name,
                 from = disk.state.state().kind().as_str(),
                 seconds,
+                captured,
                 "copy complete"
             );
-            let captured = self.ordered.captures(disk.id());
             disk.state.set(if captured { DiskState::WriteOrdered } else { DiskState::Bitmap });
             disk.copy_began = None;
             for known in &mut self.registry.disks {

@@ -44,11 +44,18 @@ impl Engine {
     fn capture_status(&self, next_point_at_ms: Option<u64>) -> CaptureStatus {
         let ordered = &self.ordered;
         let mut status = CaptureStatus {
-            active: ordered.is_streaming(),
+            active: self.in_order(),
+            entering: ordered.is_streaming() && !self.in_order(),
+            retry_at_ms: ordered.retry_in().map(|wait| ms(SystemTime::now() + wait)),
             unavailable: ordered.unavailable().map(ToString::to_string),
             left: ordered.drops.iter().map(|(kind, times)| ((*kind).to_owned(), *times)).collect(),
             last_left: ordered.last_drop.as_ref().map(|d| format!("{}: {}", d.kind, d.reason)),
             last_left_at_ms: ordered.last_drop.as_ref().map(|d| ms(d.at)),
+            last_left_action: ordered
+                .last_drop
+                .as_ref()
+                .and_then(|d| super::ordered::advice(d.kind))
+                .map(str::to_owned),
             buffer_bytes: ordered.options().buffer_bytes,
             next_point_at_ms,
             ..CaptureStatus::default()
@@ -102,7 +109,7 @@ impl Engine {
                 && self.options.freeze_hook.is_none()
             {
                 notes.push(format!(
-                    "Disk {} has no mounted filesystem: it gets points only when nothing writes to it as a round ends.",
+                    "Disk {} has no mounted filesystem: in bitmap mode it gets points only when nothing writes to it as a round ends.",
                     disk.protected.name
                 ));
             }

@@ -1,6 +1,6 @@
 //! Metrics of write-ordered capture.
 
-use crate::control::status::CaptureStatus;
+use crate::{control::status::CaptureStatus, engine::ordered::KINDS};
 use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::{Registry, Unit},
@@ -14,6 +14,7 @@ pub(super) struct Capture {
     left: Family<Labels, Counter>,
     again: Family<Labels, Counter>,
     active: Gauge,
+    possible: Gauge,
     ring_size: Gauge,
     ring_filled: Gauge,
     buffers_size: Gauge,
@@ -38,7 +39,15 @@ impl Capture {
             "Captured blocks that were read again: writes that overlapped in flight or failed (healed), and changes that the stream lacked (lacking)",
             self.again.clone(),
         );
-        r.register("capture_active", "1 while writes are captured in order", self.active.clone());
+        for kind in KINDS {
+            let _ = self.left.get_or_create(&vec![("kind", kind.to_owned())]);
+        }
+        r.register("capture_active", "1 while all disks are in write-ordered mode", self.active.clone());
+        r.register(
+            "capture_possible",
+            "0 where it is switched off, or impossible on this machine",
+            self.possible.clone(),
+        );
         r.register_with_unit("capture_ring_size", "Size of the ring", Unit::Bytes, self.ring_size.clone());
         r.register_with_unit(
             "capture_ring_filled",
@@ -105,6 +114,7 @@ impl Capture {
             gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         };
         set(&self.active, status.active.into());
+        set(&self.possible, status.unavailable.is_none().into());
         set(&self.ring_size, status.ring_bytes);
         set(&self.ring_filled, status.ring_filled_bytes);
         set(&self.buffers_size, status.buffer_bytes);
