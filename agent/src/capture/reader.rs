@@ -381,7 +381,11 @@ fn read(shared: &Shared, mut ring: Ring, fetch: &Sender<Order>) {
             && assembler.applied() == shared.producer.position()
         {
             // Where nothing is in flight, nothing has to be waited for whose completion was not shown.
-            let rests = |dev: &DevNumber| device::inflight(*dev).is_ok_and(|(_, writes)| writes == 0);
+            // Where the kernel does not count, it always seems so.
+            let rests = |dev: &DevNumber| {
+                device::iostats_on(*dev).unwrap_or(false)
+                    && device::inflight(*dev).is_ok_and(|(_, writes)| writes == 0)
+            };
             if parts.devices.iter().all(rests) {
                 assembler.age(now + 1, 0);
             }

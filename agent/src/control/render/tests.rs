@@ -95,3 +95,48 @@ fn a_copy_that_has_just_begun_is_told_as_such() {
     assert!(text.contains("(0 %), just begun") && text.contains(" 1 failure,"), "{text}");
     assert!(render(&status, 61_000).contains("0 B/s, no end in sight"));
 }
+
+#[test]
+fn tells_how_write_ordered_mode_stands() {
+    use crate::control::status::CaptureStatus;
+    let told = |capture: CaptureStatus| {
+        let text = render(&StatusReport { capture, ..report() }, 61_000);
+        let lines = text.lines().skip_while(|line| !line.starts_with("capture"));
+        lines.take_while(|line| !line.is_empty()).map(|line| format!("{line}\n")).collect::<String>()
+    };
+    let running = CaptureStatus {
+        ring_bytes: 32 << 20,
+        buffer_bytes: 64 << 20,
+        captured_bytes: 3 << 20,
+        coalesced_bytes: 1 << 20,
+        ..CaptureStatus::default()
+    };
+    assert_eq!(
+        told(CaptureStatus { active: true, next_point_at_ms: Some(63_500), ..running.clone() }),
+        "capture    in order: ring 0 B of 32 MiB, buffers 0 B of 64 MiB; 3 MiB captured, 1 MiB sent; \
+         next point in 3s, if something is written\n"
+    );
+    assert!(
+        told(CaptureStatus { entering: true, ..running })
+            .contains("in order soon, what is pending is read: ring")
+    );
+    let left = CaptureStatus {
+        left: [("disks-changed".to_owned(), 1), ("overflow".to_owned(), 2)].into(),
+        last_left: Some("overflow: the ring overflowed".into()),
+        last_left_at_ms: Some(51_000),
+        last_left_action: Some("raise capture.memory".into()),
+        retry_at_ms: Some(62_001),
+        ..CaptureStatus::default()
+    };
+    assert_eq!(
+        told(left),
+        "capture    not now: tried again in 2s\n           \
+         left since the agent started: disks-changed 1, overflow 2\n           \
+         the last time 10s ago: HW-1494 overflow: the ring overflowed\n           \u{2192} raise capture.memory\n"
+    );
+    let off = CaptureStatus {
+        unavailable: Some("HW-1493: capture is switched off".into()),
+        ..CaptureStatus::default()
+    };
+    assert_eq!(told(off), "capture    none: HW-1493: capture is switched off\n");
+}
