@@ -76,7 +76,7 @@ pub struct Dropped {
 }
 
 /// Kinds of leaving that the metrics know from the first day on.
-pub(crate) const KINDS: [&str; 9] = [
+pub(crate) const KINDS: [&str; 13] = [
     "overflow",
     "skipped",
     "stalled",
@@ -86,6 +86,10 @@ pub(crate) const KINDS: [&str; 9] = [
     "disconnected",
     "disks-changed",
     "not-entered",
+    "unproved",
+    "reader-ended",
+    "suspect",
+    "failed",
 ];
 
 /// What an operator can do about a kind of leaving; none: nothing.

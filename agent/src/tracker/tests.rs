@@ -185,6 +185,11 @@ fn an_end_that_failed_half_way_is_made_good() {
     tracker.detach().unwrap();
 }
 
+/// The note of a write of two blocks at block 5.
+fn hidden_note(dev: u32) -> highwater_abi::Issued {
+    highwater_abi::Issued { sector: 40, bytes: 8192, started_ns: 1, issued_ns: 1, dev, ..Default::default() }
+}
+
 /// A write of two blocks at block 5 that no completion program is shown; only the net has it.
 fn write_hidden(tracker: &mut Tracker, disk: &Loop) {
     let dev = disk.device.whole_kernel_dev();
@@ -192,15 +197,7 @@ fn write_hidden(tracker: &mut Tracker, disk: &Loop) {
     tracker.object.remove_target(dev).unwrap();
     disk.write(5, 2);
     tracker.object.set_target(dev, &target).unwrap();
-    let note = highwater_abi::Issued {
-        sector: 40,
-        bytes: 8192,
-        started_ns: 1,
-        issued_ns: 1,
-        dev,
-        ..Default::default()
-    };
-    tracker.object.forge(FORGED, note);
+    tracker.object.forge(FORGED, hidden_note(dev));
 }
 
 /// The agent dies after the net's notes were marked and counted, but before that was written down.
@@ -238,16 +235,7 @@ fn what_a_scattered_note_stands_for_is_everything() {
     tracker.protect(id, &disk.device).unwrap();
     write_hidden(&mut tracker, &disk);
     let dev = disk.device.whole_kernel_dev();
-    let note = highwater_abi::Issued {
-        sector: 40,
-        bytes: 8192,
-        started_ns: 1,
-        issued_ns: 1,
-        dev,
-        scattered: 1,
-        ..Default::default()
-    };
-    tracker.object.forge(FORGED, note);
+    tracker.object.forge(FORGED, highwater_abi::Issued { scattered: 1, ..hidden_note(dev) });
     assert_eq!(blocks(&mut tracker, id).0, (0..256).collect::<Vec<_>>());
     tracker.detach().unwrap();
 }
