@@ -9,8 +9,8 @@ use anyhow::{Context, Result};
 use crate::sh;
 use crate::workspace;
 
-/// What tests start in guests. `lvm` is all of LVM's commands.
-pub const PROGRAMS: [&str; 1] = ["lvm"];
+/// What tests start in guests. `lvm` is all of LVM's commands; `dumpe2fs` tells what is free.
+pub const PROGRAMS: [&str; 2] = ["lvm", "dumpe2fs"];
 
 /// Copies them below a guest's root: programs to `sbin`, libraries to where their loader looks.
 pub fn copy(root: &Path) -> Result<()> {

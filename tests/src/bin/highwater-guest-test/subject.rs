@@ -1,6 +1,6 @@
 //! A protected device and its replica, kept as the agent keeps one: what an epoch marked is read, after the epoch's end.
 //!
-//! The replica holds a 64-bit hash of each block, which is enough to see that one was missed.
+//! The replica holds a 64-bit hash of each sector, which is enough to see that one was missed.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -19,9 +19,13 @@ use super::load;
 
 /// Bytes of a block.
 pub const BLOCK: usize = 4096;
+const SECTOR: usize = 512;
 const RUN_BLOCKS_MAX: usize = 64;
 /// So many tries to find a device at rest after its writers have stopped.
 const SETTLE_TRIES_MAX: usize = 50;
+
+/// Of a block's sectors.
+type Hashes = [u64; BLOCK / SECTOR];
 
 /// Marked words of one disk.
 pub type Marked = BTreeMap<usize, u64>;
@@ -38,7 +42,7 @@ pub struct Subject {
     pub device: BlockDevice,
     /// What the tracker found wrong with it.
     pub faults: Vec<Fault>,
-    replica: Vec<u64>,
+    replica: Vec<Hashes>,
     direct: File,
 }
 
@@ -54,7 +58,7 @@ impl Subject {
             direct: open_direct(path, false)?,
             device,
             faults: Vec::new(),
-            replica: vec![0; blocks],
+            replica: vec![Hashes::default(); blocks],
         })
     }
 
@@ -89,22 +93,23 @@ impl Subject {
         self.replica[block] = hash(content);
     }
 
-    /// Blocks that differ from the replica; the first few are told.
-    fn missed(&self) -> Result<usize> {
-        let mut missed = 0;
+    /// Where it differs from the replica; the first few blocks are told.
+    fn differing(&self) -> Result<Differing> {
+        let mut differing = Differing::default();
         self.read(0..self.replica.len(), |block, content| {
-            if self.replica[block] != hash(content) {
-                if missed < 4 {
-                    println!(
-                        "  {}: block {block} was missed; it holds {}",
-                        self.name,
-                        load::describe(content)
-                    );
-                }
-                missed += 1;
+            let found = hash(content);
+            if self.replica[block] == found {
+                return;
             }
+            if differing.blocks < 4 {
+                println!("  {}: block {block} was missed; it holds {}", self.name, load::describe(content));
+            }
+            differing.blocks += 1;
+            let sectors = (0..).zip(self.replica[block].iter().zip(found));
+            let others = sectors.filter(|(_, (known, found))| *known != found);
+            differing.bytes.extend(others.map(|(sector, _)| (block * BLOCK + sector * SECTOR) as u64));
         })?;
-        Ok(missed)
+        Ok(differing)
     }
 
     /// Reads blocks past the page cache.
@@ -124,14 +129,26 @@ impl Subject {
     }
 }
 
-fn hash(content: &[u8]) -> u64 {
-    let mut hash = 0x51_7c_c1_b7_27_22_0a_95_u64;
-    for word in content.chunks_exact(8) {
-        let mut bytes = [0; 8];
-        bytes.copy_from_slice(word);
-        hash = (hash.rotate_left(5) ^ u64::from_le_bytes(bytes)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+/// Where a device differs from its replica.
+#[derive(Clone, Debug, Default)]
+pub struct Differing {
+    /// So many blocks.
+    pub blocks: usize,
+    /// The beginnings of their sectors that differ.
+    pub bytes: Vec<u64>,
+}
+
+fn hash(content: &[u8]) -> Hashes {
+    let mut hashes = Hashes::default();
+    for (hash, sector) in hashes.iter_mut().zip(content.chunks_exact(SECTOR)) {
+        *hash = 0x51_7c_c1_b7_27_22_0a_95;
+        for word in sector.chunks_exact(8) {
+            let mut bytes = [0; 8];
+            bytes.copy_from_slice(word);
+            *hash = (hash.rotate_left(5) ^ u64::from_le_bytes(bytes)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        }
     }
-    hash
+    hashes
 }
 
 /// Begins to track every device, then copies them.
@@ -149,8 +166,13 @@ pub fn protect(tracker: &mut Tracker, subjects: &mut [Subject]) -> Result<()> {
 
 /// Compares devices with their replicas: how many blocks of each were missed.
 pub fn missed(subjects: &[Subject]) -> Result<Vec<usize>> {
+    Ok(differing(subjects)?.iter().map(|differing| differing.blocks).collect())
+}
+
+/// Compares devices with their replicas: where they differ.
+pub fn differing(subjects: &[Subject]) -> Result<Vec<Differing>> {
     thread::scope(|scope| {
-        let all: Vec<_> = subjects.iter().map(|subject| scope.spawn(|| subject.missed())).collect();
+        let all: Vec<_> = subjects.iter().map(|subject| scope.spawn(|| subject.differing())).collect();
         all.into_iter().map(|one| one.join().expect("readers do not panic")).collect()
     })
 }

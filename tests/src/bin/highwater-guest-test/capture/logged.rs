@@ -77,7 +77,7 @@ pub fn run(
     follower.tell()?;
     let applied = follower.end();
     if loss.is_none() {
-        judge(&subject, &applied)?;
+        judge(&subject, &applied, None)?;
     }
     drop(subject);
     whole.remove()?;

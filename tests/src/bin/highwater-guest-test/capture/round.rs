@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use highwater_agent::capture::Loss;
-use highwater_tests::Freeze;
+use highwater_tests::{FileSystem, Freeze};
 use highwater_tests::buffer::{Aligned, open_direct};
+use highwater_tests::free_space::free_space;
 
 use super::super::machine;
-use super::super::subject::{Subject, missed};
+use super::super::subject::{Differing, Subject, differing};
 use super::follow::{Follower, SEAL_MAX, Window};
 use super::replica::Applied;
 use super::work::Work;
@@ -76,7 +77,7 @@ pub fn run(
     let applied = round.follower.end();
     let loss = loss?;
     if loss.is_none() {
-        judge(subjects, &applied)?;
+        judge(subjects, &applied, Some(ext4))?;
         for (number, images) in states.iter().enumerate() {
             let images: Vec<&Path> = images.iter().map(PathBuf::as_path).collect();
             history.check(&images).with_context(|| format!("state {number} of {}", states.len()))?;
@@ -92,22 +93,30 @@ fn kept(state: usize, disk: usize) -> PathBuf {
     Path::new(STATES).join(format!("{state}-{disk}"))
 }
 
-/// Compares devices with replicas.
-pub fn judge(subjects: &[Subject], applied: &[Applied]) -> Result<()> {
+/// Compares devices with replicas. `ext4`: this one holds a frozen file system, the free space of which may differ (see
+/// [`free_space`]).
+pub fn judge(subjects: &[Subject], applied: &[Applied], ext4: Option<usize>) -> Result<()> {
     let mut wrong = vec![];
-    for ((subject, missed), applied) in subjects.iter().zip(missed(subjects)?).zip(applied) {
+    for (at, ((subject, differing), applied)) in subjects.iter().zip(differing(subjects)?).zip(applied).enumerate()
+    {
         println!(
-            "  {}: {} blocks and {} of zeros sealed, {} read again, {} elsewhere, {} lacking, {missed} of {} wrong",
+            "  {}: {} blocks and {} of zeros sealed, {} read again, {} elsewhere, {} lacking, {} of {} wrong",
             subject.name,
             applied.blocks,
             applied.zeroed,
             applied.healed,
             applied.healed_elsewhere,
             applied.lacking,
+            differing.blocks,
             subject.device.sectors() / 8,
         );
-        if missed > 0 {
-            wrong.push(format!("{missed} blocks of {} are not those of the stream", subject.name));
+        let in_use = match ext4 {
+            Some(ext4) if ext4 == at => in_use(subject, &differing)?,
+            _ => differing.bytes.len(),
+        };
+        if in_use > 0 {
+            let of = differing.blocks;
+            wrong.push(format!("{in_use} sectors of {of} blocks of {} are not those of the stream", subject.name));
         }
         if applied.lacking > 0 {
             wrong.push(format!("the stream lacked {} blocks of {}", applied.lacking, subject.name));
@@ -118,6 +127,17 @@ pub fn judge(subjects: &[Subject], applied: &[Applied]) -> Result<()> {
     }
     ensure!(wrong.is_empty(), "{}", wrong.join("; "));
     Ok(())
+}
+
+/// How many of these sectors the frozen file system has in use.
+fn in_use(subject: &Subject, differing: &Differing) -> Result<usize> {
+    let free = free_space(FileSystem::Ext4, &subject.path)?;
+    ensure!(!free.is_empty(), "{} tells no free space", subject.name);
+    let in_use = differing.bytes.iter().filter(|byte| !free.iter().any(|range| range.contains(byte))).count();
+    if differing.blocks > 0 {
+        println!("  {}: {} sectors differ, {in_use} of them in use", subject.name, differing.bytes.len());
+    }
+    Ok(in_use)
 }
 
 impl Round<'_, '_> {

@@ -48,7 +48,7 @@ pub fn run(capture: &mut Capture, disk: &mut Subject, seed: u64) -> Result<Optio
         let merged = statistics(&path)?.1 - before.1;
         println!("  {} ranges in {DISCARDS} discards, {merged} of them merged", DISCARDS * RANGES);
         ensure!(merged > 0, "no request had several ranges: this shows nothing");
-        judge(disk, &applied)?;
+        judge(disk, &applied, None)?;
     }
     Ok(loss)
 }

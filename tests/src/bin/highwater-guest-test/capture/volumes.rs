@@ -62,7 +62,7 @@ pub fn run(
     }
     let applied = follower.end();
     if loss.is_none() {
-        judge(volumes, &applied)?;
+        judge(volumes, &applied, None)?;
         journals.check_order(&times)?;
         figures.writes += times.iter().map(Vec::len).sum::<usize>();
         figures.positions += journals.positions.len();
