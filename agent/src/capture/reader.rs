@@ -387,7 +387,7 @@ fn read(shared: &Shared, mut ring: Ring, fetch: &Sender<Order>) {
                     && device::inflight(*dev).is_ok_and(|(_, writes)| writes == 0)
             };
             if parts.devices.iter().all(rests) {
-                assembler.age(now + 1, 0);
+                assembler.rest(now);
             }
         }
         let stopped = stop_at.is_some_and(|at| assembler.applied() >= at) && assembler.waits_for_reads_only();

@@ -23,8 +23,28 @@ impl Captured {
         let mut at = from;
         while at < to {
             let end = to.min((at / 64 + 1) * 64);
-            let bits = if end - at == 64 { !0 } else { ((1u64 << (end - at)) - 1) << (at % 64) };
-            *self.words.entry(at / 64).or_default() |= bits;
+            *self.words.entry(at / 64).or_default() |= bits_of(at, end);
+            at = end;
+        }
+    }
+    /// Takes blocks `from..to` out.
+    pub fn remove(&mut self, from: u64, to: u64) {
+        self.runs.remove(from, to);
+        if (to.saturating_sub(from)) / 64 > self.words.len() as u64 {
+            self.words.retain(|word, bits| {
+                (word * 64..word * 64 + 64)
+                    .filter(|b| (from..to).contains(b))
+                    .for_each(|b| *bits &= !(1 << (b % 64)));
+                *bits != 0
+            });
+            return;
+        }
+        let mut at = from;
+        while at < to {
+            let end = to.min((at / 64 + 1) * 64);
+            if let Some(word) = self.words.get_mut(&(at / 64)) {
+                *word &= !bits_of(at, end);
+            }
             at = end;
         }
     }
@@ -70,6 +90,11 @@ impl Captured {
     }
 }
 
+/// Blocks `from..to` of one word.
+fn bits_of(from: u64, to: u64) -> u64 {
+    if to - from == 64 { !0 } else { ((1 << (to - from)) - 1) << (from % 64) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,7 +102,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn granules_are_those_touched(ranges in proptest::collection::vec((0u64..1000, 1u64..200), 1..8), shift in 0u32..4) {
+        fn granules_are_those_touched(
+            ranges in proptest::collection::vec((0u64..1000, 1u64..200), 1..8),
+            removed in proptest::collection::vec((0u64..1000, 1u64..400), 0..3),
+            shift in 0u32..4,
+        ) {
             let mut captured = Captured::default();
             let mut other = Captured::default();
             let mut model = [false; 1300];
@@ -86,6 +115,11 @@ mod tests {
                 model[*from as usize..(from + count) as usize].fill(true);
             }
             captured.union(&other);
+            for (from, count) in removed {
+                captured.remove(from, from + count);
+                let end = (from + count).min(1300);
+                model[from as usize..end as usize].fill(false);
+            }
             for index in 0..1280usize.div_ceil(64 << shift) {
                 let mut expected = 0u64;
                 for granule in 0..64 {

@@ -51,8 +51,11 @@ impl Assembler {
         to: u64,
         payload: Option<&[u8]>,
     ) {
-        if !goes_on && let Some((from, to)) = self.disks[at].in_flight.ended_late(bio) {
-            // Its end was not shown, or came just before.
+        if !goes_on
+            && let Some((from, to)) = self.disks[at].in_flight.ended_late(bio)
+            && self.disks[at].is.by_bio
+        {
+            // Its end was not shown, or came just before. Where requests tell of the end, the tracker's bits would have told of this one.
             self.lack(at, from, to);
         }
         let (first, end) = (from / BLOCK, to.div_ceil(BLOCK));

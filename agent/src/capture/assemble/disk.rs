@@ -6,6 +6,7 @@ use super::{
     captured::Captured,
     in_flight::InFlight,
     missing::Missing,
+    ranges::Ranges,
 };
 use crate::capture::{
     pool::{BlockPool, PoolBlock},
@@ -33,6 +34,8 @@ pub(super) struct Disk {
     pub lacking: BTreeSet<u64>,
     pub captured: Captured,
     pub captured_before: Captured,
+    /// Of writes that were taken to be over in this epoch.
+    pub presumed: Ranges,
 }
 
 impl CapturedDisk {
@@ -57,6 +60,7 @@ impl Disk {
             lacking: BTreeSet::new(),
             captured: Captured::default(),
             captured_before: Captured::default(),
+            presumed: Ranges::default(),
         }
     }
 

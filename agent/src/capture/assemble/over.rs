@@ -1,12 +1,12 @@
 //! Writes that are over: completed, failed, or taken to be over because their completion was not seen.
 
-use super::{Assembler, BLOCK, OP_WRITE, Tick};
+use super::{Assembler, BLOCK, OP_WRITE, Ranges, Tick};
 use highwater_abi::stream::Header;
 
 /// The most blocks of one change that are read again one by one. If more of a disk are not what the stream says, nothing is sealed any
 /// more.
 const BLOCKS_MAX: u64 = if cfg!(test) { 3 } else { 1 << 16 };
-/// The most writes of a disk that were taken to be over and may end still.
+/// The most writes of a disk that were taken to be over and are remembered, because they may end still.
 const LATE_MAX: usize = 1 << 16;
 /// Long ranges of zeros may take so many times as long as other writes.
 const WIDE_PATIENCE: Tick = 20;
@@ -77,27 +77,43 @@ impl Assembler {
         }
     }
 
-    /// Every write is taken to be over that was submitted more than `oldest` ago and not seen to complete. If it completes after all,
-    /// what was read of it meanwhile is read once more.
+    /// Every write is taken to be over that was submitted more than `oldest` ago and not seen to complete. It is read again in the
+    /// next epoch. If it completes after that, then the bits it leaves are explained by nothing.
     pub fn age(&mut self, now: Tick, oldest: Tick) {
         self.now = now;
+        let before = |oldest: Tick| now.saturating_sub(oldest);
+        self.end_those_before(before(oldest), before(oldest.saturating_mul(WIDE_PATIENCE)), true);
+    }
+
+    /// Nothing is in flight: what was submitted is over, shown or not.
+    pub fn rest(&mut self, now: Tick) {
+        self.now = now;
+        self.end_those_before(now + 1, now + 1, false);
+        self.disks.iter_mut().for_each(|disk| disk.presumed = Ranges::default());
+    }
+
+    fn end_those_before(&mut self, short: Tick, long: Tick, presumed: bool) {
         for at in 0..self.disks.len() {
             let disk = &mut self.disks[at];
-            let (doubtful, cache) = (&mut disk.doubtful, &mut disk.cache);
-            let figures = &mut self.figures;
-            disk.in_flight.stale(now.saturating_sub(oldest), |block| {
-                figures.stale += 1;
-                doubtful.insert(block);
-                cache.remove(&block);
-            });
-            let mut wide = vec![];
-            let before = |oldest: Tick| now.saturating_sub(oldest);
-            let (short, long) = (before(oldest), before(oldest.saturating_mul(WIDE_PATIENCE)));
-            disk.in_flight.stale_wide(short, long, |from, to| wide.push((from, to)));
-            self.broken |= disk.in_flight.late() > LATE_MAX;
-            for (from, to) in wide {
-                self.figures.stale += to.div_ceil(BLOCK) - from / BLOCK;
-                self.lack(at, from, to);
+            let mut over = vec![];
+            disk.in_flight.stale(short, presumed, |block| over.push((block, block + 1)));
+            disk.in_flight
+                .stale_wide(short, long, presumed, |from, to| over.push((from / BLOCK, to.div_ceil(BLOCK))));
+            for (first, end) in over {
+                self.figures.stale += end - first;
+                self.broken |= end - first > BLOCKS_MAX;
+                if presumed {
+                    disk.presumed.insert(first, end);
+                }
+                for block in (first..end).take(BLOCKS_MAX as usize) {
+                    disk.doubtful.insert(block);
+                    disk.cache.remove(&block);
+                    disk.ahead.remove(&block);
+                }
+            }
+            // Their bits tell more surely than their records whether they end after all.
+            if disk.in_flight.late() > LATE_MAX {
+                disk.in_flight.forget_late();
             }
             self.want_all(at);
         }

@@ -47,7 +47,8 @@ impl Assembler {
         Some(Sealed { position: self.clean, disks })
     }
 
-    /// What can be read again now: nothing of it is in flight, and nothing of it waits to be sealed.
+    /// What can be read again now: nothing of it is in flight, and nothing of it waits to be sealed. What is only taken to be over waits
+    /// for the epoch's end: whatever completes of it after that is explained by nothing.
     pub fn take_again(&mut self) -> Vec<(DiskId, Again)> {
         let mut all = vec![];
         for disk in &mut self.disks {
@@ -61,7 +62,7 @@ impl Assembler {
                     && !missing.contains(block)
             };
             disk.doubtful.retain(|block| {
-                let now = rests(*block);
+                let now = rests(*block) && !disk.presumed.contains(*block);
                 if now {
                     again.healing.push(*block);
                 }
@@ -101,6 +102,8 @@ impl Assembler {
             explained.union(&disk.captured);
             // What completes in the next epoch was submitted in this one, or is in flight still.
             let mut before = take(&mut disk.captured);
+            // If it ends after all, it shows: it is read again from now on, perhaps before that.
+            take(&mut disk.presumed).iter().for_each(|r| before.remove(r.start.0, r.end()));
             disk.in_flight.blocks().for_each(|block| before.insert(block, block + 1));
             disk.in_flight.wide().for_each(|(from, to)| before.insert(from, to));
             disk.captured_before = before;

@@ -127,6 +127,8 @@ impl<'r, 's> Follower<'r, 's> {
         if let Some(loss) = self.capture.tap.after()? {
             return Ok(Window::Lost(loss));
         }
+        // Here no bits are asked what they are explained by, but what is taken to be over waits for it.
+        let _ = self.capture.reader.explain(StreamPosition::default(), Duration::ZERO);
         self.proving += started.elapsed();
         self.windows += 1;
         let Some(sealed) = sealed else {

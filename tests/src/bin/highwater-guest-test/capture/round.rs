@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use highwater_agent::capture::Loss;
-use highwater_tests::{FileSystem, Freeze};
 use highwater_tests::buffer::{Aligned, open_direct};
 use highwater_tests::free_space::free_space;
+use highwater_tests::{FileSystem, Freeze};
 
 use super::super::machine;
 use super::super::subject::{Differing, Subject, differing};
@@ -97,7 +97,8 @@ fn kept(state: usize, disk: usize) -> PathBuf {
 /// [`free_space`]).
 pub fn judge(subjects: &[Subject], applied: &[Applied], ext4: Option<usize>) -> Result<()> {
     let mut wrong = vec![];
-    for (at, ((subject, differing), applied)) in subjects.iter().zip(differing(subjects)?).zip(applied).enumerate()
+    for (at, ((subject, differing), applied)) in
+        subjects.iter().zip(differing(subjects)?).zip(applied).enumerate()
     {
         println!(
             "  {}: {} blocks and {} of zeros sealed, {} read again, {} elsewhere, {} lacking, {} of {} wrong",
@@ -116,7 +117,10 @@ pub fn judge(subjects: &[Subject], applied: &[Applied], ext4: Option<usize>) -> 
         };
         if in_use > 0 {
             let of = differing.blocks;
-            wrong.push(format!("{in_use} sectors of {of} blocks of {} are not those of the stream", subject.name));
+            wrong.push(format!(
+                "{in_use} sectors of {of} blocks of {} are not those of the stream",
+                subject.name
+            ));
         }
         if applied.lacking > 0 {
             wrong.push(format!("the stream lacked {} blocks of {}", applied.lacking, subject.name));
