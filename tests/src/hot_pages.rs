@@ -6,7 +6,6 @@ use std::{
     fs::{self, File},
     os::unix::fs::FileExt,
     path::Path,
-    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -45,9 +44,10 @@ impl HotPages {
             Ok(())
         });
         let flag = stop.clone();
+        let place = File::open(&dir)?;
         let syncer = thread::spawn(move || {
             while !flag.load(Ordering::Relaxed) {
-                Command::new("sync").arg("-f").arg(&dir).status()?;
+                nix::unistd::syncfs(&place)?;
             }
             Ok(())
         });
