@@ -6,7 +6,7 @@
 
 use crate::{
     kernel::{OP_DISCARD, OP_DRV_OUT, changes, load, operation, peek, whole_disk},
-    maps::{CAPTURE_COUNTERS, CAPTURED, offset},
+    maps::{CAPTURE_COUNTERS, is_captured, offset},
     walk::put_header,
 };
 use aya_ebpf::{helpers::generated::bpf_loop, programs::BtfTracePointContext};
@@ -123,8 +123,7 @@ pub unsafe fn bio(ctx: &BtfTracePointContext, copy: u32) {
 
 #[inline(always)]
 fn put(copy: u32, header: Header) {
-    // SAFETY: only asked whether it is there.
-    if unsafe { CAPTURED.get(header.dev) }.is_none() || put_header(header) {
+    if !is_captured(header.dev) || put_header(header) {
         return;
     }
     // No room for this: there was none for what is submitted now either, most likely. Told all the same.

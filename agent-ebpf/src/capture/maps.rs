@@ -2,11 +2,13 @@
 //! (`agent/src/capture/object.rs`).
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, PerCpuArray, RingBuf},
+    btf_maps::{Array, PerCpuArray, RingBuf},
     macros::btf_map,
 };
+use core::ptr::read_volatile;
 use highwater_abi::stream::{
-    Bases, CAPTURED_MAX, CaptureCounters, CaptureOffsets, HANDLED_MAX, Header, Probe,
+    Bases, CAPTURED_PROBES, CAPTURED_SLOTS, CaptureCounters, CaptureOffsets, HANDLED_MAX, Header, Probe,
+    captured_slot,
 };
 
 const F_MMAPABLE: usize = 0x400;
@@ -15,13 +17,30 @@ const F_MMAPABLE: usize = 0x400;
 #[btf_map]
 pub static STREAM: RingBuf<u64, { 1 << 20 }> = RingBuf::new();
 
-/// `dev_t` of a whole device → anything: it is captured.
+/// `dev_t`s of whole devices that are captured.
 #[btf_map]
-pub static CAPTURED: HashMap<u32, u32, { CAPTURED_MAX as usize }> = HashMap::new();
+pub static CAPTURED: Array<u32, { CAPTURED_SLOTS as usize }> = Array::new();
 
 /// Which bio was captured last, and by which copy: `address | copy`, at the place that the address gives.
 #[btf_map]
 pub static HANDLED: Array<u64, { HANDLED_MAX as usize }, F_MMAPABLE> = Array::new();
+
+/// Whether a whole device is captured.
+#[inline(always)]
+pub fn is_captured(dev: u32) -> bool {
+    let mut probe = 0;
+    while dev != 0 && probe < CAPTURED_PROBES {
+        // SAFETY: an element of an array map; volatile, as user space writes it meanwhile.
+        if CAPTURED
+            .get_ptr(captured_slot(dev, probe))
+            .is_some_and(|place| unsafe { read_volatile(place) } == dev)
+        {
+            return true;
+        }
+        probe += 1;
+    }
+    false
+}
 
 /// One element.
 #[btf_map]

@@ -7,7 +7,7 @@
 
 use crate::{
     kernel::{OP_DISCARD, OP_DRV_OUT, changes, load, operation, whole_disk},
-    maps::{CAPTURE_COUNTERS, CAPTURED, HANDLED, WALKS, offset},
+    maps::{CAPTURE_COUNTERS, HANDLED, WALKS, is_captured, offset},
     walk::{self, put_header},
 };
 use aya_ebpf::programs::BtfTracePointContext;
@@ -47,8 +47,7 @@ pub unsafe fn queue(ctx: &BtfTracePointContext, copy: u32) {
     }
     // SAFETY: `struct bio *`.
     let dev = unsafe { whole_disk(load(load(bio, offset!(bio_bdev)), offset!(bdev_disk))) };
-    // SAFETY: only asked whether it is there.
-    if unsafe { CAPTURED.get(dev) }.is_none() {
+    if !is_captured(dev) {
         return;
     }
     let Some(count) = CAPTURE_COUNTERS.get_ptr_mut(copy) else { return };

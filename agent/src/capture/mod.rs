@@ -10,6 +10,7 @@ mod layout;
 mod moments;
 mod object;
 mod page;
+mod places;
 pub mod pool;
 mod reader;
 pub mod record;

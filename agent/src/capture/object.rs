@@ -4,11 +4,11 @@
 //! then, so the stream could not be continued, and a ring that nobody reads costs every write for nothing. The tracking beneath
 //! goes on, and all that was not stored is in its bitmaps.
 
-use super::{CaptureError, Layout};
+use super::{CaptureError, Layout, places::Places};
 use crate::tracker::{bitmap::Bitmap, bpf, proof::Misses};
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    maps::{Array, HashMap, Map, MapData, PerCpuArray},
+    maps::{Array, Map, MapData, PerCpuArray},
     programs::BtfTracePoint,
 };
 use highwater_abi::stream::{Bases, CAPTURE_COPIES_MAX, CaptureCounters, CaptureOffsets, PROBE_COPY, Probe};
@@ -48,7 +48,8 @@ struct Links {
 
 /// The loaded programs. Dropped, they are detached and their memory is given back.
 pub struct Object {
-    captured: HashMap<MapData, u32, u32>,
+    captured: Array<MapData, u32>,
+    places: Places,
     bases: Array<MapData, PodBases>,
     probe: Array<MapData, PodProbe>,
     counters: PerCpuArray<MapData, PodCounters>,
@@ -95,7 +96,7 @@ impl Object {
                 .ok_or_else(|| CaptureError::Unsupported(format!("a map {name} in the object")))
         };
         let wrong = |e: aya::maps::MapError| CaptureError::kernel("open a map", &e);
-        let captured = HashMap::try_from(take("CAPTURED")?).map_err(wrong)?;
+        let captured = Array::try_from(take("CAPTURED")?).map_err(wrong)?;
         let bases = Array::try_from(take("BASES")?).map_err(wrong)?;
         let probe = Array::try_from(take("PROBE")?).map_err(wrong)?;
         let counters = PerCpuArray::try_from(take("CAPTURE_COUNTERS")?).map_err(wrong)?;
@@ -107,6 +108,7 @@ impl Object {
         let stream = stream.map_err(|e| CaptureError::kernel("keep the stream", &e))?;
         Ok(Self {
             captured,
+            places: Places::default(),
             bases,
             probe,
             counters,
@@ -164,15 +166,17 @@ impl Object {
 
     /// Begins to capture a whole device, by its `dev_t`.
     pub fn capture(&mut self, dev: u32) -> Result<(), CaptureError> {
-        self.captured.insert(dev, 1, 0).map_err(|e| CaptureError::kernel("capture a device", &e))
+        let place = self.places.take(dev);
+        let place = place.ok_or_else(|| CaptureError::Unsupported("this many devices at once".into()))?;
+        self.captured.set(place, dev, 0).map_err(|e| CaptureError::kernel("capture a device", &e))
     }
     /// Captures no device any more. What a program does already it goes on with.
     pub fn capture_none(&mut self) -> Result<(), CaptureError> {
-        let all: Vec<u32> = self.captured.keys().filter_map(Result::ok).collect();
-        for dev in all {
+        for place in self.places.all() {
             self.captured
-                .remove(&dev)
+                .set(place, 0, 0)
                 .map_err(|e| CaptureError::kernel("end the capture of a device", &e))?;
+            self.places.give_back(place);
         }
         Ok(())
     }

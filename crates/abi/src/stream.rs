@@ -9,8 +9,18 @@
 pub const CAPTURE_COPIES_MAX: usize = 6;
 /// Slots in which copies tell each other which bio they have captured.
 pub const HANDLED_MAX: u32 = 4096;
-/// Devices captured at once.
-pub const CAPTURED_MAX: u32 = 256;
+/// Places for the `dev_t`s of captured devices; 0 is empty. A device lies at [`captured_slot`] or one of the places after it, as many
+/// as [`CAPTURED_PROBES`]. An array and not a hash map, since each write of each device asks, and the kernel compiles a look into an array
+/// into the program.
+pub const CAPTURED_SLOTS: u32 = 1024;
+/// See [`CAPTURED_SLOTS`].
+pub const CAPTURED_PROBES: u32 = 4;
+/// The `probe`-th place where a device may lie.
+#[inline(always)]
+#[must_use]
+pub fn captured_slot(dev: u32, probe: u32) -> u32 {
+    ((dev.wrapping_mul(0x9E37_79B1) >> 20).wrapping_add(probe)) % CAPTURED_SLOTS
+}
 /// The element of per-copy maps that the probe uses: beside all copies.
 pub const PROBE_COPY: u32 = 7;
 /// What a record tells.

@@ -1,13 +1,12 @@
 //! What a stretch of the stream does to one disk, last write wins (pure).
 
-use super::{super::pool::PoolBlock, ranges::Ranges};
+use super::{super::pool::PoolBlock, hashed::Map, ranges::Ranges};
 use highwater_delta::BlockRange;
-use std::collections::HashMap;
 
 /// Blocks with content, and ranges that became zeros; disjoint.
 #[derive(Debug, Default)]
 pub struct Batch {
-    data: HashMap<u64, PoolBlock>,
+    data: Map<u64, PoolBlock>,
     zeros: Ranges,
 }
 

@@ -1,13 +1,12 @@
 //! Which blocks the stream has told of lately (pure): what explains a bit that the tracker's programs set when a write
 //! completed. A bit that nothing explains stands for a change that the stream lacks.
 
-use super::ranges::Ranges;
-use std::collections::HashMap;
+use super::{hashed::Map, ranges::Ranges};
 
 /// A set of blocks: single ones by words of a bitmap, long runs as ranges.
 #[derive(Clone, Debug, Default)]
 pub struct Captured {
-    words: HashMap<u64, u64>,
+    words: Map<u64, u64>,
     runs: Ranges,
 }
 

@@ -4,6 +4,7 @@ use super::{
     BLOCK, CACHE_MAX, CapturedDisk,
     batch::{Batch, Said},
     captured::Captured,
+    hashed::Map,
     in_flight::InFlight,
     missing::Missing,
     ranges::Ranges,
@@ -14,7 +15,7 @@ use crate::capture::{
 };
 use highwater_delta::{BLOCK_BYTES, BlockRange};
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     mem::take,
     sync::Arc,
 };
@@ -26,7 +27,7 @@ pub(super) struct Disk {
     pub missing: Missing,
     /// Blocks of the batch that were written in part.
     pub edges: BTreeSet<u64>,
-    pub cache: HashMap<u64, Box<[u8; BLOCK_BYTES]>>,
+    pub cache: Map<u64, Box<[u8; BLOCK_BYTES]>>,
     /// Read before they were wanted, and the position from which on they are known, if no record has changed them until then.
     pub ahead: BTreeMap<u64, (Box<[u8; BLOCK_BYTES]>, StreamPosition)>,
     pub in_flight: InFlight,
@@ -53,7 +54,7 @@ impl Disk {
             open: Batch::default(),
             missing: Missing::default(),
             edges: BTreeSet::new(),
-            cache: HashMap::new(),
+            cache: Map::default(),
             ahead: BTreeMap::new(),
             in_flight: InFlight::default(),
             doubtful: BTreeSet::new(),

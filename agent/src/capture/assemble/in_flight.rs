@@ -10,8 +10,7 @@
 //! What was taken to be over is remembered, as long as nothing shows that it is: if it ends after all, it may be that it was read
 //! again too early.
 
-use super::ranges::Ranges;
-use std::collections::HashMap;
+use super::{hashed::Map, ranges::Ranges};
 
 /// A moment of the reader, in milliseconds.
 pub type Tick = u64;
@@ -42,13 +41,13 @@ const LONG_BYTES: u64 = 4 << 20;
 #[derive(Debug, Default)]
 pub struct InFlight {
     /// Nearly always one a block.
-    first: HashMap<u64, Entry>,
-    more: HashMap<u64, Vec<Entry>>,
+    first: Map<u64, Entry>,
+    more: Map<u64, Vec<Entry>>,
     wide: Vec<Wide>,
     /// Where bios lie that may be in flight.
-    bios: HashMap<u64, (u64, u64)>,
+    bios: Map<u64, (u64, u64)>,
     /// Where bios lie that were taken to be over, as long as nothing shows that they are.
-    late: HashMap<u64, (u64, u64)>,
+    late: Map<u64, (u64, u64)>,
 }
 
 /// What a submission met in a block.
@@ -347,7 +346,7 @@ impl InFlight {
 }
 
 /// A bio that goes on after it was taken to be over is late with all of it.
-fn add_late(late: &mut HashMap<u64, (u64, u64)>, bio: u64, (from, to): (u64, u64)) {
+fn add_late(late: &mut Map<u64, (u64, u64)>, bio: u64, (from, to): (u64, u64)) {
     let range = late.entry(bio).or_insert((from, to));
     *range = (range.0.min(from), range.1.max(to));
 }

@@ -22,6 +22,7 @@ mod batch;
 mod captured;
 mod change;
 mod disk;
+mod hashed;
 mod in_flight;
 mod missing;
 mod over;
@@ -37,12 +38,10 @@ pub use ranges::Ranges;
 
 use super::{pool::BlockPool, ring::StreamPosition};
 use disk::Disk;
+use hashed::{Map, Set};
 use highwater_abi::stream::{Header, kind};
 use highwater_delta::{BLOCK_BYTES, BlockRange, DiskId};
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 /// REQ_OP_WRITE.
@@ -148,13 +147,13 @@ pub struct Assembler {
     /// Reads for blocks told in part were over at this position.
     read_until: StreamPosition,
     /// Blocks whose rest was read, and when that was over, as long as that position was not applied.
-    resolved: HashMap<(DiskId, u64), StreamPosition>,
+    resolved: Map<(DiskId, u64), StreamPosition>,
     /// Before this position there was none without a change that the stream lacked.
     lacked_until: StreamPosition,
     /// Records go to `open`.
     opened: bool,
     /// Bios of which more records are to come.
-    unfinished: HashSet<u64>,
+    unfinished: Set<u64>,
     wanted: Vec<Wanted>,
     /// Number of the last one.
     asked: u64,
@@ -179,10 +178,10 @@ impl Assembler {
             applied: from,
             clean: from,
             read_until: from,
-            resolved: HashMap::new(),
+            resolved: Map::default(),
             lacked_until: from,
             opened: false,
-            unfinished: HashSet::new(),
+            unfinished: Set::default(),
             wanted: vec![],
             asked: 0,
             windows: 0,

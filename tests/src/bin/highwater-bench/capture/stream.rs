@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow, ensure};
 use highwater_agent::capture::assemble::CapturedDisk;
 use highwater_agent::capture::pool::BlockPool;
-use highwater_agent::capture::{CaptureError, Layout, Loss, StreamPosition, StreamReader, Tap};
+use highwater_agent::capture::{CaptureError, Layout, Loss, Ring, StreamPosition, StreamReader, Tap};
 use highwater_agent::config::Capture;
 use highwater_agent::device::{self, BlockDevice, Hook};
 use highwater_agent::source::BufferPool;
@@ -32,6 +32,9 @@ pub const READER: [&str; 2] = ["stream", "stream-blocks"];
 /// Ours, and those of the reader.
 const THREADS: [&str; 3] = [KEEPER, READER[0], READER[1]];
 const KEEPER: &str = "keeper";
+/// Who passes over the stream.
+const PASSING: &str = "passing";
+const PASS_EVERY: Duration = Duration::from_millis(2);
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// For reading the rest of blocks that were written in part.
 const FETCH_BYTES: usize = 1 << 20;
@@ -43,13 +46,15 @@ pub enum Way {
     None,
     /// They are tracked.
     Bitmap,
+    /// They are tracked, and captured in order; the stream is passed over. What the programs alone cost.
+    Passed,
     /// They are tracked, and captured in order.
     Ordered,
 }
 
 impl Way {
     /// All of them; the first is what the others are compared with.
-    pub const ALL: [Way; 3] = [Way::None, Way::Bitmap, Way::Ordered];
+    pub const ALL: [Way; 4] = [Way::None, Way::Bitmap, Way::Passed, Way::Ordered];
 }
 
 /// What came of it.
@@ -104,10 +109,13 @@ impl Working {
         let disk = DiskId::new();
         // From here on its drop detaches it.
         let protected = tracker.protect(disk, &device);
-        let mut keeper = Keeper { tracker: Some(tracker), stream: None, told: Told::default() };
+        let mut keeper =
+            Keeper { tracker: Some(tracker), stream: None, passing: None, told: Told::default() };
         protected?;
-        if way == Way::Ordered {
-            keeper.stream = Some(Stream::begin(disk, device)?);
+        match way {
+            Way::None | Way::Bitmap => {}
+            Way::Passed => keeper.passing = Some(Passing::begin(&device)?),
+            Way::Ordered => keeper.stream = Some(Stream::begin(disk, device)?),
         }
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
@@ -138,12 +146,13 @@ impl Drop for Working {
 struct Keeper {
     tracker: Option<Tracker>,
     stream: Option<Stream>,
+    passing: Option<Passing>,
     told: Told,
 }
 
 impl Drop for Keeper {
     fn drop(&mut self) {
-        self.stream = None;
+        (self.stream, self.passing) = (None, None);
         if let Some(Err(error)) = self.tracker.take().map(Tracker::detach) {
             eprintln!("bench: {error}");
         }
@@ -161,6 +170,7 @@ impl Keeper {
                 self.seal_and_end_epoch()?;
             }
             if ending {
+                self.told.dropped += self.passing.take().map(Passing::end).transpose()?.unwrap_or(0);
                 // All of them are gone a moment later, and none of an earlier one lives.
                 self.told.cpu_s = cpu::threads(Path::new("/proc/self"), &THREADS)?;
                 return Ok(self.told);
@@ -170,7 +180,7 @@ impl Keeper {
     }
 
     fn seal_and_end_epoch(&mut self) -> Result<()> {
-        let Self { tracker, stream, told } = self;
+        let Self { tracker, stream, told, .. } = self;
         let tracker = tracker.as_mut().ok_or_else(|| anyhow!("tracking has ended"))?;
         let Some(stream) = stream else {
             let end = tracker.end_epoch(|_, _, _| told.marked += 1)?;
@@ -220,6 +230,54 @@ impl Beside for Window<'_> {
     }
 }
 
+/// Capture of one disk of which nothing is kept.
+struct Passing {
+    tap: Tap,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Passing {
+    fn begin(device: &BlockDevice) -> Result<Self> {
+        let (mut tap, mut ring, barrier) = load(device)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = thread::Builder::new().name(PASSING.into()).spawn(move || {
+            while !stopped.load(Ordering::Acquire) {
+                ring.skip_all();
+                thread::sleep(PASS_EVERY);
+            }
+        })?;
+        tap.begin([device.whole_kernel_dev()], &barrier)?;
+        Ok(Self { tap, stop, thread: Some(thread) })
+    }
+
+    /// Answers how many records were dropped.
+    fn end(self) -> Result<u64> {
+        Ok(self.tap.counters()?.dropped)
+    }
+}
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        self.tap.end();
+        self.stop.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The programs with a ring of the usual size, ready to begin.
+fn load(device: &BlockDevice) -> Result<(Tap, Ring, Barrier)> {
+    let kernel = Kernel::probe()?;
+    let layout = Layout::of(&kernel)?;
+    let barrier = Barrier::new(kernel.preemptible_tracepoints)?;
+    let (mut tap, mut ring) = Tap::load(layout, None, Capture::default().options().ring_bytes)?;
+    tap.prepare(&mut ring, device)?;
+    Ok((tap, ring, barrier))
+}
+
 /// Capture of one disk.
 struct Stream {
     tap: Tap,
@@ -232,14 +290,9 @@ struct Stream {
 
 impl Stream {
     fn begin(disk: DiskId, device: BlockDevice) -> Result<Self> {
-        let options = Capture::default().options();
-        let kernel = Kernel::probe()?;
-        let layout = Layout::of(&kernel)?;
-        let barrier = Barrier::new(kernel.preemptible_tracepoints)?;
-        let (mut tap, mut ring) = Tap::load(layout, None, options.ring_bytes)?;
-        tap.prepare(&mut ring, &device)?;
-        let reader =
-            StreamReader::start(ring, BlockPool::new(options.buffer_bytes), BufferPool::new(FETCH_BYTES))?;
+        let (tap, ring, barrier) = load(&device)?;
+        let pool = BlockPool::new(Capture::default().options().buffer_bytes);
+        let reader = StreamReader::start(ring, pool, BufferPool::new(FETCH_BYTES))?;
         let covered_to = reader.position();
         let mut stream = Self { tap, reader, barrier, disk, device, covered_to };
         stream.again()?;
