@@ -15,7 +15,7 @@
 //! The threads end when this is dropped.
 
 use super::{
-    assemble::{Again, Assembler, Captured, CapturedDisk, Figures, Ranges, Sealed, Tick, Wanted},
+    assemble::{Again, Assembler, Broken, Captured, CapturedDisk, Figures, Ranges, Sealed, Tick, Wanted},
     moments::Moments,
     pool::BlockPool,
     record,
@@ -290,6 +290,11 @@ impl StreamReader {
     #[must_use]
     pub fn take_again(&self) -> Vec<(DiskId, Again)> {
         self.shared.lock().assembler.as_mut().map(Assembler::take_again).unwrap_or_default()
+    }
+    /// See [`Assembler::broken`].
+    #[must_use]
+    pub fn gave_up(&self) -> Option<Broken> {
+        self.shared.lock().assembler.as_ref().and_then(Assembler::broken)
     }
     /// See [`Assembler::is_lacking`].
     #[must_use]

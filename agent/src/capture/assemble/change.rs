@@ -1,6 +1,6 @@
 //! Changes that the stream tells: into whole blocks, or parts of them.
 
-use super::{Assembler, BLOCK, in_flight::Met, partial::Partial};
+use super::{Assembler, BLOCK, Broken, in_flight::Met, partial::Partial};
 use highwater_abi::stream::Header;
 use highwater_delta::BLOCK_BYTES;
 
@@ -115,7 +115,7 @@ impl Assembler {
         let end = disk.end_of(block);
         if offset == 0 && piece.len() >= end {
             let Some(mut content) = self.pool.take() else {
-                self.broken = true;
+                self.broken = Some(Broken::NoRoom);
                 return;
             };
             piece.write(&mut content, 0);
@@ -145,7 +145,7 @@ impl Assembler {
             return;
         }
         let Some(content) = self.pool.take() else {
-            self.broken = true;
+            self.broken = Some(Broken::NoRoom);
             return;
         };
         let mut partial = Partial::new(content, end);

@@ -92,6 +92,26 @@ pub struct Figures {
     pub foreign: u64,
 }
 
+/// Something is lacking that cannot be told block by block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Broken {
+    /// The pool was empty in spite of [`Assembler::has_room_for`].
+    NoRoom,
+    /// A change of a long range failed, or does not seem to end.
+    LongRange,
+}
+
+impl Broken {
+    /// For a message.
+    #[must_use]
+    pub fn told(self) -> &'static str {
+        match self {
+            Self::NoRoom => "there was no memory for what was captured",
+            Self::LongRange => "a discard or zeroing of a long range failed or does not end",
+        }
+    }
+}
+
 /// What takes the disks to a position.
 #[derive(Debug)]
 pub struct Sealed {
@@ -162,9 +182,8 @@ pub struct Assembler {
     now: Tick,
     figures: Figures,
     probed: Option<Vec<u8>>,
-    /// Something is lacking that cannot be told block by block (the pool was empty in spite of [`Assembler::has_room_for`], or a long
-    /// zeroing failed): nothing is sealed any more.
-    broken: bool,
+    /// Nothing is sealed any more.
+    broken: Option<Broken>,
 }
 
 impl Assembler {
@@ -188,7 +207,7 @@ impl Assembler {
             now: 0,
             figures: Figures::default(),
             probed: None,
-            broken: false,
+            broken: None,
         }
     }
 
@@ -201,6 +220,11 @@ impl Assembler {
     #[must_use]
     pub fn clean(&self) -> StreamPosition {
         self.clean
+    }
+    /// Why nothing is sealed any more, if that is so.
+    #[must_use]
+    pub fn broken(&self) -> Option<Broken> {
+        self.broken
     }
     /// What happened so far.
     #[must_use]

@@ -1,6 +1,6 @@
 //! Writes that are over: completed, failed, or taken to be over because their completion was not seen.
 
-use super::{Assembler, BLOCK, OP_WRITE, Ranges, Tick};
+use super::{Assembler, BLOCK, Broken, OP_WRITE, Ranges, Tick};
 use highwater_abi::stream::Header;
 
 /// The most blocks of one change that are read again one by one. If more of a disk are not what the stream says, nothing is sealed any
@@ -53,7 +53,7 @@ impl Assembler {
     pub(super) fn lack(&mut self, at: usize, from: u64, to: u64) {
         let (disk, blocks) = (&mut self.disks[at], from / BLOCK..to.div_ceil(BLOCK));
         if blocks.end - blocks.start > BLOCKS_MAX {
-            self.broken = true;
+            self.broken = Some(Broken::LongRange);
             return;
         }
         for block in blocks {
@@ -68,7 +68,7 @@ impl Assembler {
         let (disk, blocks) = (&mut self.disks[at], from / BLOCK..to.div_ceil(BLOCK));
         self.figures.failed += blocks.end - blocks.start;
         if blocks.end - blocks.start > BLOCKS_MAX {
-            self.broken = true;
+            self.broken = Some(Broken::LongRange);
             return;
         }
         for block in blocks {
@@ -101,7 +101,9 @@ impl Assembler {
                 .stale_wide(short, long, presumed, |from, to| over.push((from / BLOCK, to.div_ceil(BLOCK))));
             for (first, end) in over {
                 self.figures.stale += end - first;
-                self.broken |= end - first > BLOCKS_MAX;
+                if end - first > BLOCKS_MAX {
+                    self.broken = Some(Broken::LongRange);
+                }
                 if presumed {
                     disk.presumed.insert(first, end);
                 }

@@ -33,7 +33,7 @@ impl Assembler {
 
     /// Takes out what leads to the last clean position, if that is `at_least` so far.
     pub fn seal(&mut self, at_least: StreamPosition) -> Option<Sealed> {
-        if self.clean < at_least || self.broken {
+        if self.clean < at_least || self.broken.is_some() {
             return None;
         }
         let mut disks = vec![];

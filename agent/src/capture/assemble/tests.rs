@@ -350,7 +350,10 @@ impl World {
             self.stream.push((header, vec![]));
             self.process(usize::MAX);
             if self.seal().is_none() {
-                assert!(self.assembler.broken, "nothing is in flight, so every position is clean");
+                assert!(
+                    self.assembler.broken().is_some(),
+                    "nothing is in flight, so every position is clean"
+                );
                 // The mode is left: all of it is read.
                 self.vault.clone_from(&self.device);
                 return;

@@ -337,6 +337,9 @@ impl Engine {
             if let Some(loss) = live.tap.look(&live.barrier)? {
                 return Err(PointError::Lost(loss));
             }
+            if let Some(broken) = live.reader.gave_up() {
+                return Err(PointError::Disordered(broken.told()));
+            }
             if Instant::now() >= until || live.reader.is_broken() {
                 return Err(PointError::Disordered("no position could be sealed in time"));
             }
