@@ -4,10 +4,10 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 
@@ -22,6 +22,8 @@ const PAUSE: Duration = Duration::from_micros(300);
 struct Counts {
     written: AtomicU64,
     synced: AtomicU64,
+    /// When the application was told so, in milliseconds since 1970, and how many it had then.
+    told: Mutex<Vec<(u64, u64)>>,
     stop: AtomicBool,
 }
 
@@ -47,6 +49,12 @@ impl Journal {
     /// Records that the application was told are on the disk.
     pub fn synced(&self) -> u64 {
         self.counts.synced.load(Ordering::Acquire)
+    }
+
+    /// The same, by a moment in milliseconds since 1970.
+    pub fn synced_by(&self, unix_ms: u64) -> u64 {
+        let told = self.counts.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.iter().rev().find(|(at, _)| *at < unix_ms).map_or(0, |(_, count)| *count)
     }
 
     /// Records begun to be written: no more than these can be on the disk.
@@ -80,6 +88,8 @@ fn write(file: &mut File, counts: &Counts) -> Result<()> {
         if (number + 1) % SYNC_EVERY == 0 {
             file.sync_data()?;
             counts.synced.store(number + 1, Ordering::Release);
+            let told = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64);
+            counts.told.lock().unwrap_or_else(PoisonError::into_inner).push((told, number + 1));
         }
         thread::sleep(PAUSE);
     }

@@ -1,7 +1,7 @@
 //! The demo's steps.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -20,13 +20,15 @@ const DISK_BYTES: u64 = 1 << 30;
 const DISK_NAME: &str = "data";
 const POINTS: usize = 4;
 const BETWEEN_POINTS: Duration = Duration::from_millis(1500);
-const BEFORE_DISASTER: Duration = Duration::from_millis(1000);
+const BEFORE_DISASTER: Duration = Duration::from_millis(2500);
+/// Between two points without a freeze.
+const CRASH_INTERVAL: &str = "1s";
+const CAPTURE_PATIENCE: Duration = Duration::from_secs(60);
 const COPY_PATIENCE: Duration = Duration::from_secs(300);
 
 /// A point, and what the disk held.
 struct Taken {
     number: u64,
-    taken_at_ms: u64,
     files: Files,
     journal_synced: u64,
     journal_written: u64,
@@ -57,13 +59,19 @@ fn tell(arena: &Arena, stage: &mut Stage, report: &mut Report) -> Result<()> {
     make_disk(stage, report)?;
     install(arena, stage, report)?;
     replicate(stage, report)?;
+    capture(stage, report)?;
     let taken = take_points(stage, report)?;
     let (Some(latest), Some(older)) = (taken.last(), taken.get(1)) else { bail!("too few points") };
-    disaster(stage, report, latest)?;
+    let newest = disaster(stage, report)?;
+    if let Some(newest) = newest {
+        recover_newest(stage, report, newest)?;
+    }
     recover(stage, report, latest, "latest")?;
     recover(stage, report, older, "older")?;
     report.end_step();
-    report.line("\nEvery file of both points came back byte for byte, from a disk that no longer exists.");
+    report.line(
+        "\nEvery file of both frozen points came back byte for byte, from a disk that no longer exists.",
+    );
     Ok(())
 }
 
@@ -86,7 +94,7 @@ fn make_disk(stage: &mut Stage, report: &mut Report) -> Result<()> {
 
 fn install(arena: &Arena, stage: &mut Stage, report: &mut Report) -> Result<()> {
     report.step("A collector with an empty vault, and an agent enrolled with it");
-    let options = SiteOptions { copy_frozen: false, ..SiteOptions::default() };
+    let options = SiteOptions { copy_frozen: false, ..SiteOptions::ordered(CRASH_INTERVAL) };
     stage.site = Some(Site::new(arena, &options)?);
     interrupt::check()?;
     stage.site_mut()?.start_agent()?;
@@ -103,7 +111,7 @@ fn replicate(stage: &mut Stage, report: &mut Report) -> Result<()> {
     let began = Instant::now();
     stage.site_mut()?.protect(&device, DISK_NAME)?;
     report.told(format!("$ highwater-agent protect {} --name {DISK_NAME}", device.display()));
-    while stage.site()?.disk_status(DISK_NAME)?["state"] != "bitmap" {
+    while !["bitmap", "write-ordered"].contains(&state(stage)?.as_str()) {
         interrupt::check()?;
         ensure!(
             began.elapsed() < COPY_PATIENCE,
@@ -124,6 +132,29 @@ fn replicate(stage: &mut Stage, report: &mut Report) -> Result<()> {
     report.figure("initial-mb-per-s", rate);
     report.figure("initial-stored-bytes", stored);
     interrupt::check()
+}
+
+/// From here on each write is captured, where the kernel lets it.
+fn capture(stage: &Stage, report: &mut Report) -> Result<()> {
+    let began = Instant::now();
+    while state(stage)? != "write-ordered" {
+        interrupt::check()?;
+        let status = stage.site()?.status()?;
+        if status["capture"]["unavailable"].is_string() || began.elapsed() > CAPTURE_PATIENCE {
+            report.told(
+                "This kernel lets no payload be captured: bitmap mode goes on, with points by freeze only.",
+            );
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    report.told("Since then each write is captured in order, payload included, without a kernel module:");
+    report.told(format!("a crash-consistent point every {CRASH_INTERVAL}, with nothing ever frozen for it."));
+    Ok(())
+}
+
+fn state(stage: &Stage) -> Result<String> {
+    Ok(stage.site()?.disk_status(DISK_NAME)?["state"].as_str().context("a disk has a state")?.to_owned())
 }
 
 fn take_points(stage: &Stage, report: &mut Report) -> Result<Vec<Taken>> {
@@ -162,21 +193,33 @@ fn take_points(stage: &Stage, report: &mut Report) -> Result<Vec<Taken>> {
             "point": number, "written-bytes": written, "stored-bytes": stored, "freeze-ms": freeze_us as f64 / 1e3,
             "safe-after-ms": safe_ms, "files": files.len(), "files-bytes": files::bytes(&files),
         }));
-        taken.push(Taken { number, taken_at_ms, files, journal_synced, journal_written });
+        taken.push(Taken { number, files, journal_synced, journal_written });
     }
     report.figure("points", figures);
     Ok(taken)
 }
 
-fn disaster(stage: &mut Stage, report: &mut Report, latest: &Taken) -> Result<()> {
+/// A point that was made without a freeze.
+struct Crash {
+    number: u64,
+    journal_synced: u64,
+    journal_written: u64,
+}
+
+fn disaster(stage: &mut Stage, report: &mut Report) -> Result<Option<Crash>> {
     report.step("Disaster");
     interrupt::sleep(BEFORE_DISASTER)?;
+    let points = stage.points()?;
+    let newest = points.iter().max_by_key(|p| p["point"].as_u64()).context("there are no points")?;
+    let figure = |name: &str| newest[name].as_u64().with_context(|| format!("a point without {name}"));
+    let (number, taken_at_ms, crash) =
+        (figure("point")?, figure("taken-at-ms")?, newest["consistency"] == "crash");
     let site = stage.site_mut()?;
     // Whatever the daemons say from now on is no wonder.
     site.allow("");
-    let rpo_ms = now_ms().saturating_sub(latest.taken_at_ms);
+    let rpo_ms = now_ms().saturating_sub(taken_at_ms);
     stage.disk.as_mut().context("there is no disk")?.destroy()?;
-    let written = stage.journal()?.written();
+    let (written, synced) = (stage.journal()?.written(), stage.journal()?.synced_by(taken_at_ms));
     stage.site_mut()?.kill_agent()?;
     stage.site_mut()?.kill_collector()?;
     stage.workload = None;
@@ -185,26 +228,59 @@ fn disaster(stage: &mut Stage, report: &mut Report, latest: &Taken) -> Result<()
     report
         .told("the device detached; agent and collector are killed with -9. The vault and its key are left.");
     report.told(format!(
-        "RPO: the newest point was {:.1} s old; what was written after it ({} journal records) is lost.",
+        "RPO: the newest point, {number}, was {:.1} s old when the disk went.",
         rpo_ms as f64 / 1e3,
-        written.saturating_sub(latest.journal_written),
     ));
     report.figure("rpo-at-disaster-ms", rpo_ms);
+    interrupt::check()?;
+    Ok(crash.then_some(Crash { number, journal_synced: synced, journal_written: written }))
+}
+
+/// A point that no one froze for: what a power cut at its moment would have left.
+fn recover_newest(stage: &Stage, report: &mut Report, point: Crash) -> Result<()> {
+    report.step(&format!("Recovery of the newest point, {}, for which nothing was frozen", point.number));
+    let (image, seconds) = recovered(stage, report, point.number)?;
+    // The file system does what it does after a power cut: it replays its log.
+    drop(Mounted::existing(FileSystem::Ext4, &image, "rw")?);
+    command::run("e2fsck", &["-f", "-n", &image.to_string_lossy()])?;
+    let mounted = Mounted::existing(FileSystem::Ext4, &image, "ro")?;
+    let records = journal::records(mounted.path())?;
+    ensure!(
+        (point.journal_synced..=point.journal_written).contains(&records),
+        "point {}: the journal ends at record {records}, not between {} and {}",
+        point.number,
+        point.journal_synced,
+        point.journal_written
+    );
+    report.told("Mounted as after a power cut: its log is replayed; fsck: clean.");
+    report.told(format!(
+        "Journal: records 0 to {records} without a gap; synced by the point's time: {}.",
+        point.journal_synced
+    ));
+    report.figure(
+        "recover-newest",
+        json!({ "point": point.number, "seconds": seconds, "journal-records": records }),
+    );
+    drop(mounted);
+    remove(&image)
+}
+
+fn remove(image: &Path) -> Result<()> {
+    fs::remove_dir_all(image.parent().context("it lies in a directory")?)?;
     interrupt::check()
 }
 
-fn recover(stage: &Stage, report: &mut Report, point: &Taken, which: &str) -> Result<()> {
-    report.step(&format!("Recovery of the {which} point, {}, straight from the vault", point.number));
+/// Recovers a point; answers the image and how long it took.
+fn recovered(stage: &Stage, report: &mut Report, number: u64) -> Result<(PathBuf, f64)> {
     let site = stage.site()?;
     ensure!(site.collector.is_none() && site.agent.is_none(), "a daemon runs");
-    let to = stage.dir().join(format!("recovered-{}", point.number));
+    let to = stage.dir().join(format!("recovered-{number}"));
     let to_text = to.to_string_lossy().into_owned();
-    let number = point.number.to_string();
+    let point = number.to_string();
     let began = Instant::now();
-    site.operator(&["recover", &site.machine()?, "--point", &number, "--to", &to_text])?;
+    site.operator(&["recover", &site.machine()?, "--point", &point, "--to", &to_text])?;
     let seconds = began.elapsed().as_secs_f64();
     interrupt::check()?;
-    let image = to.join(format!("{DISK_NAME}.img"));
     let rate = rate_mb_per_s(DISK_BYTES, seconds);
     report.told(format!(
         "$ highwater --vault DIR --key-file FILE recover MACHINE --point {number} --to ./recovered"
@@ -213,13 +289,18 @@ fn recover(stage: &Stage, report: &mut Report, point: &Taken, which: &str) -> Re
         "{} in {seconds:.1} s: {rate:.0} MB/s of disk, every block's hash checked.",
         size(DISK_BYTES)
     ));
+    Ok((to.join(format!("{DISK_NAME}.img")), seconds))
+}
+
+fn recover(stage: &Stage, report: &mut Report, point: &Taken, which: &str) -> Result<()> {
+    report.step(&format!("Recovery of the {which} frozen point, {}, straight from the vault", point.number));
+    let (image, seconds) = recovered(stage, report, point.number)?;
     check(&image, point, report)?;
     report.figure(
         &format!("recover-{which}"),
-        json!({ "point": point.number, "seconds": seconds, "mb-per-s": rate }),
+        json!({ "point": point.number, "seconds": seconds, "mb-per-s": rate_mb_per_s(DISK_BYTES, seconds) }),
     );
-    fs::remove_dir_all(&to)?;
-    interrupt::check()
+    remove(&image)
 }
 
 /// The proof: filesystem, files, journal.
