@@ -11,8 +11,11 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
+/// Between two times that everything is written back: more often would be a storm of writes, which is another test's.
+const PAUSE: Duration = Duration::from_millis(5);
 /// Small files, so that each page is written to often.
 const FILES: u64 = 4;
 const FILE_BYTES: u64 = 16000;
@@ -28,7 +31,7 @@ pub struct HotPages {
 }
 
 impl HotPages {
-    /// Starts below `dir`: one thread that writes, and one that has everything written back without end.
+    /// Starts below `dir`: one thread that writes, and one that has everything written back again and again.
     pub fn start(dir: &Path) -> Result<Self> {
         let dir = dir.join("hot");
         fs::create_dir(&dir)?;
@@ -48,6 +51,7 @@ impl HotPages {
         let syncer = thread::spawn(move || {
             while !flag.load(Ordering::Relaxed) {
                 nix::unistd::syncfs(&place)?;
+                thread::sleep(PAUSE);
             }
             Ok(())
         });

@@ -1,0 +1,32 @@
+//! Agreement on markers: one instant at which the disks of all machines of a replication group were frozen (pure: no I/O, no clock of its
+//! own, no randomness). `docs/PROTOCOL.md` tells it as a protocol, and `tests/simulation.rs` tries to break it.
+//!
+//! **Two phases.** A coordinator has all members prepare (applications, filesystems written out), then freeze. When it has heard of each that
+//! it is frozen, it has them mark: whoever is still frozen by then, and was all the while, keeps its marker, thaws, and says so.
+//!
+//! **What that proves.** A member that keeps a marker was frozen from before it said so until the mark came. The mark was sent after all had
+//! said so. So there is an instant, when the last word came in, at which every member that keeps the marker was frozen. No clock is
+//! compared with another.
+//!
+//! **Who decides.** A marker is a point of the group when *every* member of its membership has told the vault that it keeps it. The vault is
+//! one place, so it is so everywhere or nowhere. Who coordinates decides nothing: any member may, at any time, also two at once.
+//!
+//! **Nobody stays frozen.** A member thaws by its own clock at the latest, whatever it hears or does not hear, and keeps nothing then.
+//!
+//! **Old messages** do no harm: a member takes part in no marker that is not newer than the last one of that coordinator, and freezes and
+//! marks only when told so in its present life.
+//!
+//! Time is in milliseconds of a steady clock of the machine's own. What is answered is to be done in its order.
+
+mod coordinator;
+mod machine;
+mod member;
+mod membership;
+mod message;
+mod timing;
+
+pub use coordinator::Failure;
+pub use machine::{Input, Machine, Output};
+pub use membership::{MEMBERS_MAX, Membership, MembershipError};
+pub use message::{Kind, Life, Marker, Message, Refusal};
+pub use timing::{Tick, Timing};

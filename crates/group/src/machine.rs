@@ -1,0 +1,282 @@
+//! One machine of a group: a member always, and a coordinator when it is its turn.
+
+use crate::{
+    coordinator::{Coordinator, Failure},
+    member::Member,
+    membership::Membership,
+    message::{Kind, Life, Marker, Message, Refusal},
+    timing::{Tick, Timing},
+};
+use highwater_delta::MachineId;
+
+/// What happens to a machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// Time has passed.
+    Tick,
+    /// A member says something. That it is one was proved by its certificate.
+    Message {
+        /// Who.
+        from: MachineId,
+        /// What.
+        message: Message,
+    },
+    /// [`Output::Prepare`] was done, or could not be.
+    Prepared {
+        /// Of this marker.
+        marker: Marker,
+        /// Whether it was.
+        done: bool,
+    },
+    /// [`Output::Freeze`] was done, or could not be (nothing is frozen then).
+    Frozen {
+        /// Of this marker.
+        marker: Marker,
+        /// Whether it was.
+        done: bool,
+    },
+    /// [`Output::Keep`] was done.
+    Kept {
+        /// Of this marker.
+        marker: Marker,
+        /// Whether everything stood still until [`Output::Keep`].
+        intact: bool,
+    },
+    /// The members are these now.
+    Membership(Membership),
+    /// A marker is wanted now.
+    Wanted(Kind),
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Say this. It may be lost.
+    Send {
+        /// To this member.
+        to: MachineId,
+        /// This.
+        message: Message,
+    },
+    /// Prepare to freeze; then [`Input::Prepared`].
+    Prepare {
+        /// For this marker.
+        marker: Marker,
+        /// What.
+        kind: Kind,
+    },
+    /// Freeze; then [`Input::Frozen`].
+    Freeze {
+        /// For this marker.
+        marker: Marker,
+    },
+    /// Thaw, and keep what the disks were; then [`Input::Kept`].
+    Keep {
+        /// As the point of this marker.
+        marker: Marker,
+    },
+    /// End what is done for it, thaw if it is frozen, and keep nothing.
+    Drop {
+        /// For this marker.
+        marker: Marker,
+    },
+    /// Tell the vault that this machine keeps the marker.
+    Report {
+        /// Which.
+        marker: Marker,
+        /// Of the membership, every member of which must keep it.
+        epoch: u64,
+    },
+    /// Tell the vault that the marker came to nothing. If it was complete before, it stays.
+    Withdraw {
+        /// Which.
+        marker: Marker,
+    },
+    /// A marker that this machine coordinated has ended. `Ok`: every member keeps it.
+    Ended {
+        /// Which.
+        marker: Marker,
+        /// What was to be frozen.
+        kind: Kind,
+        /// How.
+        result: Result<(), Failure>,
+    },
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Machine {
+    own: MachineId,
+    timing: Timing,
+    membership: Option<Membership>,
+    member: Member,
+    coordinator: Coordinator,
+    /// When this machine would coordinate, by kind.
+    due: [Option<Tick>; 2],
+}
+
+impl Machine {
+    /// In a new life; a member of nothing yet.
+    #[must_use]
+    pub fn new(own: MachineId, life: Life, timing: Timing) -> Self {
+        Self {
+            own,
+            timing,
+            membership: None,
+            member: Member::new(life),
+            coordinator: Coordinator::new(own, life),
+            due: [None, None],
+        }
+    }
+
+    /// Takes in what happened; answers what is to be done, in this order.
+    pub fn on(&mut self, now: Tick, input: Input) -> Vec<Output> {
+        let mut out = vec![];
+        self.take(now, input, &mut out);
+        // What it says to itself is not sent.
+        let mut all = vec![];
+        let mut pending = std::collections::VecDeque::from(out);
+        while let Some(output) = pending.pop_front() {
+            match output {
+                Output::Send { to, message } if to == self.own => {
+                    let mut more = vec![];
+                    self.told(now, self.own, &message, &mut more);
+                    pending.extend(more);
+                }
+                other => all.push(other),
+            }
+        }
+        all
+    }
+
+    /// When [`Input::Tick`] is due at the latest.
+    #[must_use]
+    pub fn next(&self) -> Option<Tick> {
+        let due = self.due.into_iter().flatten();
+        due.chain(self.member.next()).chain(self.coordinator.next()).min()
+    }
+
+    fn take(&mut self, now: Tick, input: Input, out: &mut Vec<Output>) {
+        match input {
+            Input::Tick => self.tick(now, out),
+            Input::Message { from, message } => self.told(now, from, &message, out),
+            Input::Prepared { marker, done } => self.member.prepared(now, &self.timing, marker, done, out),
+            Input::Frozen { marker, done } => self.member.frozen(marker, done, out),
+            Input::Kept { marker, intact } => self.member.kept(marker, intact, out),
+            Input::Membership(membership) => self.change(now, membership, out),
+            Input::Wanted(kind) => self.begin(now, kind, out),
+        }
+    }
+
+    fn told(&mut self, now: Tick, from: MachineId, message: &Message, out: &mut Vec<Output>) {
+        let Some(membership) = &self.membership else { return };
+        if !membership.contains(from) {
+            return;
+        }
+        let (epoch, marker) = (membership.epoch(), message.marker());
+        let for_member = matches!(
+            message,
+            Message::Prepare { .. } | Message::Freeze { .. } | Message::Mark { .. } | Message::Revoke { .. }
+        );
+        // Nobody speaks for another coordinator.
+        if for_member && marker.coordinator != from {
+            return;
+        }
+        match *message {
+            Message::Prepare { epoch: theirs, .. } if theirs != epoch => {
+                let why = Refusal::OtherMembership { epoch };
+                out.push(Output::Send { to: from, message: Message::Refuse { marker, why } });
+            }
+            Message::Prepare { kind, .. } => {
+                if self.member.prepare(now, &self.timing, (marker, kind, epoch), out) {
+                    self.heard(now, kind);
+                }
+            }
+            Message::Freeze { life, .. } => self.member.freeze(now, &self.timing, marker, life, out),
+            Message::Mark { life, .. } => self.member.mark(now, &self.timing, marker, life, out),
+            Message::Revoke { .. } => self.member.revoke(marker, out),
+            _ => {
+                let before = out.len();
+                self.coordinator.told(now, &self.timing, from, message, out);
+                self.after(now, before, out);
+            }
+        }
+    }
+
+    fn tick(&mut self, now: Tick, out: &mut Vec<Output>) {
+        self.member.tick(now, out);
+        let before = out.len();
+        self.coordinator.tick(now, &self.timing, out);
+        self.after(now, before, out);
+        for kind in [Kind::Application, Kind::Crash] {
+            if self.due[kind as usize].is_some_and(|due| now >= due) {
+                self.begin(now, kind, out);
+            }
+        }
+    }
+
+    /// If a marker has come to nothing, the next comes sooner.
+    fn after(&mut self, now: Tick, before: usize, out: &[Output]) {
+        for output in &out[before..] {
+            if let Output::Ended { kind, result: Err(_), .. } = output
+                && let Some(every) = self.every(*kind)
+            {
+                let next = now + self.timing.retry.min(every) + self.behind();
+                let due = &mut self.due[*kind as usize];
+                *due = due.map(|due| due.min(next));
+            }
+        }
+    }
+
+    fn begin(&mut self, now: Tick, kind: Kind, out: &mut Vec<Output>) {
+        let Some(membership) = self.membership.clone().filter(|m| m.contains(self.own)) else { return };
+        if self.member.is_busy() || self.coordinator.is_busy() {
+            // It is looked again when that is over.
+            let due = &mut self.due[kind as usize];
+            *due = due.map(|due| due.max(now + self.timing.resend));
+            return;
+        }
+        self.heard(now, kind);
+        self.coordinator.begin(now, &self.timing, &membership, kind, out);
+    }
+
+    /// A marker of this kind has begun, here or elsewhere.
+    fn heard(&mut self, now: Tick, kind: Kind) {
+        let behind = self.behind();
+        let next = |every: Option<Tick>| every.map(|every| now + every + behind);
+        self.due[Kind::Crash as usize] = next(self.timing.crash_every);
+        if kind == Kind::Application {
+            self.due[Kind::Application as usize] = next(self.timing.application_every);
+        }
+    }
+
+    fn every(&self, kind: Kind) -> Option<Tick> {
+        match kind {
+            Kind::Crash => self.timing.crash_every,
+            Kind::Application => self.timing.application_every,
+        }
+    }
+
+    /// How long it waits for those before it in line.
+    fn behind(&self) -> Tick {
+        let rank = self.membership.as_ref().and_then(|m| m.rank(self.own)).unwrap_or_default();
+        rank as Tick * self.timing.patience
+    }
+
+    fn change(&mut self, now: Tick, membership: Membership, out: &mut Vec<Output>) {
+        if self.membership.as_ref().is_some_and(|m| m.epoch() >= membership.epoch()) {
+            return;
+        }
+        self.coordinator.revoke(Failure::Changed, out);
+        let belongs = membership.contains(self.own);
+        self.membership = Some(membership);
+        if !belongs {
+            self.due = [None, None];
+            return;
+        }
+        let behind = self.behind();
+        for kind in [Kind::Crash, Kind::Application] {
+            self.due[kind as usize] = self.every(kind).map(|_| now + behind);
+        }
+    }
+}

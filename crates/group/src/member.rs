@@ -1,0 +1,210 @@
+//! A machine as a member: prepares, freezes, keeps or gives up.
+
+use crate::{
+    machine::Output,
+    message::{Kind, Life, Marker, Message, Refusal},
+    timing::{Tick, Timing},
+};
+use highwater_delta::MachineId;
+use std::collections::BTreeMap;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Hooks run, filesystems are written out.
+    Preparing,
+    /// Waits for the word.
+    Ready,
+    /// Filesystems are being frozen.
+    Freezing,
+    /// Everything stands still.
+    Frozen,
+    /// Thaws, and looks whether it was frozen until now.
+    Keeping,
+}
+
+/// What it takes part in.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    marker: Marker,
+    epoch: u64,
+    stage: Stage,
+    /// By then it gives up.
+    until: Tick,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Member {
+    life: Life,
+    part: Option<Part>,
+    /// The newest marker that it heard of, by coordinator, and whether it kept it.
+    newest: BTreeMap<MachineId, (Life, u64, bool)>,
+}
+
+impl Member {
+    pub fn new(life: Life) -> Self {
+        Self { life, part: None, newest: BTreeMap::new() }
+    }
+    /// Whether it takes part in something.
+    pub fn is_busy(&self) -> bool {
+        self.part.is_some()
+    }
+
+    /// Whether this marker is newer than all of its coordinator that were heard of; if not, what was the newest.
+    fn is_new(&self, marker: Marker) -> Result<(), Life> {
+        match self.newest.get(&marker.coordinator) {
+            Some((life, number, _)) if (marker.life, marker.number) <= (*life, *number) => Err(*life),
+            _ => Ok(()),
+        }
+    }
+
+    /// Answers whether it takes part from now on.
+    pub fn prepare(
+        &mut self,
+        now: Tick,
+        timing: &Timing,
+        (marker, kind, epoch): (Marker, Kind, u64),
+        out: &mut Vec<Output>,
+    ) -> bool {
+        let to = marker.coordinator;
+        if let Some(part) = self.part {
+            if part.marker == marker {
+                if part.stage == Stage::Ready {
+                    out.push(say(to, Message::Ready { marker, life: self.life }));
+                }
+                return false;
+            }
+            if part.marker.coordinator != to {
+                out.push(say(to, Message::Refuse { marker, why: Refusal::Busy }));
+                return false;
+            }
+        }
+        if let Err(life) = self.is_new(marker) {
+            out.push(say(to, Message::Refuse { marker, why: Refusal::Old { life } }));
+            return false;
+        }
+        // Its coordinator has given up the one before.
+        self.give_up(None, out);
+        self.newest.insert(to, (marker.life, marker.number, false));
+        self.part = Some(Part { marker, epoch, stage: Stage::Preparing, until: now + timing.prepare_max });
+        out.push(Output::Prepare { marker, kind });
+        true
+    }
+
+    /// Everything is prepared, or could not be.
+    pub fn prepared(&mut self, now: Tick, timing: &Timing, marker: Marker, done: bool, out: &mut Vec<Output>) {
+        let Some(part) = self.at(marker, Stage::Preparing) else { return };
+        if !done {
+            return self.give_up(Some(Refusal::Unprepared), out);
+        }
+        part.stage = Stage::Ready;
+        // Others may take longer, and what they say be said again.
+        part.until = now + timing.prepare_max + timing.freeze_max;
+        out.push(say(marker.coordinator, Message::Ready { marker, life: self.life }));
+    }
+
+    pub fn freeze(&mut self, now: Tick, timing: &Timing, marker: Marker, life: Life, out: &mut Vec<Output>) {
+        let own = self.life;
+        match self.part.as_mut().filter(|part| part.marker == marker && life == own) {
+            Some(part) if part.stage == Stage::Ready => {
+                part.stage = Stage::Freezing;
+                part.until = now + timing.hold_max;
+                out.push(Output::Freeze { marker });
+            }
+            Some(part) if part.stage == Stage::Frozen => {
+                out.push(say(marker.coordinator, Message::Frozen { marker, life }));
+            }
+            Some(_) => {}
+            None => self.unknown(marker, out),
+        }
+    }
+
+    /// Everything stands still, or could not be frozen.
+    pub fn frozen(&mut self, marker: Marker, done: bool, out: &mut Vec<Output>) {
+        let life = self.life;
+        let Some(part) = self.at(marker, Stage::Freezing) else { return };
+        if !done {
+            return self.give_up(Some(Refusal::Unfrozen), out);
+        }
+        // For how long it may stay so was counted from when it began.
+        part.stage = Stage::Frozen;
+        out.push(say(marker.coordinator, Message::Frozen { marker, life }));
+    }
+
+    pub fn mark(&mut self, now: Tick, timing: &Timing, marker: Marker, life: Life, out: &mut Vec<Output>) {
+        let own = self.life;
+        match self.part.as_mut().filter(|part| part.marker == marker && life == own) {
+            Some(part) if part.stage == Stage::Frozen => {
+                part.stage = Stage::Keeping;
+                part.until = now + timing.hold_max;
+                out.push(Output::Keep { marker });
+            }
+            Some(_) => {}
+            None if life == own && self.newest.get(&marker.coordinator) == Some(&kept(marker)) => {
+                out.push(say(marker.coordinator, Message::Marked { marker, life }));
+            }
+            None => self.unknown(marker, out),
+        }
+    }
+
+    /// It has thawed; `intact`: everything stood still until then.
+    pub fn kept(&mut self, marker: Marker, intact: bool, out: &mut Vec<Output>) {
+        let life = self.life;
+        let Some(Part { epoch, .. }) = self.at(marker, Stage::Keeping).copied() else { return };
+        self.part = None;
+        if !intact {
+            out.push(say(marker.coordinator, Message::Refuse { marker, why: Refusal::Thawed }));
+            return;
+        }
+        self.newest.insert(marker.coordinator, kept(marker));
+        out.push(say(marker.coordinator, Message::Marked { marker, life }));
+        out.push(Output::Report { marker, epoch });
+    }
+
+    pub fn revoke(&mut self, marker: Marker, out: &mut Vec<Output>) {
+        if self.part.is_some_and(|part| part.marker == marker) {
+            self.give_up(None, out);
+        } else if self.newest.get(&marker.coordinator) == Some(&kept(marker)) {
+            self.newest.insert(marker.coordinator, (marker.life, marker.number, false));
+            out.push(Output::Withdraw { marker });
+        } else if self.is_new(marker).is_ok() {
+            // What of it is still under way is not to be heard any more.
+            self.newest.insert(marker.coordinator, (marker.life, marker.number, false));
+        }
+    }
+
+    pub fn tick(&mut self, now: Tick, out: &mut Vec<Output>) {
+        if self.part.is_some_and(|part| now >= part.until) {
+            self.give_up(Some(Refusal::Late), out);
+        }
+    }
+
+    /// When something is to be done.
+    pub fn next(&self) -> Option<Tick> {
+        self.part.map(|part| part.until)
+    }
+
+    fn at(&mut self, marker: Marker, stage: Stage) -> Option<&mut Part> {
+        self.part.as_mut().filter(|part| part.marker == marker && part.stage == stage)
+    }
+
+    fn give_up(&mut self, why: Option<Refusal>, out: &mut Vec<Output>) {
+        let Some(Part { marker, .. }) = self.part.take() else { return };
+        out.push(Output::Drop { marker });
+        if let Some(why) = why {
+            out.push(say(marker.coordinator, Message::Refuse { marker, why }));
+        }
+    }
+
+    fn unknown(&self, marker: Marker, out: &mut Vec<Output>) {
+        out.push(say(marker.coordinator, Message::Refuse { marker, why: Refusal::Unknown }));
+    }
+}
+
+fn kept(marker: Marker) -> (Life, u64, bool) {
+    (marker.life, marker.number, true)
+}
+
+fn say(to: MachineId, message: Message) -> Output {
+    Output::Send { to, message }
+}

@@ -1,0 +1,138 @@
+//! What members say to each other.
+
+use highwater_delta::MachineId;
+use serde::{Deserialize, Serialize};
+
+/// One run of a machine's program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Life {
+    /// A later one has a greater number: the time at which it began, in milliseconds since 1970. If a clock was set back, others tell.
+    pub since: u64,
+    /// Drawn at random, so that no two are the same.
+    pub nonce: u64,
+}
+
+/// Names one attempt to freeze a group. Never used twice. Those of one coordinator are ordered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Marker {
+    /// Who began it.
+    pub coordinator: MachineId,
+    /// In which of its lives.
+    pub life: Life,
+    /// Its how manieth.
+    pub number: u64,
+}
+
+/// What is frozen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Kind {
+    /// Filesystems.
+    Crash,
+    /// Applications by their hooks, then filesystems.
+    Application,
+}
+
+/// Why a member takes no part, or no longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Refusal {
+    /// It takes part in another marker.
+    Busy,
+    /// It knows of a later or an earlier membership.
+    OtherMembership {
+        /// Its epoch.
+        epoch: u64,
+    },
+    /// The marker is not newer than the last one that it heard of from this coordinator, which was of this life.
+    Old {
+        /// See [`Marker::life`].
+        life: Life,
+    },
+    /// It could not prepare.
+    Unprepared,
+    /// It could not freeze.
+    Unfrozen,
+    /// It was frozen for as long as it may be, or waited for the word for too long.
+    Late,
+    /// It was told to mark and found that it had been thawed.
+    Thawed,
+    /// It knows nothing of this marker any more.
+    Unknown,
+}
+
+/// See the crate. From the coordinator: `Prepare`, `Freeze`, `Mark`, `Revoke`; to it: the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Message {
+    /// Prepare.
+    Prepare {
+        /// For this.
+        marker: Marker,
+        /// What is frozen.
+        kind: Kind,
+        /// With these members.
+        epoch: u64,
+    },
+    /// It is prepared, in this life.
+    Ready {
+        /// See [`Message::Prepare`].
+        marker: Marker,
+        /// The member's.
+        life: Life,
+    },
+    /// Freeze.
+    Freeze {
+        /// See [`Message::Prepare`].
+        marker: Marker,
+        /// The member's, as it told.
+        life: Life,
+    },
+    /// It is frozen.
+    Frozen {
+        /// See [`Message::Prepare`].
+        marker: Marker,
+        /// The member's.
+        life: Life,
+    },
+    /// All are frozen: keep the marker, and thaw.
+    Mark {
+        /// See [`Message::Prepare`].
+        marker: Marker,
+        /// The member's, as it told.
+        life: Life,
+    },
+    /// It was frozen until the mark came, and keeps the marker.
+    Marked {
+        /// See [`Message::Prepare`].
+        marker: Marker,
+        /// The member's.
+        life: Life,
+    },
+    /// It takes no part.
+    Refuse {
+        /// See [`Message::Prepare`].
+        marker: Marker,
+        /// Why.
+        why: Refusal,
+    },
+    /// It came to nothing: thaw, keep nothing.
+    Revoke {
+        /// See [`Message::Prepare`].
+        marker: Marker,
+    },
+}
+
+impl Message {
+    /// Which marker it is about.
+    #[must_use]
+    pub fn marker(&self) -> Marker {
+        match self {
+            Self::Prepare { marker, .. }
+            | Self::Ready { marker, .. }
+            | Self::Freeze { marker, .. }
+            | Self::Frozen { marker, .. }
+            | Self::Mark { marker, .. }
+            | Self::Marked { marker, .. }
+            | Self::Refuse { marker, .. }
+            | Self::Revoke { marker } => *marker,
+        }
+    }
+}
