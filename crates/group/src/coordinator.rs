@@ -57,7 +57,14 @@ impl Coordinator {
         self.running.is_some()
     }
 
-    pub fn begin(&mut self, now: Tick, timing: &Timing, membership: &Membership, kind: Kind, out: &mut Vec<Output>) {
+    pub fn begin(
+        &mut self,
+        now: Tick,
+        timing: &Timing,
+        membership: &Membership,
+        kind: Kind,
+        out: &mut Vec<Output>,
+    ) {
         self.number += 1;
         let marker = Marker { coordinator: self.own, life: self.life, number: self.number };
         let mut running = Running {
@@ -75,7 +82,14 @@ impl Coordinator {
     }
 
     /// A member's word.
-    pub fn told(&mut self, now: Tick, timing: &Timing, from: MachineId, message: &Message, out: &mut Vec<Output>) {
+    pub fn told(
+        &mut self,
+        now: Tick,
+        timing: &Timing,
+        from: MachineId,
+        message: &Message,
+        out: &mut Vec<Output>,
+    ) {
         if let Message::Refuse { marker, why: Refusal::Old { life } } = message
             && marker.coordinator == self.own
             && *life >= self.life

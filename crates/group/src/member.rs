@@ -92,7 +92,14 @@ impl Member {
     }
 
     /// Everything is prepared, or could not be.
-    pub fn prepared(&mut self, now: Tick, timing: &Timing, marker: Marker, done: bool, out: &mut Vec<Output>) {
+    pub fn prepared(
+        &mut self,
+        now: Tick,
+        timing: &Timing,
+        marker: Marker,
+        done: bool,
+        out: &mut Vec<Output>,
+    ) {
         let Some(part) = self.at(marker, Stage::Preparing) else { return };
         if !done {
             return self.give_up(Some(Refusal::Unprepared), out);
@@ -104,7 +111,7 @@ impl Member {
     }
 
     pub fn freeze(&mut self, now: Tick, timing: &Timing, marker: Marker, life: Life, out: &mut Vec<Output>) {
-        let own = self.life;
+        let (own, has_kept) = (self.life, self.has_kept(marker));
         match self.part.as_mut().filter(|part| part.marker == marker && life == own) {
             Some(part) if part.stage == Stage::Ready => {
                 part.stage = Stage::Freezing;
@@ -115,6 +122,8 @@ impl Member {
                 out.push(say(marker.coordinator, Message::Frozen { marker, life }));
             }
             Some(_) => {}
+            // Said again, and overtaken by the mark.
+            None if has_kept => {}
             None => self.unknown(marker, out),
         }
     }
@@ -132,7 +141,7 @@ impl Member {
     }
 
     pub fn mark(&mut self, now: Tick, timing: &Timing, marker: Marker, life: Life, out: &mut Vec<Output>) {
-        let own = self.life;
+        let (own, has_kept) = (self.life, self.has_kept(marker));
         match self.part.as_mut().filter(|part| part.marker == marker && life == own) {
             Some(part) if part.stage == Stage::Frozen => {
                 part.stage = Stage::Keeping;
@@ -140,7 +149,7 @@ impl Member {
                 out.push(Output::Keep { marker });
             }
             Some(_) => {}
-            None if life == own && self.newest.get(&marker.coordinator) == Some(&kept(marker)) => {
+            None if life == own && has_kept => {
                 out.push(say(marker.coordinator, Message::Marked { marker, life }));
             }
             None => self.unknown(marker, out),
@@ -164,7 +173,7 @@ impl Member {
     pub fn revoke(&mut self, marker: Marker, out: &mut Vec<Output>) {
         if self.part.is_some_and(|part| part.marker == marker) {
             self.give_up(None, out);
-        } else if self.newest.get(&marker.coordinator) == Some(&kept(marker)) {
+        } else if self.has_kept(marker) {
             self.newest.insert(marker.coordinator, (marker.life, marker.number, false));
             out.push(Output::Withdraw { marker });
         } else if self.is_new(marker).is_ok() {
@@ -182,6 +191,10 @@ impl Member {
     /// When something is to be done.
     pub fn next(&self) -> Option<Tick> {
         self.part.map(|part| part.until)
+    }
+
+    fn has_kept(&self, marker: Marker) -> bool {
+        self.newest.get(&marker.coordinator) == Some(&kept(marker))
     }
 
     fn at(&mut self, marker: Marker, stage: Stage) -> Option<&mut Part> {

@@ -1,20 +1,19 @@
 //! See `simulation`.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, missing_docs)]
 
 use highwater_delta::MachineId;
-use highwater_group::{Input, Kind, Life, Machine, Marker, Membership, Message, Output, Tick, Timing};
+use highwater_group::{Failure, Input, Kind, Life, Machine, Marker, Membership, Message, Output, Tick, Timing};
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, BinaryHeap},
 };
 
-/// Clocks are this much faster or slower at most, in parts of 1000.
-const SKEW: u64 = 100;
-
 /// How bad the world is. Chances are in 10,000.
 #[derive(Clone, Copy, Debug)]
 pub struct Worldly {
+    /// Clocks are this much faster or slower at most, in parts of 1000.
+    pub skew: u64,
     /// Of a message to be lost.
     pub loss: u64,
     /// Of a message to come twice.
@@ -42,6 +41,7 @@ pub struct Worldly {
 impl Worldly {
     pub fn good() -> Self {
         Self {
+            skew: 1,
             loss: 0,
             twice: 0,
             replay: 0,
@@ -60,6 +60,7 @@ impl Worldly {
         let mut random = Random(seed ^ 0xbad);
         let mut up_to = |most: u64| if random.chance(3000) { 0 } else { random.below(most) };
         Self {
+            skew: 100,
             loss: up_to(3000),
             twice: up_to(3000),
             replay: up_to(1000),
@@ -95,14 +96,36 @@ impl Random {
 
 #[derive(Debug)]
 enum Event {
-    Deliver { from: usize, to: usize, message: Message },
-    Wake { node: usize },
+    Deliver {
+        from: usize,
+        to: usize,
+        message: Message,
+    },
+    Wake {
+        node: usize,
+    },
     /// What was asked of a machine is done, if it lives its life still.
-    Done { node: usize, generation: u64, what: Done },
-    Start { node: usize },
-    Reported { node: usize, generation: u64, marker: Marker, epoch: u64 },
-    Withdrawn { marker: Marker },
-    Told { node: usize, membership: Membership },
+    Done {
+        node: usize,
+        generation: u64,
+        what: Done,
+    },
+    Start {
+        node: usize,
+    },
+    Reported {
+        node: usize,
+        generation: u64,
+        marker: Marker,
+        epoch: u64,
+    },
+    Withdrawn {
+        marker: Marker,
+    },
+    Told {
+        node: usize,
+        membership: Membership,
+    },
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -147,7 +170,7 @@ pub struct World {
     reports: BTreeMap<Marker, (u64, BTreeSet<MachineId>)>,
     complete: BTreeSet<Marker>,
     revoked: BTreeSet<Marker>,
-    failed: u64,
+    failed: Vec<(Tick, Marker, Failure)>,
     sent: u64,
     steps: u64,
 }
@@ -173,7 +196,7 @@ impl World {
             machine: None,
             generation: 0,
             life: 1000,
-            rate: 1000 - SKEW + random.below(2 * SKEW + 1),
+            rate: 1000 - how.skew + random.below(2 * how.skew + 1),
             frozen: None,
             membership: membership.clone(),
             gone: false,
@@ -197,7 +220,7 @@ impl World {
             reports: BTreeMap::new(),
             complete: BTreeSet::new(),
             revoked: BTreeSet::new(),
-            failed: 0,
+            failed: vec![],
             sent: 0,
             steps: 0,
         };
@@ -213,8 +236,8 @@ impl World {
     pub fn complete(&self) -> u64 {
         self.complete.len() as u64
     }
-    pub fn failed(&self) -> u64 {
-        self.failed
+    pub fn failed(&self) -> &[(Tick, Marker, Failure)] {
+        &self.failed
     }
     pub fn sent(&self) -> u64 {
         self.sent
@@ -404,7 +427,9 @@ impl World {
                 let delay = self.random.below(3_000);
                 self.after(delay, Event::Withdrawn { marker });
             }
-            Output::Ended { result, .. } => self.failed += u64::from(result.is_err()),
+            Output::Ended { marker, result, .. } => {
+                self.failed.extend(result.err().map(|failure| (self.now, marker, failure)));
+            }
         }
     }
 
@@ -437,7 +462,8 @@ impl World {
         if !all || self.revoked.contains(&marker) || !self.complete.insert(marker) {
             return;
         }
-        let times: Vec<(Tick, Tick)> = membership.members().iter().map(|m| self.kept[&(marker, *m)]).collect();
+        let times: Vec<(Tick, Tick)> =
+            membership.members().iter().map(|m| self.kept[&(marker, *m)]).collect();
         let (last_frozen, first_thawed) =
             (times.iter().map(|t| t.0).max().unwrap(), times.iter().map(|t| t.1).min().unwrap());
         assert!(last_frozen <= first_thawed, "{marker:?}: no common instant: {times:?}");
@@ -485,8 +511,13 @@ impl World {
         for node in &self.nodes {
             let Some((marker, since, _)) = node.frozen else { continue };
             // By its own clock, which may be slow; and it is woken a millisecond late.
-            let most = self.timing.hold_max * 1000 / (1000 - SKEW) + 2;
-            assert!(self.now - since <= most, "{:?} is frozen for {marker:?} since {} ms", node.id, self.now - since);
+            let most = self.timing.hold_max * 1000 / (1000 - self.how.skew) + 2;
+            assert!(
+                self.now - since <= most,
+                "{:?} is frozen for {marker:?} since {} ms",
+                node.id,
+                self.now - since
+            );
         }
         debug_assert!(self.complete.is_disjoint(&self.revoked));
     }
