@@ -327,6 +327,13 @@ impl World {
         one.machine = Some(Machine::new(one.id, Life { since: one.life, nonce }, timing));
         let membership = one.membership.clone();
         self.input(node, Input::Membership(membership));
+        if self.how.replay > 0 && self.random.chance(5_000) {
+            // Somebody kept what was said to its last life, and says it again.
+            let said: Vec<_> = self.old.iter().filter(|(_, to, _)| *to == node).copied().collect();
+            for (number, (from, to, message)) in (0..).zip(said.into_iter().rev().take(12).rev()) {
+                self.after(number * 150, Event::Deliver { from, to, message });
+            }
+        }
     }
 
     fn crash(&mut self, node: usize) {
