@@ -154,6 +154,7 @@ fn short_of_memory(arena: &Arena, beyond: Beyond) -> Result<()> {
     let mut site = site(arena, &["memory = \"64MiB\"", "point-interval = \"1s\""])?;
     // It may end for want of memory, which its unit puts right. It may not live on without a part of it.
     site.allow("panicked at");
+    site.allow("looking for the device failed");
     let wrapper = arena.dir().join("agent");
     limit.wrap(&program("highwater-agent")?, "run", &wrapper)?;
     site.use_agent_program(&wrapper);

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::{
     fmt,
     fs::File,
+    io,
     os::fd::AsRawFd,
     path::{Path, PathBuf},
 };
@@ -81,7 +82,8 @@ impl StableIdentity {
     /// # Errors
     /// It has nothing stable, or it vanished.
     pub fn of(device: &BlockDevice) -> Result<Self, DeviceError> {
-        read(device.dev).ok_or_else(|| DeviceError::NoIdentity(device.path.clone()))
+        let identity = read(device.dev).map_err(|source| unasked(device.dev, source))?;
+        identity.ok_or_else(|| DeviceError::NoIdentity(device.path.clone()))
     }
 
     /// Whether it names a place rather than the disk in it; operators are told.
@@ -115,18 +117,23 @@ impl fmt::Display for StableIdentity {
 /// The device that has this identity now; `None` if there is none at present.
 ///
 /// # Errors
-/// Two devices have it, or the one that has it cannot be opened by any node.
+/// Two devices have it, or the one that has it cannot be opened by any node; or it could not be found out, which is no `None`.
 pub fn find(identity: &StableIdentity) -> Result<Option<BlockDevice>, DeviceError> {
     let all = sysfs::all().map_err(|source| DeviceError::Path { path: "/sys/class/block".into(), source })?;
     let mut found: Option<BlockDevice> = None;
     for (dev, dir) in all {
-        if !plausible(identity, &dir) || read(dev).as_ref() != Some(identity) {
+        let is = |dir: &Path| Ok(plausible(identity, dir)? && read(dev)?.as_ref() == Some(identity));
+        if !is(&dir).map_err(|source| unasked(dev, source))? {
             continue;
         }
         let device = match inspect_number(dev) {
             Ok(device) => device,
             // Without medium, or gone since the listing: not there.
-            Err(DeviceError::Empty(_) | DeviceError::Sysfs { .. }) => continue,
+            Err(DeviceError::Empty(_)) => continue,
+            Err(DeviceError::Sysfs { source, .. }) => match sysfs::asked::<()>(Err(source)) {
+                Ok(_) => continue,
+                Err(source) => return Err(unasked(dev, source)),
+            },
             Err(error) => return Err(error),
         };
         if let Some(first) = found {
@@ -141,82 +148,86 @@ pub fn find(identity: &StableIdentity) -> Result<Option<BlockDevice>, DeviceErro
     Ok(found)
 }
 
+fn unasked((major, minor): DevNumber, source: io::Error) -> DeviceError {
+    DeviceError::Sysfs { major, minor, attribute: "what it is known by".into(), source }
+}
+
 /// Spares reading partition tables of disks that cannot be meant.
-fn plausible(identity: &StableIdentity, dir: &Path) -> bool {
-    let partition = dir.join("partition").exists();
-    match identity {
+fn plausible(identity: &StableIdentity, dir: &Path) -> io::Result<bool> {
+    let partition = sysfs::has(dir, "partition")?;
+    Ok(match identity {
         StableIdentity::PartitionUuid { .. } => partition,
         StableIdentity::PartitionPlace { start_sector, .. } => {
-            partition && sysfs::read_u64(dir, "start").is_ok_and(|start| start == *start_sector)
+            partition && sysfs::asked(sysfs::read_u64(dir, "start"))? == Some(*start_sector)
         }
         // Asking a loop device for more would open it.
-        StableIdentity::Loop { path, .. } => backing_file(dir).as_ref() == Some(path),
+        StableIdentity::Loop { path, .. } => backing_file(dir)?.as_ref() == Some(path),
         _ => !partition,
-    }
+    })
 }
 
-fn read(dev: DevNumber) -> Option<StableIdentity> {
-    let dir = sysfs::dir(dev).ok()?;
-    if dir.join("partition").exists() { partition(&dir) } else { whole(dev, &dir) }
+fn read(dev: DevNumber) -> io::Result<Option<StableIdentity>> {
+    let Some(dir) = sysfs::asked(sysfs::dir(dev))? else { return Ok(None) };
+    if sysfs::has(&dir, "partition")? { partition(&dir) } else { whole(dev, &dir) }
 }
 
-fn partition(dir: &Path) -> Option<StableIdentity> {
-    let whole_dir = sysfs::whole_dir(dir);
-    let whole_dev = sysfs::number(&whole_dir).ok()?;
-    let parent = whole(whole_dev, &whole_dir);
-    let number = sysfs::read_u64(dir, "partition").ok()?;
-    let start_sector = sysfs::read_u64(dir, "start").ok()?;
-    let uuid = uevent_value(dir, "PARTUUID")
-        .or_else(|| superblock::partition_uuid(whole_dev, number, start_sector))
-        .map(|uuid| uuid.to_ascii_lowercase());
-    match (uuid, parent) {
+fn partition(dir: &Path) -> io::Result<Option<StableIdentity>> {
+    let whole_dir = sysfs::whole_dir(dir)?;
+    let Some(whole_dev) = sysfs::asked(sysfs::number(&whole_dir))? else { return Ok(None) };
+    let parent = whole(whole_dev, &whole_dir)?;
+    let number = sysfs::asked(sysfs::read_u64(dir, "partition"))?;
+    let start = sysfs::asked(sysfs::read_u64(dir, "start"))?;
+    let (Some(number), Some(start_sector)) = (number, start) else { return Ok(None) };
+    let uuid = match uevent_value(dir, "PARTUUID")? {
+        Some(uuid) => Some(uuid),
+        None => superblock::partition_uuid(whole_dev, number, start_sector)?,
+    };
+    Ok(match (uuid.map(|uuid| uuid.to_ascii_lowercase()), parent) {
         (Some(uuid), parent) => Some(StableIdentity::PartitionUuid { uuid, parent: parent.map(Box::new) }),
         (None, Some(parent)) => {
             Some(StableIdentity::PartitionPlace { number, start_sector, parent: Box::new(parent) })
         }
         (None, None) => None,
-    }
+    })
 }
 
-fn whole(dev: DevNumber, dir: &Path) -> Option<StableIdentity> {
+fn whole(dev: DevNumber, dir: &Path) -> io::Result<Option<StableIdentity>> {
     let name = sysfs::name(dir);
-    if let Some(uuid) = sysfs::read_some(dir, "dm/uuid") {
-        return Some(StableIdentity::DeviceMapper { uuid });
+    if let Some(uuid) = sysfs::some(dir, "dm/uuid")? {
+        return Ok(Some(StableIdentity::DeviceMapper { uuid }));
     }
-    if dir.join("md").is_dir() {
-        return superblock::md_uuid(dir).map(|uuid| StableIdentity::Md { uuid });
+    if sysfs::has(dir, "md")? {
+        return Ok(superblock::md_uuid(dir)?.map(|uuid| StableIdentity::Md { uuid }));
     }
-    if dir.join("loop").is_dir() {
+    if sysfs::has(dir, "loop")? {
         return loop_identity(dev, dir);
     }
     if name.starts_with("zram") || name.starts_with("ram") {
-        return Some(StableIdentity::Ram { name });
+        return Ok(Some(StableIdentity::Ram { name }));
     }
     for attribute in ["wwid", "device/wwid"] {
-        if let Some(wwn) = sysfs::read_some(dir, attribute) {
-            return Some(StableIdentity::Wwn { wwn });
+        if let Some(wwn) = sysfs::some(dir, attribute)? {
+            return Ok(Some(StableIdentity::Wwn { wwn }));
         }
     }
     for attribute in ["serial", "device/serial", "device/cid"] {
-        if let Some(serial) = sysfs::read_some(dir, attribute) {
-            let model = sysfs::read_some(dir, "device/model").unwrap_or_default();
-            return Some(StableIdentity::Serial { serial, model });
+        if let Some(serial) = sysfs::some(dir, attribute)? {
+            let model = sysfs::some(dir, "device/model")?.unwrap_or_default();
+            return Ok(Some(StableIdentity::Serial { serial, model }));
         }
     }
-    let slot = dir.join("device");
-    let path = std::fs::canonicalize(&slot).ok()?;
-    Some(StableIdentity::Bus { path: path.to_string_lossy().into_owned() })
+    let path = sysfs::asked(std::fs::canonicalize(dir.join("device")))?;
+    Ok(path.map(|path| StableIdentity::Bus { path: path.to_string_lossy().into_owned() }))
 }
 
-fn loop_identity(dev: DevNumber, dir: &Path) -> Option<StableIdentity> {
-    let info = loop_info(dev)?;
-    let path = backing_file(dir)?;
-    Some(StableIdentity::Loop { path, inode: info.inode, offset_bytes: info.offset_bytes })
+fn loop_identity(dev: DevNumber, dir: &Path) -> io::Result<Option<StableIdentity>> {
+    let (Some(info), Some(path)) = (ask_loop(dev)?, backing_file(dir)?) else { return Ok(None) };
+    Ok(Some(StableIdentity::Loop { path, inode: info.inode, offset_bytes: info.offset_bytes }))
 }
 
-fn backing_file(dir: &Path) -> Option<PathBuf> {
-    let path = sysfs::read_some(dir, "loop/backing_file")?;
-    Some(path.strip_suffix(" (deleted)").unwrap_or(&path).into())
+fn backing_file(dir: &Path) -> io::Result<Option<PathBuf>> {
+    let path = sysfs::some(dir, "loop/backing_file")?;
+    Ok(path.map(|path| path.strip_suffix(" (deleted)").unwrap_or(&path).into()))
 }
 
 /// What a loop device says of the file behind it.
@@ -232,9 +243,13 @@ pub struct LoopInfo {
     pub offset_bytes: u64,
 }
 
-/// Asks a loop device for its file; `None` if it has none.
+/// Asks a loop device for its file; `None` if it has none, or could not be asked.
 #[must_use]
 pub fn loop_info(dev: DevNumber) -> Option<LoopInfo> {
+    ask_loop(dev).ok().flatten()
+}
+
+fn ask_loop(dev: DevNumber) -> io::Result<Option<LoopInfo>> {
     /// `struct loop_info64` of `linux/loop.h`.
     #[repr(C)]
     struct LoopInfo64 {
@@ -253,25 +268,26 @@ pub fn loop_info(dev: DevNumber) -> Option<LoopInfo> {
         init: [u64; 2],
     }
     const LOOP_GET_STATUS64: libc::Ioctl = 0x4C05;
-    let file = File::open(super::node::find(dev).ok()?).ok()?;
+    let Ok(node) = super::node::find(dev) else { return Ok(None) };
+    let Some(file) = sysfs::asked(File::open(node))? else { return Ok(None) };
     let mut info = std::mem::MaybeUninit::<LoopInfo64>::zeroed();
     // SAFETY: the ioctl writes one `struct loop_info64`, which `LoopInfo64` mirrors, into memory we own.
     let rc = unsafe { libc::ioctl(file.as_raw_fd(), LOOP_GET_STATUS64, info.as_mut_ptr()) };
     if rc != 0 {
-        return None;
+        return sysfs::asked(Err(io::Error::last_os_error()));
     }
     // SAFETY: zeroed before the call, and all fields are plain integers.
     let info = unsafe { info.assume_init() };
     let block_device = (info.rdevice != 0).then(|| sysfs::split(info.rdevice));
-    Some(LoopInfo {
+    Ok(Some(LoopInfo {
         filesystem: sysfs::split(info.device),
         inode: info.inode,
         block_device,
         offset_bytes: info.offset,
-    })
+    }))
 }
 
-fn uevent_value(dir: &Path, key: &str) -> Option<String> {
-    let text = sysfs::read(dir, "uevent").ok()?;
-    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=').map(str::to_owned))
+fn uevent_value(dir: &Path, key: &str) -> io::Result<Option<String>> {
+    let text = sysfs::some(dir, "uevent")?.unwrap_or_default();
+    Ok(text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=').map(str::to_owned)))
 }

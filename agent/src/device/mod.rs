@@ -232,13 +232,14 @@ fn describe(dev: DevNumber, path: PathBuf) -> Result<BlockDevice, DeviceError> {
         source,
     };
     let dir = sysfs::dir(dev).map_err(|e| fail("its directory", e))?;
-    let whole_dir = sysfs::whole_dir(&dir);
+    let whole_dir = sysfs::whole_dir(&dir).map_err(|e| fail("partition", e))?;
     let whole = sysfs::number(&whole_dir).map_err(|e| fail("dev", e))?;
     let sectors = sysfs::read_u64(&dir, "size").map_err(|e| fail("size", e))?;
     let logical = sysfs::read_u64(&whole_dir, "queue/logical_block_size").map_err(|e| fail("queue", e))?;
     let start_sector =
         if dev == whole { 0 } else { sysfs::read_u64(&dir, "start").map_err(|e| fail("start", e))? };
-    let hook = if whole_dir.join("mq").is_dir() { Hook::Request } else { Hook::Bio };
+    let by_request = sysfs::has(&whole_dir, "mq").map_err(|e| fail("mq", e))?;
+    let diskseq = sysfs::asked(sysfs::read_u64(&whole_dir, "diskseq")).map_err(|e| fail("diskseq", e))?;
     Ok(BlockDevice {
         path,
         dev,
@@ -247,8 +248,8 @@ fn describe(dev: DevNumber, path: PathBuf) -> Result<BlockDevice, DeviceError> {
         logical_block_bytes: u32::try_from(logical).unwrap_or(u32::MAX),
         whole,
         start_sector,
-        diskseq: sysfs::read_u64(&whole_dir, "diskseq").ok(),
-        hook,
+        diskseq,
+        hook: if by_request { Hook::Request } else { Hook::Bio },
         name: sysfs::read(&dir, "dm/name").unwrap_or_else(|_| sysfs::name(&dir)),
         read_only: sysfs::read_u64(&dir, "ro").unwrap_or(0) != 0,
     })

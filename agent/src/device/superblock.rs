@@ -2,17 +2,25 @@
 //! Everything read is untrusted: lengths are bounded, and what does not parse is simply not an identity.
 
 use super::{DevNumber, node, sysfs};
-use std::{fs::File, os::unix::fs::FileExt, path::Path};
+use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
 
 const GPT_ENTRIES_MAX: u32 = 1024;
 const GPT_ENTRY_BYTES: usize = 128;
 
 /// `PARTUUID` of the partition that starts at `start_sector` of a whole disk.
-pub(super) fn partition_uuid(whole: DevNumber, number: u64, start_sector: u64) -> Option<String> {
-    let dir = sysfs::dir(whole).ok()?;
-    let block_bytes = sysfs::read_u64(&dir, "queue/logical_block_size").ok()?;
-    let disk = File::open(node::find(whole).ok()?).ok()?;
-    gpt_uuid(&disk, block_bytes, start_sector).or_else(|| mbr_uuid(&disk, number))
+///
+/// # Errors
+/// It could not be asked for; see [`sysfs::asked`].
+pub(super) fn partition_uuid(whole: DevNumber, number: u64, start_sector: u64) -> io::Result<Option<String>> {
+    let Some(dir) = sysfs::asked(sysfs::dir(whole))? else { return Ok(None) };
+    let block_bytes = sysfs::asked(sysfs::read_u64(&dir, "queue/logical_block_size"))?;
+    let (Some(block_bytes), Some(disk)) = (block_bytes, open(whole)?) else { return Ok(None) };
+    Ok(gpt_uuid(&disk, block_bytes, start_sector).or_else(|| mbr_uuid(&disk, number)))
+}
+
+fn open(dev: DevNumber) -> io::Result<Option<File>> {
+    let Ok(node) = node::find(dev) else { return Ok(None) };
+    sysfs::asked(File::open(node))
 }
 
 pub(super) fn gpt_uuid(disk: &impl ReadAt, block_bytes: u64, start_sector: u64) -> Option<String> {
@@ -49,18 +57,28 @@ pub(super) fn mbr_uuid(disk: &impl ReadAt, number: u64) -> Option<String> {
 }
 
 /// The set UUID of a native md array (superblocks 1.0 to 1.2), read from one of its members.
-pub(super) fn md_uuid(md_dir: &Path) -> Option<String> {
-    let version = sysfs::read(md_dir, "md/metadata_version").ok()?;
-    let member = sysfs::linked(md_dir, "slaves").into_iter().next()?;
-    let sectors = sysfs::read_u64(&sysfs::dir(member).ok()?, "size").ok()?;
-    let at = match version.as_str() {
+///
+/// # Errors
+/// As [`partition_uuid`].
+pub(super) fn md_uuid(md_dir: &Path) -> io::Result<Option<String>> {
+    let version = sysfs::some(md_dir, "md/metadata_version")?;
+    let member = sysfs::linked(md_dir, "slaves").into_iter().next();
+    let (Some(version), Some(member)) = (version, member) else { return Ok(None) };
+    let Some(dir) = sysfs::asked(sysfs::dir(member))? else { return Ok(None) };
+    let sectors = sysfs::asked(sysfs::read_u64(&dir, "size"))?;
+    let (Some(sectors), Some(disk)) = (sectors, open(member)?) else { return Ok(None) };
+    Ok(md_uuid_of(&disk, &version, sectors))
+}
+
+fn md_uuid_of(disk: &impl ReadAt, version: &str, sectors: u64) -> Option<String> {
+    let at = match version {
         "1.0" => (sectors.checked_sub(16)? & !7) * 512,
         "1.1" => 0,
         "1.2" => 4096,
         _ => return None,
     };
     let mut head = [0; 32];
-    ReadAt::read_at(&File::open(node::find(member).ok()?).ok()?, &mut head, at)?;
+    disk.read_at(&mut head, at)?;
     if le32(&head, 0)? != 0xa92b_4efc {
         return None;
     }

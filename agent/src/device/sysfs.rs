@@ -20,7 +20,37 @@ pub fn read(dir: &Path, attribute: &str) -> io::Result<String> {
     Ok(text.trim().to_owned())
 }
 
+/// What was asked for, or `None` if the kernel has no such thing.
+///
+/// # Errors
+/// It could not be asked at all, for want of memory or descriptors: that says nothing about what there is.
+pub fn asked<T>(answer: io::Result<T>) -> io::Result<Option<T>> {
+    const NOT_ASKED: [i32; 6] =
+        [libc::ENOMEM, libc::ENOBUFS, libc::EMFILE, libc::ENFILE, libc::EAGAIN, libc::EINTR];
+    match answer {
+        Ok(answer) => Ok(Some(answer)),
+        Err(error) if error.raw_os_error().is_some_and(|number| NOT_ASKED.contains(&number)) => Err(error),
+        Err(_) => Ok(None),
+    }
+}
+
+/// Whether there is a file or directory of this name.
+///
+/// # Errors
+/// As [`asked`].
+pub fn has(dir: &Path, name: &str) -> io::Result<bool> {
+    Ok(asked(fs::metadata(dir.join(name)))?.is_some())
+}
+
 /// An attribute's text, unless it is missing or empty.
+///
+/// # Errors
+/// As [`asked`].
+pub fn some(dir: &Path, attribute: &str) -> io::Result<Option<String>> {
+    Ok(asked(read(dir, attribute))?.filter(|text| !text.is_empty()))
+}
+
+/// The same, where it does not matter why.
 #[must_use]
 pub fn read_some(dir: &Path, attribute: &str) -> Option<String> {
     read(dir, attribute).ok().filter(|text| !text.is_empty())
@@ -49,12 +79,13 @@ pub fn is_there(dev: DevNumber) -> bool {
 }
 
 /// The directory of the whole disk of a device.
-#[must_use]
-pub fn whole_dir(dir: &Path) -> PathBuf {
-    match dir.parent() {
-        Some(parent) if dir.join("partition").exists() => parent.to_owned(),
-        _ => dir.to_owned(),
-    }
+///
+/// # Errors
+/// As [`asked`].
+pub fn whole_dir(dir: &Path) -> io::Result<PathBuf> {
+    let partition = has(dir, "partition")?;
+    let whole = dir.parent().filter(|_| partition).unwrap_or(dir);
+    Ok(whole.to_owned())
 }
 
 /// The device number in a directory of `/sys`.
@@ -102,15 +133,32 @@ pub fn partitions(whole_dir: &Path) -> Vec<DevNumber> {
 /// Every block device, whole disks and partitions, with its directory.
 ///
 /// # Errors
-/// If `/sys` is not there.
+/// If `/sys` is not there; as [`asked`].
 pub fn all() -> io::Result<Vec<(DevNumber, PathBuf)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/sys/class/block")? {
-        let Ok(dir) = fs::canonicalize(entry?.path()) else { continue };
-        if let Ok(dev) = number(&dir) {
+        let Some(dir) = asked(fs::canonicalize(entry?.path()))? else { continue };
+        if let Some(dev) = asked(number(&dir))? {
             found.push((dev, dir));
         }
     }
     found.sort_unstable();
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_could_not_be_asked_is_not_absent() {
+        let os = |number| Err::<(), _>(io::Error::from_raw_os_error(number));
+        assert!(asked(os(libc::ENOMEM)).is_err());
+        assert!(asked(os(libc::ENOENT)).unwrap().is_none());
+        assert!(asked(os(libc::ENODEV)).unwrap().is_none());
+        assert!(asked(Ok(())).unwrap().is_some());
+        let sys = Path::new("/sys");
+        assert!(has(sys, "class").unwrap() && !has(sys, "nothing of this name").unwrap());
+        assert_eq!(some(sys, "nothing of this name").unwrap(), None);
+    }
 }

@@ -305,6 +305,6 @@ fn offset_on(disk: &BlockDevice, dev: DevNumber) -> Option<u64> {
         return Some(0);
     }
     let dir = sysfs::dir(dev).ok()?;
-    let whole = sysfs::number(&sysfs::whole_dir(&dir)).ok()?;
+    let whole = sysfs::number(&sysfs::whole_dir(&dir).ok()?).ok()?;
     (whole == disk.dev && whole != dev).then(|| sysfs::read_u64(&dir, "start").ok())?
 }

@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use highwater_delta::MachineId;
-use highwater_group::{Failure, Input, Kind, Life, Machine, Marker, Membership, Message, Output, Tick, Timing};
+use highwater_group::{
+    Failure, Input, Kind, Life, Machine, Marker, Membership, Message, Output, Tick, Timing,
+};
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, BinaryHeap},
