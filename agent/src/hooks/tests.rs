@@ -1,0 +1,153 @@
+use super::*;
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+const LIMITS: HookLimits = HookLimits { call: Duration::from_secs(10), hold: Duration::from_secs(7) };
+
+struct Dir(tempfile::TempDir);
+
+impl Dir {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+    /// A hook that notes that it was called.
+    fn hook(&self, name: &str, body: &str) -> PathBuf {
+        let path = self.path().join(name);
+        let log = self.path().join(".log");
+        fs::write(&path, format!("#!/bin/sh\necho \"{name} $1\" >> {}\n{body}\n", log.display())).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+    fn hooks(&self) -> Hooks {
+        Hooks::find(self.path()).unwrap().0
+    }
+    fn log(&self) -> Vec<String> {
+        let log = fs::read_to_string(self.path().join(".log")).unwrap_or_default();
+        log.lines().map(str::to_owned).collect()
+    }
+}
+
+#[test]
+fn they_are_called_in_order_and_in_reverse() {
+    let dir = Dir::new();
+    for name in ["20-b", "10-a", "30-c"] {
+        dir.hook(name, "");
+    }
+    let quieted = Quieted::begin(&dir.hooks(), LIMITS);
+    assert!(quieted.failed().is_none());
+    assert_eq!(dir.log(), ["10-a freeze", "20-b freeze", "30-c freeze"]);
+    let ran = quieted.end();
+    assert_eq!(dir.log()[3..], ["30-c thaw", "20-b thaw", "10-a thaw"]);
+    assert_eq!(ran.len(), 6);
+    assert!(ran.iter().all(|ran| ran.outcome == Outcome::Done));
+}
+
+#[test]
+fn after_one_that_fails_nobody_is_called_and_all_that_were_go_on() {
+    let dir = Dir::new();
+    dir.hook("a", "");
+    dir.hook("b", "echo locked; echo 'no database' >&2; [ \"$1\" = thaw ] || exit 3");
+    dir.hook("c", "");
+    let quieted = Quieted::begin(&dir.hooks(), LIMITS);
+    let failed = quieted.failed().unwrap();
+    assert_eq!((failed.hook.as_str(), &failed.outcome), ("b", &Outcome::Failed(3)));
+    assert_eq!(failed.output, "locked\nno database");
+    drop(quieted);
+    assert_eq!(dir.log(), ["a freeze", "b freeze", "b thaw", "a thaw"]);
+}
+
+#[test]
+fn a_thaw_that_fails_keeps_nobody_from_going_on() {
+    let dir = Dir::new();
+    dir.hook("a", "");
+    dir.hook("b", "[ \"$1\" = freeze ]");
+    let ran = Quieted::begin(&dir.hooks(), LIMITS).end();
+    assert_eq!(dir.log()[2..], ["b thaw", "a thaw"]);
+    assert_eq!(ran[2].outcome, Outcome::Failed(1));
+}
+
+#[test]
+fn one_that_hangs_is_ended_with_all_that_it_started() {
+    let dir = Dir::new();
+    let child = dir.path().join(".child");
+    dir.hook(
+        "a",
+        &format!("[ $1 = thaw ] && exit; trap '' TERM; sleep 1000 & echo $! > {}; wait", child.display()),
+    );
+    let limits = HookLimits { call: Duration::from_millis(300), ..LIMITS };
+    let began = Instant::now();
+    let quieted = Quieted::begin(&dir.hooks(), limits);
+    assert_eq!(quieted.failed().unwrap().outcome, Outcome::TimedOut);
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    drop(quieted);
+    assert_eq!(dir.log(), ["a freeze", "a thaw"]);
+    let pid = fs::read_to_string(child).unwrap();
+    let state = fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
+    // Gone, or not yet taken leave of by its new parent.
+    assert!(state.as_ref().is_err() || state.as_ref().is_ok_and(|s| s.contains(") Z ")), "{state:?}");
+}
+
+#[test]
+fn what_it_leaves_behind_is_not_waited_for() {
+    let dir = Dir::new();
+    dir.hook("a", "echo begun; [ $1 = freeze ] && { sleep 3 & }; exit 0");
+    let began = Instant::now();
+    let ran = Quieted::begin(&dir.hooks(), LIMITS).end();
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert_eq!(ran[0].output, "begun");
+}
+
+#[test]
+fn of_much_output_the_end_is_kept() {
+    let dir = Dir::new();
+    dir.hook("a", "[ $1 = thaw ] || { i=0; while [ $i -lt 20000 ]; do echo line $i; i=$((i+1)); done; }");
+    let ran = Quieted::begin(&dir.hooks(), LIMITS).end();
+    assert_eq!(ran[0].outcome, Outcome::Done);
+    assert!(ran[0].output.len() <= OUTPUT_BYTES_MAX && ran[0].output.ends_with("line 19999"));
+}
+
+#[test]
+fn it_is_told_little_and_how_long_it_is_held() {
+    let dir = Dir::new();
+    dir.hook("a", "echo $HIGHWATER_HOLD_S $HOME; pwd; cat");
+    let ran = Quieted::begin(&dir.hooks(), LIMITS).end();
+    assert_eq!(ran[0].output, "7\n/");
+}
+
+#[test]
+fn a_file_that_is_no_program_is_not_run() {
+    let dir = Dir::new();
+    let path = dir.path().join("a");
+    fs::write(&path, [0x7f, b'E', b'L', b'F', 0, 0]).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    let quieted = Quieted::begin(&dir.hooks(), LIMITS);
+    assert!(matches!(quieted.failed().unwrap().outcome, Outcome::NotRun(_)));
+}
+
+#[test]
+fn what_others_can_change_is_refused() {
+    let dir = Dir::new();
+    let names = |hooks: &Hooks| hooks.iter().map(|hook| hook.name.clone()).collect::<Vec<_>>();
+    for (name, mode) in
+        [("a", 0o755), ("b", 0o775), ("c", 0o757), ("d", 0o644), ("e~", 0o755), ("f.dpkg-dist", 0o755)]
+    {
+        fs::set_permissions(dir.hook(name, ""), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    fs::create_dir(dir.path().join("g")).unwrap();
+    let (hooks, refused) = Hooks::find(dir.path()).unwrap();
+    assert_eq!(names(&hooks), ["a"]);
+    let refused: Vec<_> =
+        refused.iter().map(|r| (r.path.file_name().unwrap().to_str().unwrap(), r.why)).collect();
+    let open = "others than root can change it";
+    assert_eq!(refused, [("b", open), ("c", open), ("d", "it is not executable")]);
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    assert!(matches!(Hooks::find(dir.path()), Err(HooksError::Open(_))));
+    assert!(Hooks::find(&dir.path().join("nowhere")).unwrap().0.is_empty());
+}
