@@ -51,6 +51,8 @@ pub struct Config {
     pub capture: Capture,
     /// What to run around a freeze.
     pub freeze_hook: FreezeHook,
+    /// How applications are made to stand still.
+    pub application: Application,
     /// How long others may take.
     pub limits: Limits,
 }
@@ -175,6 +177,45 @@ impl Default for Tracking {
     }
 }
 
+/// How applications are made to stand still for a point: by hooks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Application {
+    /// Where the hooks lie.
+    pub hooks_dir: PathBuf,
+    /// Between application-consistent points, where there are hooks.
+    pub interval: Interval,
+    /// One call of a hook may take so long.
+    pub hook_timeout: Interval,
+    /// Applications stand still for so long at most.
+    pub hold: Interval,
+    /// What a hook that fails means for the point.
+    pub on_failure: OnHookFailure,
+}
+
+/// What becomes of a point when a hook fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnHookFailure {
+    /// It is made all the same, and is filesystem-consistent only.
+    #[default]
+    Degrade,
+    /// There is none.
+    Abort,
+}
+
+impl Default for Application {
+    fn default() -> Self {
+        Self {
+            hooks_dir: "/etc/highwater/freeze-hook.d".into(),
+            interval: Interval(Duration::from_secs(3600)),
+            hook_timeout: Interval(Duration::from_secs(60)),
+            hold: Interval(Duration::from_secs(60)),
+            on_failure: OnHookFailure::Degrade,
+        }
+    }
+}
+
 /// What to run around a freeze.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -198,6 +239,7 @@ impl Default for Config {
             tracking: Tracking::default(),
             capture: Capture::default(),
             freeze_hook: FreezeHook::default(),
+            application: Application::default(),
             limits: Limits::default(),
         }
     }

@@ -1,6 +1,6 @@
 //! From TOML with positions to a configuration and its problems.
 
-use super::{ByteSize, Capture, CaptureMode, Config, LogFormat, Problem, Resync};
+use super::{ByteSize, Capture, CaptureMode, Config, LogFormat, OnHookFailure, Problem, Resync};
 use std::{fmt::Display, net::SocketAddr, ops::Range, path::PathBuf, str::FromStr, time::Duration};
 use toml::{
     Spanned,
@@ -50,6 +50,7 @@ impl<'a> Reader<'a> {
         let mut hook = self.table(&mut root, "freeze-hook");
         self.command(&mut hook, &mut config);
         self.rest(hook, "freeze-hook.");
+        self.application(&mut root, &mut config);
         self.limits(&mut root, &mut config);
         self.rest(root, "");
         config
@@ -182,6 +183,30 @@ impl<'a> Reader<'a> {
         });
         let copies = self.integer(&mut table, IN, "copies", 0u32, 1..7);
         c.copies = (copies > 0).then_some(copies);
+        self.rest(table, IN);
+    }
+
+    fn application(&mut self, root: &mut Table<'a>, config: &mut Config) {
+        const IN: &str = "application.";
+        let mut table = self.table(root, "application");
+        let a = &mut config.application;
+        self.path(&mut table, IN, "hooks-dir", &mut a.hooks_dir);
+        self.parsed(&mut table, IN, "interval", &mut a.interval, |v| {
+            let wrong = v.0 < Duration::from_secs(60) || v.0 > Duration::from_secs(86_400);
+            wrong.then(|| "must be between 1m and 1d".to_owned())
+        });
+        for (key, limit) in [("hook-timeout", &mut a.hook_timeout), ("hold", &mut a.hold)] {
+            self.parsed(&mut table, IN, key, limit, |v| {
+                let wrong = v.0 < Duration::from_secs(1) || v.0 > Duration::from_secs(600);
+                wrong.then(|| "must be between 1s and 10m".to_owned())
+            });
+        }
+        let mut failure = String::from("degrade");
+        let known = |f: &String| {
+            (f != "degrade" && f != "abort").then(|| "write \"degrade\" or \"abort\"".to_owned())
+        };
+        self.parsed(&mut table, IN, "on-failure", &mut failure, known);
+        a.on_failure = if failure == "abort" { OnHookFailure::Abort } else { OnHookFailure::Degrade };
         self.rest(table, IN);
     }
 

@@ -12,9 +12,11 @@
 //! process must end by itself after `HIGHWATER_HOLD_S` seconds.
 
 mod list;
+mod quiet;
 mod run;
 
 pub use list::{Hook, Hooks, HooksError, Refused};
+pub use quiet::{Quiet, Quieting, thaw_left};
 pub use run::{Call, OUTPUT_BYTES_MAX, Outcome, Ran};
 
 use std::time::Duration;

@@ -151,3 +151,65 @@ fn what_others_can_change_is_refused() {
     assert!(matches!(Hooks::find(dir.path()), Err(HooksError::Open(_))));
     assert!(Hooks::find(&dir.path().join("nowhere")).unwrap().0.is_empty());
 }
+
+/// Waits for what it is, and no longer than for some seconds.
+fn until_known(quieting: &mut Quieting) -> Quiet {
+    for _ in 0..1000 {
+        match quieting.look() {
+            Quiet::Soon => std::thread::sleep(Duration::from_millis(10)),
+            known => return known.clone(),
+        }
+    }
+    panic!("it takes too long")
+}
+
+#[test]
+fn they_stand_still_until_released() {
+    let (dir, run) = (Dir::new(), tempfile::tempdir().unwrap());
+    dir.hook("a", "");
+    let mut quieting = Quieting::start(dir.hooks(), LIMITS, run.path()).unwrap();
+    assert_eq!(until_known(&mut quieting), Quiet::Still);
+    assert!(quieting.is_still());
+    assert_eq!(dir.log(), ["a freeze"]);
+    let ran = quieting.release().recv_timeout(Duration::from_secs(5)).unwrap();
+    assert_eq!(ran.len(), 2);
+    assert_eq!(dir.log(), ["a freeze", "a thaw"]);
+    assert!(thaw_left(dir.path(), run.path(), LIMITS).is_empty(), "nothing is left");
+}
+
+#[test]
+fn they_go_on_in_time_whoever_forgets_them() {
+    let (dir, run) = (Dir::new(), tempfile::tempdir().unwrap());
+    dir.hook("a", "");
+    let limits = HookLimits { hold: Duration::from_millis(200), ..LIMITS };
+    let mut quieting = Quieting::start(dir.hooks(), limits, run.path()).unwrap();
+    assert_eq!(until_known(&mut quieting), Quiet::Still);
+    let ended = std::iter::repeat_with(|| std::thread::sleep(Duration::from_millis(10)))
+        .take(500)
+        .find(|()| dir.log().len() == 2);
+    assert!(ended.is_some(), "{:?}", dir.log());
+    assert!(!quieting.is_still());
+}
+
+#[test]
+fn one_that_fails_is_told_by_its_name_and_its_words() {
+    let (dir, run) = (Dir::new(), tempfile::tempdir().unwrap());
+    dir.hook("a", "[ $1 = thaw ] || { echo no such database; exit 4; }");
+    let mut quieting = Quieting::start(dir.hooks(), LIMITS, run.path()).unwrap();
+    let said = "the hook a failed with exit code 4: no such database";
+    assert_eq!(until_known(&mut quieting), Quiet::Failed(said.into()));
+    assert!(!quieting.is_still());
+}
+
+#[test]
+fn what_a_dead_agent_left_goes_on_at_the_next_start() {
+    let (dir, run) = (Dir::new(), tempfile::tempdir().unwrap());
+    for name in ["a", "b", "c"] {
+        dir.hook(name, "");
+    }
+    fs::write(run.path().join("hooks-called"), "a\nc\ngone").unwrap();
+    let ran = thaw_left(dir.path(), run.path(), LIMITS);
+    assert!(ran.iter().all(Ran::is_done));
+    assert_eq!(dir.log(), ["c thaw", "a thaw"]);
+    assert!(thaw_left(dir.path(), run.path(), LIMITS).is_empty());
+}
