@@ -291,6 +291,11 @@ impl StreamReader {
     pub fn take_again(&self) -> Vec<(DiskId, Again)> {
         self.shared.lock().assembler.as_mut().map(Assembler::take_again).unwrap_or_default()
     }
+    /// See [`Assembler::take_again_frozen`].
+    #[must_use]
+    pub fn take_again_frozen(&self) -> Vec<(DiskId, Again)> {
+        self.shared.lock().assembler.as_mut().map(Assembler::take_again_frozen).unwrap_or_default()
+    }
     /// See [`Assembler::broken`].
     #[must_use]
     pub fn gave_up(&self) -> Option<Broken> {

@@ -6,9 +6,7 @@
 use super::{BlockDevice, DevNumber, DeviceError, inspect_number, superblock, sysfs};
 use serde::{Deserialize, Serialize};
 use std::{
-    fmt,
-    fs::File,
-    io,
+    fmt, io,
     os::fd::AsRawFd,
     path::{Path, PathBuf},
 };
@@ -243,13 +241,11 @@ pub struct LoopInfo {
     pub offset_bytes: u64,
 }
 
-/// Asks a loop device for its file; `None` if it has none, or could not be asked.
-#[must_use]
-pub fn loop_info(dev: DevNumber) -> Option<LoopInfo> {
-    ask_loop(dev).ok().flatten()
-}
-
-fn ask_loop(dev: DevNumber) -> io::Result<Option<LoopInfo>> {
+/// Asks a loop device for its file; `None` if it has none.
+///
+/// # Errors
+/// As [`sysfs::asked`].
+pub fn ask_loop(dev: DevNumber) -> io::Result<Option<LoopInfo>> {
     /// `struct loop_info64` of `linux/loop.h`.
     #[repr(C)]
     struct LoopInfo64 {
@@ -268,8 +264,7 @@ fn ask_loop(dev: DevNumber) -> io::Result<Option<LoopInfo>> {
         init: [u64; 2],
     }
     const LOOP_GET_STATUS64: libc::Ioctl = 0x4C05;
-    let Ok(node) = super::node::find(dev) else { return Ok(None) };
-    let Some(file) = sysfs::asked(File::open(node))? else { return Ok(None) };
+    let Some(file) = super::node::open(dev)? else { return Ok(None) };
     let mut info = std::mem::MaybeUninit::<LoopInfo64>::zeroed();
     // SAFETY: the ioctl writes one `struct loop_info64`, which `LoopInfo64` mirrors, into memory we own.
     let rc = unsafe { libc::ioctl(file.as_raw_fd(), LOOP_GET_STATUS64, info.as_mut_ptr()) };

@@ -2,7 +2,7 @@
 //! Everything read is untrusted: lengths are bounded, and what does not parse is simply not an identity.
 
 use super::{DevNumber, node, sysfs};
-use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
+use std::{cell::Cell, fs::File, io, os::unix::fs::FileExt, path::Path};
 
 const GPT_ENTRIES_MAX: u32 = 1024;
 const GPT_ENTRY_BYTES: usize = 128;
@@ -14,13 +14,25 @@ const GPT_ENTRY_BYTES: usize = 128;
 pub(super) fn partition_uuid(whole: DevNumber, number: u64, start_sector: u64) -> io::Result<Option<String>> {
     let Some(dir) = sysfs::asked(sysfs::dir(whole))? else { return Ok(None) };
     let block_bytes = sysfs::asked(sysfs::read_u64(&dir, "queue/logical_block_size"))?;
-    let (Some(block_bytes), Some(disk)) = (block_bytes, open(whole)?) else { return Ok(None) };
-    Ok(gpt_uuid(&disk, block_bytes, start_sector).or_else(|| mbr_uuid(&disk, number)))
+    let (Some(block_bytes), Some(disk)) = (block_bytes, Medium::open(whole)?) else { return Ok(None) };
+    let uuid = gpt_uuid(&disk, block_bytes, start_sector).or_else(|| mbr_uuid(&disk, number));
+    disk.unless_troubled(uuid)
 }
 
-fn open(dev: DevNumber) -> io::Result<Option<File>> {
-    let Ok(node) = node::find(dev) else { return Ok(None) };
-    sysfs::asked(File::open(node))
+/// A medium that is read for what it says of itself, and what kept it from being read.
+struct Medium {
+    file: File,
+    trouble: Cell<Option<io::Error>>,
+}
+
+impl Medium {
+    fn open(dev: DevNumber) -> io::Result<Option<Self>> {
+        Ok(node::open(dev)?.map(|file| Self { file, trouble: Cell::new(None) }))
+    }
+    /// What was found out, if nothing kept it from being read: then it says nothing.
+    fn unless_troubled<T>(self, found: T) -> io::Result<T> {
+        self.trouble.into_inner().map_or(Ok(found), Err)
+    }
 }
 
 pub(super) fn gpt_uuid(disk: &impl ReadAt, block_bytes: u64, start_sector: u64) -> Option<String> {
@@ -62,12 +74,13 @@ pub(super) fn mbr_uuid(disk: &impl ReadAt, number: u64) -> Option<String> {
 /// As [`partition_uuid`].
 pub(super) fn md_uuid(md_dir: &Path) -> io::Result<Option<String>> {
     let version = sysfs::some(md_dir, "md/metadata_version")?;
-    let member = sysfs::linked(md_dir, "slaves").into_iter().next();
+    let member = sysfs::linked(md_dir, "slaves")?.into_iter().next();
     let (Some(version), Some(member)) = (version, member) else { return Ok(None) };
     let Some(dir) = sysfs::asked(sysfs::dir(member))? else { return Ok(None) };
     let sectors = sysfs::asked(sysfs::read_u64(&dir, "size"))?;
-    let (Some(sectors), Some(disk)) = (sectors, open(member)?) else { return Ok(None) };
-    Ok(md_uuid_of(&disk, &version, sectors))
+    let (Some(sectors), Some(disk)) = (sectors, Medium::open(member)?) else { return Ok(None) };
+    let uuid = md_uuid_of(&disk, &version, sectors);
+    disk.unless_troubled(uuid)
 }
 
 fn md_uuid_of(disk: &impl ReadAt, version: &str, sectors: u64) -> Option<String> {
@@ -89,9 +102,17 @@ fn md_uuid_of(disk: &impl ReadAt, version: &str, sectors: u64) -> Option<String>
 pub(super) trait ReadAt {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Option<()>;
 }
-impl ReadAt for File {
+impl ReadAt for Medium {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Option<()> {
-        self.read_exact_at(buffer, offset).ok()
+        match self.file.read_exact_at(buffer, offset) {
+            Ok(()) => Some(()),
+            // Behind its end.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => None,
+            Err(error) => {
+                self.trouble.set(Some(error));
+                None
+            }
+        }
     }
 }
 

@@ -29,6 +29,7 @@ pub fn asked<T>(answer: io::Result<T>) -> io::Result<Option<T>> {
         [libc::ENOMEM, libc::ENOBUFS, libc::EMFILE, libc::ENFILE, libc::EAGAIN, libc::EINTR];
     match answer {
         Ok(answer) => Ok(Some(answer)),
+        Err(error) if error.kind() == io::ErrorKind::OutOfMemory => Err(error),
         Err(error) if error.raw_os_error().is_some_and(|number| NOT_ASKED.contains(&number)) => Err(error),
         Err(_) => Ok(None),
     }
@@ -116,18 +117,33 @@ pub fn split(rdev: u64) -> DevNumber {
 }
 
 /// The devices in a directory of links to devices (`holders`, `slaves`).
-#[must_use]
-pub fn linked(dir: &Path, sub: &str) -> Vec<DevNumber> {
-    let Ok(entries) = fs::read_dir(dir.join(sub)) else { return Vec::new() };
-    entries.flatten().filter_map(|entry| number(&entry.path()).ok()).collect()
+///
+/// # Errors
+/// As [`asked`].
+pub fn linked(dir: &Path, sub: &str) -> io::Result<Vec<DevNumber>> {
+    let Some(entries) = asked(fs::read_dir(dir.join(sub)))? else { return Ok(vec![]) };
+    let mut found = vec![];
+    for entry in entries {
+        let Some(entry) = asked(entry)? else { continue };
+        found.extend(asked(number(&entry.path()))?);
+    }
+    Ok(found)
 }
 
 /// The partitions of a whole disk.
-#[must_use]
-pub fn partitions(whole_dir: &Path) -> Vec<DevNumber> {
-    let Ok(entries) = fs::read_dir(whole_dir) else { return Vec::new() };
-    let dirs = entries.flatten().map(|entry| entry.path());
-    dirs.filter(|dir| dir.join("partition").exists()).filter_map(|dir| number(&dir).ok()).collect()
+///
+/// # Errors
+/// As [`asked`].
+pub fn partitions(whole_dir: &Path) -> io::Result<Vec<DevNumber>> {
+    let Some(entries) = asked(fs::read_dir(whole_dir))? else { return Ok(vec![]) };
+    let mut found = vec![];
+    for entry in entries {
+        let Some(entry) = asked(entry)? else { continue };
+        if has(&entry.path(), "partition")? {
+            found.extend(asked(number(&entry.path()))?);
+        }
+    }
+    Ok(found)
 }
 
 /// Every block device, whole disks and partitions, with its directory.

@@ -5,10 +5,10 @@ use super::{
     namespaces::Mount,
     swap::{self, SectorRange},
 };
-use crate::device::{BlockDevice, DevNumber, identity::LoopInfo, identity::loop_info, sysfs};
+use crate::device::{BlockDevice, DevNumber, identity::LoopInfo, identity::ask_loop, sysfs};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
+    fs, io,
     os::{fd::AsRawFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
 };
@@ -45,9 +45,9 @@ pub fn survey(disks: &[BlockDevice]) -> Result<Survey, MountsError> {
     let mut together = Walk::new(&mounts, &loops);
     let mut surveys = Vec::new();
     for disk in disks {
-        together.device(disk.dev, 0);
+        together.device(disk.dev, 0).map_err(unasked)?;
         let mut alone = Walk::new(&mounts, &loops);
-        alone.device(disk.dev, 0);
+        alone.device(disk.dev, 0).map_err(unasked)?;
         surveys.push(DiskSurvey {
             swap: swap_areas(disk, &mounts, alone.devices.keys().copied()),
             has_filesystem: !alone.filesystems.is_empty(),
@@ -70,7 +70,7 @@ struct Entry {
 impl Mounted {
     fn read() -> Result<Self, MountsError> {
         let mut filesystems: BTreeMap<DevNumber, Entry> = BTreeMap::new();
-        let btrfs = btrfs_devices();
+        let btrfs = btrfs_devices().map_err(unasked)?;
         for mount in namespaces::mounts()? {
             let known = filesystems.contains_key(&mount.dev);
             if !known {
@@ -154,17 +154,18 @@ fn block_number(path: &Path) -> Option<DevNumber> {
 }
 
 /// Every btrfs filesystem the kernel has open, with its devices.
-fn btrfs_devices() -> Vec<(String, Vec<DevNumber>)> {
-    let Ok(entries) = fs::read_dir("/sys/fs/btrfs") else { return Vec::new() };
+fn btrfs_devices() -> io::Result<Vec<(String, Vec<DevNumber>)>> {
+    let Some(entries) = sysfs::asked(fs::read_dir("/sys/fs/btrfs"))? else { return Ok(vec![]) };
     let mut all = Vec::new();
-    for entry in entries.flatten() {
+    for entry in entries {
+        let Some(entry) = sysfs::asked(entry)? else { continue };
         let uuid = entry.file_name().to_string_lossy().into_owned();
-        let devices = sysfs::linked(&entry.path(), "devices");
+        let devices = sysfs::linked(&entry.path(), "devices")?;
         if !devices.is_empty() {
             all.push((uuid, devices));
         }
     }
-    all
+    Ok(all)
 }
 
 /// Asks the filesystem itself: the mount source may be a stale name.
@@ -188,13 +189,18 @@ fn btrfs_fsid(mount: &Mount) -> Option<String> {
 
 /// All loop devices with a file.
 fn loops() -> Result<Vec<(DevNumber, LoopInfo, PathBuf)>, MountsError> {
-    let all = sysfs::all().map_err(|source| MountsError::Read { path: "/sys/class/block".into(), source })?;
-    let with_file = all.into_iter().filter(|(_, dir)| dir.join("loop").is_dir());
-    let read = |(dev, dir): (DevNumber, PathBuf)| {
-        let file = sysfs::read_some(&dir, "loop/backing_file")?;
-        Some((dev, loop_info(dev)?, PathBuf::from(file)))
-    };
-    Ok(with_file.filter_map(read).collect())
+    let mut loops = vec![];
+    for (dev, dir) in sysfs::all().map_err(unasked)? {
+        let Some(file) = sysfs::some(&dir, "loop/backing_file").map_err(unasked)? else { continue };
+        let Some(info) = ask_loop(dev).map_err(unasked)? else { continue };
+        loops.push((dev, info, PathBuf::from(file)));
+    }
+    Ok(loops)
+}
+
+/// Nothing is known of what lies above a device: a point made without it might not freeze all.
+fn unasked(source: io::Error) -> MountsError {
+    MountsError::Read { path: "/sys/class/block".into(), source }
 }
 
 struct Walk<'a> {
@@ -210,42 +216,44 @@ impl<'a> Walk<'a> {
         Self { mounts, loops, devices: BTreeMap::new(), filesystems: BTreeMap::new() }
     }
 
-    fn device(&mut self, dev: DevNumber, depth: u32) {
+    fn device(&mut self, dev: DevNumber, depth: u32) -> io::Result<()> {
         if depth > DEPTH_MAX || self.devices.get(&dev).is_some_and(|known| *known >= depth) {
-            return;
+            return Ok(());
         }
         self.devices.insert(dev, depth);
         // Vanished meanwhile: nothing on it.
-        let Ok(dir) = sysfs::dir(dev) else { return };
-        for part in sysfs::partitions(&dir) {
-            self.device(part, depth);
+        let Some(dir) = sysfs::asked(sysfs::dir(dev))? else { return Ok(()) };
+        for part in sysfs::partitions(&dir)? {
+            self.device(part, depth)?;
         }
-        for holder in sysfs::linked(&dir, "holders") {
-            self.device(holder, depth + 1);
+        for holder in sysfs::linked(&dir, "holders")? {
+            self.device(holder, depth + 1)?;
         }
         for (above, info, _) in self.loops {
             if info.block_device == Some(dev) {
-                self.device(*above, depth + 1);
+                self.device(*above, depth + 1)?;
             }
         }
         let mounts = self.mounts;
         for (key, entry) in &mounts.filesystems {
             if entry.filesystem.devices.contains(&dev) {
-                self.filesystem(*key, entry, depth);
+                self.filesystem(*key, entry, depth)?;
             }
         }
+        Ok(())
     }
 
-    fn filesystem(&mut self, key: DevNumber, entry: &Entry, depth: u32) {
+    fn filesystem(&mut self, key: DevNumber, entry: &Entry, depth: u32) -> io::Result<()> {
         if self.filesystems.get(&key).is_some_and(|known| *known >= depth) {
-            return;
+            return Ok(());
         }
         self.filesystems.insert(key, depth);
         for (above, info, path) in self.loops {
             if info.block_device.is_none() && entry.holds(info, path) {
-                self.device(*above, depth + 1);
+                self.device(*above, depth + 1)?;
             }
         }
+        Ok(())
     }
 
     fn finish(self) -> Vec<Filesystem> {

@@ -35,7 +35,7 @@ pub(super) fn area_bytes(dev: DevNumber, mounted: bool) -> Option<std::ops::Rang
     let device = inspect_number(dev).ok()?;
     let page = page_bytes();
     // The kernel itself vouches for an active one.
-    if !is_active(dev) && (mounted || !sysfs::linked(&sysfs::dir(dev).ok()?, "holders").is_empty()) {
+    if !is_active(dev) && (mounted || !sysfs::linked(&sysfs::dir(dev).ok()?, "holders").ok()?.is_empty()) {
         return None;
     }
     // Ends behind the btrfs superblock, the last of the signatures looked for.

@@ -51,12 +51,10 @@ impl Assembler {
         to: u64,
         payload: Option<&[u8]>,
     ) {
-        if !goes_on
-            && let Some((from, to)) = self.disks[at].in_flight.ended_late(bio)
-            && self.disks[at].is.by_bio
-        {
-            // Its end was not shown, or came just before. Where requests tell of the end, the tracker's bits would have told of this one.
-            self.lack(at, from, to);
+        if !goes_on && let Some((from, to)) = self.disks[at].in_flight.ended_late(bio) {
+            // Its end was not shown, or came just before; it is over by now, and what is read shows it. Most often it was over before it was
+            // read the first time, so that no point waits for this.
+            self.doubt(at, from / BLOCK, to.div_ceil(BLOCK));
         }
         let (first, end) = (from / BLOCK, to.div_ceil(BLOCK));
         let applied = self.applied;
@@ -65,6 +63,7 @@ impl Assembler {
         disk.captured.insert(first, end);
         let figures = &mut self.figures;
         let (doubtful, lacking, cache) = (&mut disk.doubtful, &mut disk.lacking, &mut disk.cache);
+        let presumed = &disk.presumed;
         let (lacked_until, applied) = (&mut self.lacked_until, self.applied);
         disk.in_flight.submitted((bio, goes_on), (from, to), self.now, payload.is_none(), |block, met| {
             match met {
@@ -75,7 +74,10 @@ impl Assembler {
                 }
                 // A whole block over one that was in doubt: what it was before does not matter any more.
                 Met::Nothing if from <= block * BLOCK && (block + 1) * BLOCK <= to => {
-                    doubtful.remove(&block);
+                    // (What is only taken to be over may come after it.)
+                    if !presumed.contains(block) {
+                        doubtful.remove(&block);
+                    }
                     if lacking.remove(&block) {
                         *lacked_until = applied;
                     }

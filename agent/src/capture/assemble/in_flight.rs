@@ -260,8 +260,8 @@ impl InFlight {
             || self.wide.iter().any(|w| w.from < (block + 1) * 4096 && w.to > block * 4096)
     }
 
-    /// Forgets what was submitted before `before`: it is over, or `presumed` to be. Tells its blocks.
-    pub fn stale(&mut self, before: Tick, presumed: bool, mut each: impl FnMut(u64)) {
+    /// Forgets what was submitted before `before`: it is taken to be over. Tells its blocks.
+    pub fn stale(&mut self, before: Tick, mut each: impl FnMut(u64)) {
         let old = |e: &Entry| e.since < before;
         let is_old = |bio: u64, of: &Self, (from, to): (u64, u64)| {
             (from / 4096..to.div_ceil(4096)).any(|block| {
@@ -274,7 +274,7 @@ impl InFlight {
             .bios
             .iter()
             .map(|(bio, range)| (*bio, *range))
-            .filter(|(bio, range)| presumed && is_old(*bio, self, *range))
+            .filter(|(bio, range)| is_old(*bio, self, *range))
             .collect();
         aged.into_iter().for_each(|(bio, range)| add_late(&mut self.late, bio, range));
         let mut blocks: Vec<u64> =
@@ -295,22 +295,14 @@ impl InFlight {
     }
 
     /// The same of ranges of zeros; long ones take longer. Tells their bytes.
-    pub fn stale_wide(
-        &mut self,
-        before: Tick,
-        long_before: Tick,
-        presumed: bool,
-        mut each: impl FnMut(u64, u64),
-    ) {
+    pub fn stale_wide(&mut self, before: Tick, long_before: Tick, mut each: impl FnMut(u64, u64)) {
         let (late, bios) = (&mut self.late, &mut self.bios);
         self.wide.retain(|w| {
             let before = if w.to - w.from > LONG_BYTES { long_before } else { before };
             if w.since < before {
                 each(w.from, w.to);
                 bios.remove(&w.bio);
-                if presumed {
-                    add_late(late, w.bio, (w.from, w.to));
-                }
+                add_late(late, w.bio, (w.from, w.to));
             }
             w.since >= before
         });
@@ -323,11 +315,6 @@ impl InFlight {
     /// How many there are of which that is not known yet.
     pub fn late(&self) -> usize {
         self.late.len()
-    }
-
-    /// Remembers none of them any more.
-    pub fn forget_late(&mut self) {
-        self.late.clear();
     }
 
     /// All blocks with something in flight, but those in wide ranges.
@@ -422,7 +409,7 @@ mod tests {
         assert_eq!(f.completed_bio(8), None);
         assert!(f.is_busy(2, 2) && !f.is_busy(2, 1) && !f.is_busy(0, 0xff));
         let mut stale = vec![];
-        f.stale(3, true, |block| stale.push(block));
+        f.stale(3, |block| stale.push(block));
         assert!(stale == [2] && f.is_empty() && f.bios.is_empty());
         // It ends after all.
         assert_eq!((f.ended_late(16), f.ended_late(16), f.ended_late(8)), (Some((8704, 9216)), None, None));
@@ -433,11 +420,11 @@ mod tests {
         let mut f = InFlight::default();
         f.submitted((8, false), (0, 512), 1, false, |_, _| ());
         f.submitted((16, false), (512, 1024), 5, false, |_, _| ());
-        f.stale(0, true, |_| ());
+        f.stale(0, |_| ());
         assert_eq!(f.completed_bio(16), Some((512, 1024)));
         f.submitted((24, false), (4096, 8192), 1, true, |_, _| ());
         let mut told = vec![];
-        f.stale_wide(2, 0, true, |from, to| told.push((from, to)));
+        f.stale_wide(2, 0, |from, to| told.push((from, to)));
         assert_eq!((told, f.ended_late(24), f.late()), (vec![(4096, 8192)], Some((4096, 8192)), 0));
     }
 

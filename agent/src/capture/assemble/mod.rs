@@ -97,8 +97,10 @@ pub struct Figures {
 pub enum Broken {
     /// The pool was empty in spite of [`Assembler::has_room_for`].
     NoRoom,
-    /// A change of a long range failed, or does not seem to end.
+    /// A change of a long range failed, or was not seen to end.
     LongRange,
+    /// Too many writes were not seen to end.
+    Late,
 }
 
 impl Broken {
@@ -107,7 +109,8 @@ impl Broken {
     pub fn told(self) -> &'static str {
         match self {
             Self::NoRoom => "there was no memory for what was captured",
-            Self::LongRange => "a discard or zeroing of a long range failed or does not end",
+            Self::LongRange => "a discard or zeroing of a long range failed, or was not seen to end",
+            Self::Late => "too many writes were not seen to end",
         }
     }
 }

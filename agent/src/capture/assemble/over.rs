@@ -65,16 +65,9 @@ impl Assembler {
 
     /// Bytes `from..to` are not, or not all, what the stream says.
     fn fail(&mut self, at: usize, from: u64, to: u64) {
-        let (disk, blocks) = (&mut self.disks[at], from / BLOCK..to.div_ceil(BLOCK));
-        self.figures.failed += blocks.end - blocks.start;
-        if blocks.end - blocks.start > BLOCKS_MAX {
-            self.broken = Some(Broken::LongRange);
-            return;
-        }
-        for block in blocks {
-            disk.doubtful.insert(block);
-            disk.cache.remove(&block);
-        }
+        let (first, end) = (from / BLOCK, to.div_ceil(BLOCK));
+        self.figures.failed += end - first;
+        self.doubt(at, first, end);
     }
 
     /// Every write is taken to be over that was submitted more than `oldest` ago and not seen to complete. It is read again in the
@@ -85,7 +78,7 @@ impl Assembler {
         self.end_those_before(before(oldest), before(oldest.saturating_mul(WIDE_PATIENCE)), true);
     }
 
-    /// Nothing is in flight: what was submitted is over, shown or not.
+    /// Nothing seems to be in flight: what was submitted is taken to be over, and need not wait to be read again.
     pub fn rest(&mut self, now: Tick) {
         self.now = now;
         self.end_those_before(now + 1, now + 1, false);
@@ -96,28 +89,33 @@ impl Assembler {
         for at in 0..self.disks.len() {
             let disk = &mut self.disks[at];
             let mut over = vec![];
-            disk.in_flight.stale(short, presumed, |block| over.push((block, block + 1)));
-            disk.in_flight
-                .stale_wide(short, long, presumed, |from, to| over.push((from / BLOCK, to.div_ceil(BLOCK))));
+            disk.in_flight.stale(short, |block| over.push((block, block + 1)));
+            disk.in_flight.stale_wide(short, long, |from, to| over.push((from / BLOCK, to.div_ceil(BLOCK))));
+            if disk.in_flight.late() > LATE_MAX {
+                self.broken = Some(Broken::Late);
+            }
             for (first, end) in over {
                 self.figures.stale += end - first;
-                if end - first > BLOCKS_MAX {
-                    self.broken = Some(Broken::LongRange);
-                }
                 if presumed {
-                    disk.presumed.insert(first, end);
+                    self.disks[at].presumed.insert(first, end);
                 }
-                for block in (first..end).take(BLOCKS_MAX as usize) {
-                    disk.doubtful.insert(block);
-                    disk.cache.remove(&block);
-                    disk.ahead.remove(&block);
-                }
-            }
-            // Their bits tell more surely than their records whether they end after all.
-            if disk.in_flight.late() > LATE_MAX {
-                disk.in_flight.forget_late();
+                self.doubt(at, first, end);
             }
             self.want_all(at);
+        }
+    }
+
+    /// Blocks `first..end` are to be read again.
+    pub(super) fn doubt(&mut self, at: usize, first: u64, end: u64) {
+        if end - first > BLOCKS_MAX {
+            self.broken = Some(Broken::LongRange);
+            return;
+        }
+        let disk = &mut self.disks[at];
+        for block in first..end {
+            disk.doubtful.insert(block);
+            disk.cache.remove(&block);
+            disk.ahead.remove(&block);
         }
     }
 }

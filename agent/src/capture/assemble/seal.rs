@@ -50,6 +50,14 @@ impl Assembler {
     /// What can be read again now: nothing of it is in flight, and nothing of it waits to be sealed. What is only taken to be over waits
     /// for the epoch's end: whatever completes of it after that is explained by nothing.
     pub fn take_again(&mut self) -> Vec<(DiskId, Again)> {
+        self.take_what_rests(false)
+    }
+    /// The same where everything stands still: also what is only taken to be over.
+    pub fn take_again_frozen(&mut self) -> Vec<(DiskId, Again)> {
+        self.take_what_rests(true)
+    }
+
+    fn take_what_rests(&mut self, frozen: bool) -> Vec<(DiskId, Again)> {
         let mut all = vec![];
         for disk in &mut self.disks {
             let (in_flight, settled, open, missing) =
@@ -62,7 +70,7 @@ impl Assembler {
                     && !missing.contains(block)
             };
             disk.doubtful.retain(|block| {
-                let now = rests(*block) && !disk.presumed.contains(*block);
+                let now = rests(*block) && (frozen || !disk.presumed.contains(*block));
                 if now {
                     again.healing.push(*block);
                 }
@@ -102,10 +110,10 @@ impl Assembler {
             explained.union(&disk.captured);
             // What completes in the next epoch was submitted in this one, or is in flight still.
             let mut before = take(&mut disk.captured);
-            // If it ends after all, it shows: it is read again from now on, perhaps before that.
-            take(&mut disk.presumed).iter().for_each(|r| before.remove(r.start.0, r.end()));
             disk.in_flight.blocks().for_each(|block| before.insert(block, block + 1));
             disk.in_flight.wide().for_each(|(from, to)| before.insert(from, to));
+            // If it ends after all, it shows: it is read again from now on, perhaps before that.
+            take(&mut disk.presumed).iter().for_each(|r| before.remove(r.start.0, r.end()));
             disk.captured_before = before;
             all.push((disk.is.id, explained));
         }

@@ -387,7 +387,7 @@ impl Engine {
         let mut marked = self.seal(SEAL_FROZEN_MAX)?;
         marked.taken_at_ms = taken_at_ms;
         let Some(live) = &self.ordered.live else { return Ok(marked) };
-        let again: Vec<(DiskId, Vec<u64>)> = (live.reader.take_again().into_iter())
+        let again: Vec<(DiskId, Vec<u64>)> = (live.reader.take_again_frozen().into_iter())
             .map(|(id, found)| (id, found.lacking.into_iter().chain(found.healing).collect()))
             .collect();
         let blocks: usize = again.iter().map(|(_, blocks)| blocks.len()).sum();

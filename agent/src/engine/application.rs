@@ -1,0 +1,204 @@
+//! Application-consistent points: hooks make the applications stand still while replication goes on; then the filesystems are frozen as for
+//! any point, and the applications go on.
+//!
+//! A point is application-consistent only if every hook was called with success, and the applications stood still until after the thaw of
+//! the filesystems. Otherwise it is what it would be without hooks, or there is none ([`OnHookFailure`]).
+
+use super::{Engine, control::refused};
+use crate::{
+    config::OnHookFailure,
+    hooks::{Call, HookLimits, Hooks, Quiet, Quieting, Ran, thaw_left},
+};
+use std::{
+    path::PathBuf,
+    sync::mpsc::{Receiver, TryRecvError},
+    time::{Duration, Instant},
+};
+
+/// See [`crate::config::Application`].
+#[derive(Clone, Debug)]
+pub struct ApplicationOptions {
+    /// Where hooks lie.
+    pub hooks_dir: PathBuf,
+    /// Between points.
+    pub interval: Duration,
+    /// How long hooks may take.
+    pub limits: HookLimits,
+    /// What a failure means.
+    pub on_failure: OnHookFailure,
+}
+
+/// What there is to do about applications now.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Applications {
+    /// Nothing: points are made as usual.
+    Alone,
+    /// Hooks are being called: no point with a freeze meanwhile.
+    Wait,
+    /// They stand still, or hooks have failed: the point is made now.
+    Freeze,
+}
+
+/// What the engine keeps of it.
+pub(super) struct ApplicationPoints {
+    options: ApplicationOptions,
+    due: Instant,
+    /// An operator asks for one.
+    asked: bool,
+    quieting: Option<Quieting>,
+    /// Hooks that are being called with `thaw`.
+    ending: Option<Receiver<Vec<Ran>>>,
+    /// Why the last one was none; told with the status.
+    pub(super) trouble: Option<String>,
+}
+
+impl ApplicationPoints {
+    pub(super) fn new(options: ApplicationOptions) -> Self {
+        let due = Instant::now() + options.interval;
+        Self { options, due, asked: false, quieting: None, ending: None, trouble: None }
+    }
+
+    /// One is wanted now.
+    pub(super) fn ask(&mut self) {
+        self.asked = true;
+    }
+
+    /// Whether they stand still, and did so until now.
+    fn stand_still(&self) -> bool {
+        self.quieting.as_ref().is_some_and(Quieting::is_still)
+    }
+
+    /// Whether hooks are being called.
+    pub(super) fn are_busy(&self) -> bool {
+        self.quieting.is_some() || self.ending.is_some()
+    }
+
+    /// The filesystems are thawed. Answers whether the applications stood still until now; they go on.
+    pub(super) fn thawed(&mut self) -> bool {
+        let still = self.stand_still();
+        self.release();
+        still
+    }
+
+    /// They may go on, whatever came of the point.
+    pub(super) fn release(&mut self) {
+        if let Some(quieting) = self.quieting.take() {
+            self.ending = Some(quieting.release());
+        }
+    }
+
+    /// Tells what hooks did that have ended. False while they have not.
+    fn end(&mut self) -> bool {
+        let Some(ending) = &self.ending else { return true };
+        match ending.try_recv() {
+            Err(TryRecvError::Empty) => return false,
+            Err(TryRecvError::Disconnected) => {}
+            Ok(ran) => ran.iter().for_each(tell),
+        }
+        self.ending = None;
+        true
+    }
+
+    /// Begins to call hooks, if there are any.
+    fn begin(&mut self, run_dir: &std::path::Path) -> Applications {
+        (self.due, self.asked) = (Instant::now() + self.options.interval, false);
+        let found = match Hooks::find(&self.options.hooks_dir) {
+            Ok((hooks, refused)) => {
+                for file in refused {
+                    tracing::warn!(code = "HW-1498", hook = %file.path.display(), why = file.why, "this hook is not called");
+                }
+                hooks
+            }
+            Err(error) => return self.fail(format!("the hooks could not be found: {error}")),
+        };
+        if found.is_empty() {
+            return Applications::Alone;
+        }
+        match Quieting::start(found, self.options.limits, run_dir) {
+            Ok(quieting) => {
+                self.quieting = Some(quieting);
+                Applications::Wait
+            }
+            Err(error) => self.fail(format!("the hooks could not be called: {error}")),
+        }
+    }
+
+    fn fail(&mut self, why: String) -> Applications {
+        tracing::warn!(code = "HW-1498", why, "no application-consistent point this time");
+        self.trouble = Some(format!("HW-1498: {why}"));
+        Applications::Freeze
+    }
+}
+
+impl Engine {
+    /// At start: what an earlier life of this program had made to stand still goes on.
+    pub(super) fn thaw_applications_left(&mut self) {
+        let options = &self.applications.options;
+        let ran = thaw_left(&options.hooks_dir, &self.options.run_dir, options.limits);
+        ran.iter().for_each(tell);
+    }
+
+    /// Moves hooks on, and says what is to be done.
+    pub(super) fn see_to_applications(&mut self) -> Applications {
+        if !self.applications.end() {
+            return if self.applications.asked { Applications::Wait } else { Applications::Alone };
+        }
+        let possible = self.in_order() || self.points_possible();
+        let Some(quieting) = &mut self.applications.quieting else {
+            let due = self.applications.asked || Instant::now() >= self.applications.due;
+            if !due || !possible {
+                return Applications::Alone;
+            }
+            let began = self.applications.begin(&self.options.run_dir);
+            return self.unless_aborted(began);
+        };
+        if !possible {
+            self.applications.release();
+            return Applications::Alone;
+        }
+        match quieting.look().clone() {
+            Quiet::Soon => Applications::Wait,
+            Quiet::Still => {
+                self.applications.trouble = None;
+                Applications::Freeze
+            }
+            Quiet::Failed(why) => {
+                self.applications.release();
+                let failed = self.applications.fail(why);
+                self.unless_aborted(failed)
+            }
+        }
+    }
+
+    /// After a failure there may be no point; whoever waits for one is told.
+    fn unless_aborted(&mut self, what: Applications) -> Applications {
+        if what != Applications::Freeze || self.applications.options.on_failure == OnHookFailure::Degrade {
+            return what;
+        }
+        let why = self.applications.trouble.clone().unwrap_or_default();
+        for waiting in self.point_wanted.drain(..) {
+            let _ = waiting.send(refused(1498, &why));
+        }
+        Applications::Alone
+    }
+}
+
+fn tell(ran: &Ran) {
+    let (hook, call, took_ms) = (&ran.hook, ran.call.as_str(), ran.took.as_millis());
+    match (ran.is_done(), ran.call) {
+        (true, _) => tracing::info!(hook, call, took_ms, output = ran.output, "a hook was called"),
+        // That it failed was told already.
+        (false, Call::Freeze) => {
+            tracing::info!(hook, call, took_ms, output = ran.output, outcome = %ran.outcome, "a hook was called");
+        }
+        (false, Call::Thaw) => tracing::warn!(
+            code = "HW-1498",
+            hook,
+            call,
+            took_ms,
+            output = ran.output,
+            outcome = %ran.outcome,
+            "a hook failed to let its application go on: look whether it does"
+        ),
+    }
+}
