@@ -78,7 +78,11 @@ enum Verb {
         disk: String,
     },
     /// Take a recovery point now, and wait until it is stored.
-    Point,
+    Point {
+        /// Have the applications' hooks called for it (see `[application]` of the configuration).
+        #[arg(long)]
+        application: bool,
+    },
     /// Compare a disk with the vault, and send what differs.
     Resync {
         /// Its id, name or path.
@@ -257,7 +261,7 @@ fn execute(args: &Args, config: Config) -> Result<(), OperatorError> {
             ask(args, &config, &Request::Protect { path, name: name.clone() })
         }
         Verb::Unprotect { disk } => ask(args, &config, &Request::Unprotect { disk: disk.clone() }),
-        Verb::Point => ask(args, &config, &Request::Point {}),
+        Verb::Point { application } => ask(args, &config, &Request::Point { application: *application }),
         Verb::Resync { disk } => ask(args, &config, &Request::ResyncNow { disk: disk.clone() }),
         Verb::Bandwidth { limit } => {
             let bandwidth: Bandwidth = limit.parse().map_err(|e| OperatorError {

@@ -96,5 +96,5 @@ async fn a_dead_agents_socket_is_replaced() {
     let dir = tempfile::tempdir().expect("a directory");
     drop(std::os::unix::net::UnixListener::bind(dir.path().join(SOCKET_NAME)).expect("free"));
     let _engine = start(dir.path());
-    assert!(ask(dir.path(), Request::Point {}).is_ok());
+    assert!(ask(dir.path(), Request::Point { application: false }).is_ok());
 }

@@ -22,7 +22,7 @@ use std::{
     net::SocketAddr,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -49,6 +49,8 @@ pub struct SiteOptions {
     pub capture: Vec<String>,
     /// Lines for the agent's `[limits]`.
     pub limits: Vec<String>,
+    /// Lines for the agent's `[application]`. Its hooks lie in [`Site::hooks_dir`], wherever those of this machine lie.
+    pub application: Vec<String>,
     /// Whether devices are copied while frozen.
     pub copy_frozen: bool,
     /// Where the agent connects, if not straight to the collector.
@@ -83,6 +85,7 @@ impl Default for SiteOptions {
             tracking: vec![],
             capture: vec!["mode = \"off\"".into()],
             limits: vec![],
+            application: vec![],
             copy_frozen: true,
             through: None,
             ingest_port: None,
@@ -250,6 +253,10 @@ impl Site {
         for line in &options.capture {
             writeln!(toml, "{line}")?;
         }
+        writeln!(toml, "[application]\nhooks-dir = {:?}", self.hooks_dir())?;
+        for line in &options.application {
+            writeln!(toml, "{line}")?;
+        }
         writeln!(toml, "[limits]")?;
         for line in &options.limits {
             writeln!(toml, "{line}")?;
@@ -398,6 +405,12 @@ impl Site {
         all.extend(args);
         command::run(&self.agent_program.to_string_lossy(), &all)
     }
+    /// Starts an agent's command that lasts; it ends with the agent at the latest.
+    pub fn agent_command_started(&self, args: &[&str]) -> Result<std::process::Child> {
+        let mut command = Command::new(&self.agent_program);
+        command.arg("--config").arg(&self.agent_config).args(args);
+        Ok(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)
+    }
     /// Runs `highwater` on this site's vault, collector or no.
     pub fn operator(&self, args: &[&str]) -> Result<String> {
         let key = text(&self.key);
@@ -451,6 +464,10 @@ impl Site {
     /// Makes a point and waits until it is stored; answers its number. Retries while the connection comes and goes.
     pub fn point(&self) -> Result<u64> {
         self.point_within(GUARD)
+    }
+    /// Where the agent looks for the applications' hooks. It is not there at first.
+    pub fn hooks_dir(&self) -> PathBuf {
+        self.dir.join("freeze-hook.d")
     }
     /// The same, with a limit of one's own.
     pub fn point_within(&self, limit: Duration) -> Result<u64> {

@@ -39,7 +39,10 @@ pub enum Work {
         disk: String,
     },
     /// See [`Request::Point`].
-    Point,
+    Point {
+        /// With the applications' hooks.
+        application: bool,
+    },
     /// See [`Request::ResyncNow`].
     Resync {
         /// Its id, its name or a path.
@@ -99,7 +102,7 @@ impl Desk {
             }
             Request::Protect { path, name } => ask(&self.asks, Work::Protect { path, name }).await,
             Request::Unprotect { disk } => ask(&self.asks, Work::Unprotect { disk }).await,
-            Request::Point {} => ask(&self.asks, Work::Point).await,
+            Request::Point { application } => ask(&self.asks, Work::Point { application }).await,
             Request::ResyncNow { disk } => ask(&self.asks, Work::Resync { disk }).await,
         }
     }

@@ -51,7 +51,11 @@ pub enum Request {
         disk: String,
     },
     /// Take a recovery point now.
-    Point {},
+    Point {
+        /// Hooks make the applications stand still for it.
+        #[serde(default)]
+        application: bool,
+    },
     /// Change the bandwidth limit until the next restart.
     SetBandwidth {
         /// Per second.

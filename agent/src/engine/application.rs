@@ -73,6 +73,11 @@ impl ApplicationPoints {
         self.quieting.is_some() || self.ending.is_some()
     }
 
+    /// Whether the next point with a freeze is to be one for which they stand still.
+    pub(super) fn hold_back(&self) -> bool {
+        self.asked || self.quieting.is_some()
+    }
+
     /// The filesystems are thawed. Answers whether the applications stood still until now; they go on.
     pub(super) fn thawed(&mut self) -> bool {
         let still = self.stand_still();

@@ -40,7 +40,12 @@ impl Engine {
                 }
                 Err(error) => Response::Error(error),
             },
-            Work::Point => return self.want_point(answer),
+            Work::Point { application } => {
+                if application {
+                    self.applications.ask();
+                }
+                return self.want_point(answer);
+            }
             Work::Resync { disk } => match self.find_disk(&disk) {
                 Ok(at) if !self.disks[at].protected.replicated => {
                     refused(1473, "its first copy is not complete yet")

@@ -11,6 +11,7 @@
 //!
 //! **Crash.** The pinned bits and the vault's last commit are all that matters; both outlive this process.
 
+mod application;
 pub mod batch;
 mod compare;
 mod control;
@@ -42,6 +43,8 @@ use crate::{
     throttle::Throttle,
     tracker::{EpochEnd, Fault, Tracker, TrackerError},
 };
+pub use application::ApplicationOptions;
+use application::{ApplicationPoints, Applications};
 use compare::Comparison;
 use disk::Disk;
 use doubts::Doubts;
@@ -86,6 +89,8 @@ pub struct EngineOptions {
     pub resync_automatically: bool,
     /// Called with `freeze`, `frozen` and `thaw` around each point.
     pub freeze_hook: Option<Vec<String>>,
+    /// Hooks of applications.
+    pub application: ApplicationOptions,
     /// Collector, for status.
     pub endpoint: Option<String>,
     /// Write-ordered mode.
@@ -188,12 +193,15 @@ pub struct Engine {
     point_trouble: Option<String>,
     looked_at_devices: Instant,
     ordered: Ordered,
+    applications: ApplicationPoints,
     comparison: Comparison,
     /// The question about hashes that is open, and its answer.
     asked: Option<(DiskId, highwater_delta::BlockRange)>,
     hashes: Option<Vec<highwater_delta::StoredBlock>>,
 }
 
+/// How often it is looked whether hooks have ended.
+const HOOKS_LOOK: Duration = Duration::from_millis(10);
 /// How often devices are looked for and looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Deltas that may wait for `Stored` before another is begun.
@@ -213,6 +221,7 @@ impl Engine {
         let doubts = Doubts::load(&options.run_dir, registry.disks.iter().map(|d| d.disk));
         let mut engine = Self {
             ordered: Ordered::new(options.capture.clone()),
+            applications: ApplicationPoints::new(options.application.clone()),
             comparison: Comparison::new(options.compare_bytes_per_s),
             options,
             tracker: parts.tracker,
@@ -247,6 +256,7 @@ impl Engine {
             asked: None,
             hashes: None,
         };
+        engine.thaw_applications_left();
         engine.adopt(parts.fresh.as_deref());
         Ok(engine)
     }
@@ -276,6 +286,9 @@ impl Engine {
 
     /// How long until the next point of the stream.
     fn until_due(&self) -> Duration {
+        if self.applications.are_busy() {
+            return HOOKS_LOOK;
+        }
         if !self.in_order() {
             return Duration::MAX;
         }
@@ -300,10 +313,16 @@ impl Engine {
         self.point_wanted.retain(|waiting| !waiting.is_closed());
         self.keep_order();
         let now = Instant::now();
-        let due = now >= self.point_due || !self.point_wanted.is_empty();
+        let applications = self.see_to_applications();
+        let due = match applications {
+            Applications::Alone => now >= self.point_due || !self.point_wanted.is_empty(),
+            Applications::Wait => false,
+            Applications::Freeze => true,
+        };
         self.delta_open = true;
         let worked = if self.in_order() && due {
             self.make_ordered(Make::Frozen);
+            self.applications.release();
             true
         } else if self.in_order() && now >= self.ordered.due {
             self.make_ordered(Make::Crash);
@@ -313,6 +332,7 @@ impl Engine {
             true
         } else if due && !self.ordered.is_streaming() && self.points_possible() {
             self.make_point();
+            self.applications.release();
             true
         } else {
             self.copy_slice()

@@ -135,6 +135,8 @@ struct Frozen {
     runs: HeldDisks,
     taken_at_ms: u64,
     freeze_us: u64,
+    /// Applications stood still, from before the freeze until after it.
+    application: bool,
 }
 
 impl Engine {
@@ -204,7 +206,11 @@ impl Engine {
         open.check_complete()?;
         let complete = survey.disks.iter().all(|d| d.has_filesystem) || self.options.freeze_hook.is_some();
         let info = PointInfo {
-            consistency: if complete { Consistency::Filesystem } else { Consistency::Crash },
+            consistency: match (complete, frozen.application) {
+                (true, true) => Consistency::Application,
+                (true, false) => Consistency::Filesystem,
+                (false, _) => Consistency::Crash,
+            },
             taken_at_ms: frozen.taken_at_ms,
             freeze_us: frozen.freeze_us,
             disks: (self.disks.iter())
@@ -342,7 +348,10 @@ impl Engine {
         hooked?;
         Ok(match moved {
             Some(disk) => Attempt::Moved { disk, runs },
-            None => Attempt::Point(Frozen { runs, taken_at_ms, freeze_us: thawed.total_us }),
+            None => {
+                let application = self.applications.thawed();
+                Attempt::Point(Frozen { runs, taken_at_ms, freeze_us: thawed.total_us, application })
+            }
         })
     }
 

@@ -102,7 +102,9 @@ impl Engine {
         };
         let message = AgentMessage::DeltaCommit(DeltaCommit { delta, chunks, kind });
         queue.blocking_send(Outgoing::Message(message)).map_err(|_| SendError::LinkDown)?;
-        let waiting = if point.is_some() { std::mem::take(&mut self.point_wanted) } else { vec![] };
+        // Who asked for the applications to stand still is not answered by a point that comes in between.
+        let answers = point.is_some() && !self.applications.hold_back();
+        let waiting = if answers { std::mem::take(&mut self.point_wanted) } else { vec![] };
         self.awaited.push_back(Awaited { delta, since: Instant::now(), point, waiting });
         Ok(())
     }

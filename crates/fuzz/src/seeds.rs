@@ -177,7 +177,7 @@ fn agent(seeds: &mut Seeds) -> Done {
         Request::Status,
         Request::Protect { path: "/dev/vda".into(), name: Some("data".to_owned()) },
         Request::Unprotect { disk: "data".to_owned() },
-        Request::Point {},
+        Request::Point { application: true },
         Request::ResyncNow { disk: "data".to_owned() },
     ] {
         seeds.add("control_request", &serde_json::to_vec(&request)?)?;

@@ -45,7 +45,7 @@ async fn a_busy_engine_does_not_keep_operators_waiting() {
 async fn an_engine_that_is_gone_is_told() {
     let (desk, engine, _) = desk();
     drop(engine);
-    for request in [Request::Status, Request::Point {}] {
+    for request in [Request::Status, Request::Point { application: false }] {
         let Response::Error(error) = desk.answer(request).await else { panic!("answered") };
         assert!(error.cause.contains("stopping"), "{error}");
     }

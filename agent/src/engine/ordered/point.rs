@@ -66,6 +66,8 @@ struct Marked {
     sealed: Sealed,
     /// Nothing was written while blocks were read under the freeze.
     exact: bool,
+    /// Applications stood still, from before the freeze until after it.
+    application: bool,
     taken_at_ms: u64,
     freeze_us: u64,
     /// Blocks read under the freeze, to be sent after what was sealed.
@@ -171,7 +173,11 @@ impl Engine {
             && (self.options.freeze_hook.is_some()
                 || self.disks.iter().filter(|d| members.contains(&d.id())).all(|d| d.has_filesystem));
         let info = PointInfo {
-            consistency: if complete { Consistency::Filesystem } else { Consistency::Crash },
+            consistency: match (complete, marked.application) {
+                (true, true) => Consistency::Application,
+                (true, false) => Consistency::Filesystem,
+                (false, _) => Consistency::Crash,
+            },
             taken_at_ms: marked.taken_at_ms,
             freeze_us: marked.freeze_us,
             disks: (self.disks.iter())
@@ -344,7 +350,14 @@ impl Engine {
                 return Err(PointError::Disordered("no position could be sealed in time"));
             }
         };
-        Ok(Marked { sealed, exact: true, taken_at_ms: moment.unix_ms(), freeze_us: 0, held: vec![] })
+        Ok(Marked {
+            sealed,
+            exact: true,
+            application: false,
+            taken_at_ms: moment.unix_ms(),
+            freeze_us: 0,
+            held: vec![],
+        })
     }
 
     /// Seals the stream while all filesystems are frozen. What was sealed is to be sent, whatever became of the freeze.
@@ -371,6 +384,8 @@ impl Engine {
             Ok(thawed) => {
                 self.metrics.frozen(Duration::from_micros(thawed.total_us));
                 marked.freeze_us = thawed.total_us;
+                // If it must be frozen once more, they go on standing still.
+                marked.application = thawed.intact && marked.exact && self.applications.thawed();
                 (!thawed.intact).then_some(PointError::Thawed)
             }
         };
