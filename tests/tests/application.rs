@@ -153,7 +153,11 @@ fn one_that_fails_can_mean_no_point() -> Result<()> {
     stand.hook("10-a", "[ $1 = thaw ] || { echo the database is gone; exit 7; }")?;
     let points = stand.site.points()?.len();
     let refused = stand.point().err().context("there is a point")?.to_string();
+    println!("{refused}");
     ensure!(refused.contains("HW-1498") && refused.contains("the database is gone"), "{refused}");
+    ensure!(refused.contains("on-failure"), "what to do is not told: {refused}");
+    let notes = stand.site.status()?["notes"].to_string();
+    ensure!(notes.contains("the database is gone"), "{notes}");
     stand.wait_log(&["10-a freeze", "10-a thaw"])?;
     ensure!(stand.site.points()?.len() == points);
     // Others go on.

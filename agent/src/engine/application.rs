@@ -4,9 +4,10 @@
 //! A point is application-consistent only if every hook was called with success, and the applications stood still until after the thaw of
 //! the filesystems. Otherwise it is what it would be without hooks, or there is none ([`OnHookFailure`]).
 
-use super::{Engine, control::refused};
+use super::{Engine, protect::operator};
 use crate::{
     config::OnHookFailure,
+    control::Response,
     hooks::{Call, HookLimits, Hooks, Quiet, Quieting, Ran, thaw_left},
 };
 use std::{
@@ -58,9 +59,9 @@ impl ApplicationPoints {
         Self { options, due, asked: false, quieting: None, ending: None, trouble: None }
     }
 
-    /// One is wanted now.
-    pub(super) fn ask(&mut self) {
-        self.asked = true;
+    /// One is wanted now, or not any more.
+    pub(super) fn ask(&mut self, asked: bool) {
+        self.asked = asked;
     }
 
     /// Whether they stand still, and did so until now.
@@ -130,7 +131,7 @@ impl ApplicationPoints {
 
     fn fail(&mut self, why: String) -> Applications {
         tracing::warn!(code = "HW-1498", why, "no application-consistent point this time");
-        self.trouble = Some(format!("HW-1498: {why}"));
+        self.trouble = Some(why);
         Applications::Freeze
     }
 }
@@ -181,8 +182,14 @@ impl Engine {
             return what;
         }
         let why = self.applications.trouble.clone().unwrap_or_default();
+        if !self.point_wanted.is_empty() {
+            // It was due because somebody asked.
+            self.point_due = Instant::now() + self.options.point_interval;
+        }
         for waiting in self.point_wanted.drain(..) {
-            let _ = waiting.send(refused(1498, &why));
+            let action = "Call the hook by hand with `freeze`, then with `thaw`; with application.on-failure = \"degrade\" there \
+                          are filesystem-consistent points meanwhile";
+            let _ = waiting.send(Response::Error(operator(1498, why.clone(), action)));
         }
         Applications::Alone
     }

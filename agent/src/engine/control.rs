@@ -42,7 +42,7 @@ impl Engine {
             },
             Work::Point { application } => {
                 if application {
-                    self.applications.ask();
+                    self.applications.ask(true);
                 }
                 return self.want_point(answer);
             }

@@ -311,6 +311,10 @@ impl Engine {
         }
         // Who has gone was told that it was not done.
         self.point_wanted.retain(|waiting| !waiting.is_closed());
+        if self.point_wanted.is_empty() {
+            // Whoever asked for an application-consistent one was refused, or has gone.
+            self.applications.ask(false);
+        }
         self.keep_order();
         let now = Instant::now();
         let applications = self.see_to_applications();

@@ -86,6 +86,9 @@ impl Engine {
                 "This machine is not enrolled: run `highwater-agent enroll URL -` with a token.".into(),
             );
         }
+        if let Some(why) = &self.applications.trouble {
+            notes.push(format!("HW-1498: the last application-consistent point was none: {why}"));
+        }
         if let Some(doubt) = self.disks.iter().find(|d| !d.state.state().allows_points()) {
             let state = doubt.state.state();
             notes.push(format!(
