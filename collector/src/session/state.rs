@@ -96,6 +96,11 @@ impl State {
             AgentMessage::Goodbye => Action::End,
             AgentMessage::Renew { csr_pem } if self.version >= Version::V2 => Action::Renew(csr_pem),
             AgentMessage::Renew { .. } => return Err(CollectorError::Unexpected("a renewal in version 1")),
+            AgentMessage::Reachable(_)
+            | AgentMessage::Kept(_)
+            | AgentMessage::Withdrawn { .. }
+            | AgentMessage::MarkerEnded { .. }
+            | AgentMessage::Answer { .. } => return Err(CollectorError::Unexpected("of groups")),
         })
     }
 

@@ -65,6 +65,10 @@ uuid_id!(
     RelayId
 );
 uuid_id!(
+    /// A replication group: machines whose points are taken at one instant.
+    GroupId
+);
+uuid_id!(
     /// A segment of a vault. Time-ordered: a later segment of one writer sorts after an earlier one.
     SegmentId
 );

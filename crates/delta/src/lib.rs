@@ -22,6 +22,6 @@ pub use chunk::{
 };
 pub use code::Code;
 pub use hash::{BlockHash, HashKey};
-pub use ids::{CommitId, DeltaId, DiskId, MachineId, RelayId, SegmentId, VaultId};
+pub use ids::{CommitId, DeltaId, DiskId, GroupId, MachineId, RelayId, SegmentId, VaultId};
 pub use point::{CommitKind, Consistency, PointDisk, PointInfo, StoredBlock};
 pub use units::{BLOCK_BYTES, Block, BlockRange, SECTOR_BYTES};

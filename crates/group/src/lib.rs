@@ -28,5 +28,5 @@ mod timing;
 pub use coordinator::Failure;
 pub use machine::{Input, Machine, Output};
 pub use membership::{MEMBERS_MAX, Membership, MembershipError};
-pub use message::{Kind, Life, Marker, Message, Refusal};
+pub use message::{Kind, Life, Marker, Message, NoMarker, Refusal};
 pub use timing::{Tick, Timing};

@@ -129,6 +129,11 @@ impl Machine {
         }
     }
 
+    /// How long things take from now on. What is under way goes on as it began.
+    pub fn set_timing(&mut self, timing: Timing) {
+        self.timing = timing;
+    }
+
     /// Takes in what happened; answers what is to be done, in this order.
     pub fn on(&mut self, now: Tick, input: Input) -> Vec<Output> {
         let mut out = vec![];
@@ -232,8 +237,7 @@ impl Machine {
         let Some(membership) = self.membership.clone().filter(|m| m.contains(self.own)) else { return };
         if self.member.is_busy() || self.coordinator.is_busy() {
             // It is looked again when that is over.
-            let due = &mut self.due[kind as usize];
-            *due = due.map(|due| due.max(now + self.timing.resend));
+            self.due[kind as usize] = Some(now + self.timing.resend);
             return;
         }
         self.heard(now, kind);

@@ -2,6 +2,7 @@
 
 use highwater_delta::MachineId;
 use serde::{Deserialize, Serialize};
+use std::{fmt, str::FromStr};
 
 /// One run of a machine's program.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -23,8 +24,48 @@ pub struct Marker {
     pub number: u64,
 }
 
+/// As text, fit for a name: `<coordinator>.<since>.<nonce, 16 digits>.<number>`.
+impl fmt::Display for Marker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Life { since, nonce } = self.life;
+        write!(f, "{}.{since}.{nonce:016x}.{}", self.coordinator, self.number)
+    }
+}
+
+/// A text that names no marker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoMarker;
+
+impl fmt::Display for NoMarker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("it names no marker")
+    }
+}
+
+impl std::error::Error for NoMarker {}
+
+impl FromStr for Marker {
+    type Err = NoMarker;
+    /// Only what [`Marker`] is written as: of one marker there is one name.
+    fn from_str(text: &str) -> Result<Self, NoMarker> {
+        let mut parts = text.splitn(4, '.');
+        let mut next = || parts.next().ok_or(NoMarker);
+        let (coordinator, since, nonce, number) = (next()?, next()?, next()?, next()?);
+        let marker = Self {
+            coordinator: coordinator.parse().map_err(|_| NoMarker)?,
+            life: Life {
+                since: since.parse().map_err(|_| NoMarker)?,
+                nonce: u64::from_str_radix(nonce, 16).map_err(|_| NoMarker)?,
+            },
+            number: number.parse().map_err(|_| NoMarker)?,
+        };
+        if marker.to_string() == text { Ok(marker) } else { Err(NoMarker) }
+    }
+}
+
 /// What is frozen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// Filesystems.
     Crash,
@@ -133,6 +174,30 @@ impl Message {
             | Self::Marked { marker, .. }
             | Self::Refuse { marker, .. }
             | Self::Revoke { marker } => *marker,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_marker_has_one_name() {
+        let coordinator = MachineId::from_bytes([7; 16]);
+        let marker = Marker { coordinator, life: Life { since: 1_790_000_000_000, nonce: 0xab }, number: 12 };
+        let name = marker.to_string();
+        assert_eq!(name, "07070707-0707-0707-0707-070707070707.1790000000000.00000000000000ab.12");
+        assert_eq!(name.parse(), Ok(marker));
+        for other in [
+            String::new(),
+            name.to_uppercase(),
+            name.replace(".12", ".012"),
+            format!("{name}."),
+            name.replace(".00000000000000ab", ".ab"),
+            name.replace(".12", ""),
+        ] {
+            assert_eq!(other.parse::<Marker>(), Err(NoMarker), "{other}");
         }
     }
 }

@@ -2,7 +2,10 @@
 //! [`crate::message`] here, so that no later part needs to.
 
 use crate::identity::{CERT_BYTES_MAX, CSR_BYTES_MAX};
-use crate::message::{AgentMessage, CollectorMessage, MAX_DISKS, MAX_HASH_BLOCKS, MAX_NAME_BYTES, Refusal};
+use crate::message::{
+    AgentMessage, CollectorMessage, MAX_DISKS, MAX_HASH_BLOCKS, MAX_NAME_BYTES, PointAnswer, Refusal,
+};
+use crate::peer::PeerMessage;
 use crate::printable::printable;
 use crate::{WireError, frame};
 use highwater_delta::CommitKind;
@@ -69,15 +72,32 @@ impl Message for AgentMessage {
             Self::Renew { csr_pem } => {
                 at_most(csr_pem.len() as u64, CSR_BYTES_MAX as u64, "a signing request that is too long")
             }
-            Self::DeltaBegin(_) | Self::DeltaAbort(_) | Self::Ping(_) | Self::Goodbye => Ok(()),
+            Self::Reachable(reachable) => names(reachable.host.iter()),
+            Self::MarkerEnded { failed, .. } => {
+                let length = failed.as_ref().map_or(0, String::len);
+                at_most(length as u64, MAX_REFUSAL_BYTES as u64, "an endless cause")
+            }
+            Self::Answer { answer: PointAnswer::Failed(refusal), .. } => refusal_of(refusal),
+            Self::DeltaBegin(_)
+            | Self::DeltaAbort(_)
+            | Self::Ping(_)
+            | Self::Goodbye
+            | Self::Kept(_)
+            | Self::Withdrawn { .. }
+            | Self::Answer { .. } => Ok(()),
         }
     }
 
     fn tidy(&mut self) {
-        if let Self::Hello(hello) = self {
-            for text in [&mut hello.agent_version, &mut hello.host_name, &mut hello.kernel] {
-                *text = printable(text, MAX_NAME_BYTES);
+        match self {
+            Self::Hello(hello) => {
+                for text in [&mut hello.agent_version, &mut hello.host_name, &mut hello.kernel] {
+                    *text = printable(text, MAX_NAME_BYTES);
+                }
             }
+            Self::MarkerEnded { failed: Some(why), .. } => *why = printable(why, MAX_REFUSAL_BYTES),
+            Self::Answer { answer: PointAnswer::Failed(refusal), .. } => tidy_refusal(refusal),
+            _ => {}
         }
     }
 }
@@ -96,30 +116,51 @@ impl Message for CollectorMessage {
                     Err(WireError::BadMessage("another number of hashes than blocks"))
                 }
             }
-            Self::Refused(Refusal { cause, action, .. })
-            | Self::NotRenewed(Refusal { cause, action, .. }) => {
-                at_most(cause.len().max(action.len()) as u64, MAX_REFUSAL_BYTES as u64, "an endless refusal")
-            }
+            Self::Refused(refusal) | Self::NotRenewed(refusal) => refusal_of(refusal),
             Self::Renewed { cert_pem } => {
                 at_most(cert_pem.len() as u64, CERT_BYTES_MAX as u64, "a certificate that is too long")
             }
-            Self::Received { .. } | Self::Stored { .. } | Self::Pong(_) => Ok(()),
+            Self::Group(Some(signed)) => signed.check(),
+            Self::Received { .. }
+            | Self::Stored { .. }
+            | Self::Pong(_)
+            | Self::Group(None)
+            | Self::PointWanted { .. } => Ok(()),
         }
     }
 
     fn tidy(&mut self) {
         if let Self::Refused(refusal) | Self::NotRenewed(refusal) = self {
-            refusal.cause = printable(&refusal.cause, MAX_REFUSAL_BYTES);
-            refusal.action = printable(&refusal.action, MAX_REFUSAL_BYTES);
+            tidy_refusal(refusal);
         }
     }
+}
+
+impl Message for PeerMessage {
+    fn check(&self) -> Result<(), WireError> {
+        match self {
+            Self::Roster(signed) => signed.check(),
+            Self::Said { .. } => Ok(()),
+        }
+    }
+
+    fn tidy(&mut self) {}
+}
+
+fn refusal_of(Refusal { cause, action, .. }: &Refusal) -> Result<(), WireError> {
+    at_most(cause.len().max(action.len()) as u64, MAX_REFUSAL_BYTES as u64, "an endless refusal")
+}
+
+fn tidy_refusal(refusal: &mut Refusal) {
+    refusal.cause = printable(&refusal.cause, MAX_REFUSAL_BYTES);
+    refusal.action = printable(&refusal.action, MAX_REFUSAL_BYTES);
 }
 
 fn names<'a>(mut names: impl Iterator<Item = &'a String>) -> Result<(), WireError> {
     names.try_for_each(|name| at_most(name.len() as u64, MAX_NAME_BYTES as u64, "a name is too long"))
 }
 
-fn at_most(count: u64, max: u64, what: &'static str) -> Result<(), WireError> {
+pub(crate) fn at_most(count: u64, max: u64, what: &'static str) -> Result<(), WireError> {
     if count > max { Err(WireError::BadMessage(what)) } else { Ok(()) }
 }
 

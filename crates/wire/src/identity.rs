@@ -126,6 +126,12 @@ impl Authority {
         Zeroizing::new(self.issuer.key().serialize_pem())
     }
 
+    /// A signature by its key. Whoever calls begins what is signed with something that no certificate begins with.
+    pub(crate) fn sign(&self, bytes: &[u8]) -> Result<Vec<u8>, WireError> {
+        use rcgen::SigningKey;
+        self.issuer.key().sign(bytes).map_err(|e| WireError::identity("the authority's key", e))
+    }
+
     /// A certificate and a new key for a collector that is reached under these names and addresses.
     pub fn issue_server(&self, names: &[String]) -> Result<Issued, WireError> {
         let what = "the collector's certificate";

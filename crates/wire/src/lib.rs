@@ -1,4 +1,4 @@
-//! Sessions between an agent and a collector: frames, messages, identities, TLS and enrolment.
+//! Sessions between an agent and a collector, and between members of a group: frames, messages, identities, TLS and enrolment.
 //!
 //! ```text
 //! message ── codec ── frame ── session ── tls ── client
@@ -21,7 +21,9 @@ pub mod frame;
 pub mod identity;
 pub mod message;
 pub mod papers;
+pub mod peer;
 pub mod printable;
+pub mod roster;
 pub mod session;
 pub mod tls;
 pub mod version;
@@ -32,6 +34,8 @@ pub use client::{Identity, SessionReceiver, SessionSender, connect};
 pub use credential::{Credential, RelayCredential};
 pub use error::WireError;
 pub use papers::RelayIdentity;
+pub use peer::PeerMessage;
+pub use roster::{Roster, RosterMember, SignedRoster};
 pub use session::{Frame, FrameReader, FrameWriter, Timeouts};
 pub use version::Version;
 pub use window::SendWindow;

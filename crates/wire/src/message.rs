@@ -4,9 +4,11 @@
 //! kind, so that payload is never copied through an encoder. `docs/PROTOCOL.md` tells the order in which messages
 //! may come.
 
+use crate::roster::SignedRoster;
 use highwater_delta::{
-    BlockRange, CommitId, CommitKind, DeltaId, DiskId, HashKey, MachineId, StoredBlock, VaultId,
+    BlockRange, CommitId, CommitKind, DeltaId, DiskId, GroupId, HashKey, MachineId, StoredBlock, VaultId,
 };
+use highwater_group::{Kind, Marker};
 use serde::{Deserialize, Serialize};
 
 /// Most disks of one machine.
@@ -46,6 +48,70 @@ pub enum AgentMessage {
         /// Signing request for a new key. It names nobody, or this machine.
         csr_pem: String,
     },
+    /// Where the other members of a group reach this machine. From version 3 on, as all that follow.
+    Reachable(Reachable),
+    /// A marker is kept as a recovery point of this machine, which is stored.
+    Kept(Kept),
+    /// This machine learnt that a marker came to nothing. If it is a point of the group already, it stays one.
+    Withdrawn {
+        /// Of this group.
+        group: GroupId,
+        /// Which.
+        marker: Marker,
+    },
+    /// A marker that this machine coordinated has ended.
+    MarkerEnded {
+        /// Of this group.
+        group: GroupId,
+        /// Which.
+        marker: Marker,
+        /// What was to be frozen.
+        kind: Kind,
+        /// Why it came to nothing; none: every member keeps it.
+        failed: Option<String>,
+    },
+    /// Answer to [`CollectorMessage::PointWanted`].
+    Answer {
+        /// Its number.
+        request: u64,
+        /// What came of it.
+        answer: PointAnswer,
+    },
+}
+
+/// See [`AgentMessage::Reachable`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reachable {
+    /// Name or address; none: the one that the session comes from.
+    pub host: Option<String>,
+    /// The port.
+    pub port: u16,
+}
+
+/// See [`AgentMessage::Kept`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// Of this group.
+    pub group: GroupId,
+    /// Of this roster: every member of it must keep the marker.
+    pub epoch: u64,
+    /// Which.
+    pub marker: Marker,
+    /// What was to be frozen.
+    pub kind: Kind,
+    /// The machine's recovery point.
+    pub commit: CommitId,
+}
+
+/// What came of a point that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PointAnswer {
+    /// A recovery point of the machine.
+    Point(CommitId),
+    /// Every member keeps this marker.
+    Marker(Marker),
+    /// None.
+    Failed(Refusal),
 }
 
 /// From the collector.
@@ -87,6 +153,17 @@ pub enum CollectorMessage {
     },
     /// The other answer to [`AgentMessage::Renew`]; the session goes on. From version 2 on.
     NotRenewed(Refusal),
+    /// The group that the machine belongs to, or none; after the welcome, and whenever it changes. From version 3 on, as all that follow.
+    Group(Option<SignedRoster>),
+    /// A recovery point is wanted now; answered by [`AgentMessage::Answer`].
+    PointWanted {
+        /// Chosen by the collector.
+        request: u64,
+        /// Of this group, or of the machine alone.
+        group: Option<GroupId>,
+        /// With the applications' hooks.
+        application: bool,
+    },
 }
 
 /// Who calls, and what it speaks.

@@ -25,7 +25,7 @@ pub fn provider() -> CryptoProvider {
     rustls::crypto::aws_lc_rs::default_provider()
 }
 
-fn roots(ca: &CertificateDer<'static>) -> Result<Arc<RootCertStore>, WireError> {
+pub(crate) fn roots(ca: &CertificateDer<'static>) -> Result<Arc<RootCertStore>, WireError> {
     let mut roots = RootCertStore::empty();
     roots.add(ca.clone()).map_err(|e| WireError::identity("the authority's certificate", e))?;
     Ok(Arc::new(roots))

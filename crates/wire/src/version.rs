@@ -10,13 +10,15 @@ pub enum Version {
     V1 = 1,
     /// Certificates are renewed within a session.
     V2 = 2,
+    /// Replication groups: rosters, markers that are kept, points that are asked for.
+    V3 = 3,
 }
 
 impl Version {
     /// The oldest that this build speaks.
     pub const MIN: Self = Self::V1;
     /// The newest that this build speaks.
-    pub const MAX: Self = Self::V2;
+    pub const MAX: Self = Self::V3;
 
     /// Its number in the hello and the welcome.
     #[must_use]
@@ -30,6 +32,7 @@ impl Version {
         match number {
             1 => Some(Self::V1),
             2 => Some(Self::V2),
+            3 => Some(Self::V3),
             _ => None,
         }
     }
@@ -56,8 +59,8 @@ mod tests {
     fn negotiation_takes_the_newest_common_version() {
         assert_eq!(Version::negotiate(1, 1).unwrap(), Version::V1);
         assert_eq!(Version::negotiate(1, 2).unwrap(), Version::V2);
-        assert_eq!(Version::negotiate(0, 900).unwrap(), Version::V2);
-        for (min, max) in [(3, 9), (0, 0), (1, 0), (u16::MAX, u16::MAX)] {
+        assert_eq!(Version::negotiate(0, 900).unwrap(), Version::V3);
+        for (min, max) in [(4, 9), (0, 0), (1, 0), (u16::MAX, u16::MAX)] {
             assert_eq!(Version::negotiate(min, max).unwrap_err().code(), 1110, "{min}..={max}");
         }
     }

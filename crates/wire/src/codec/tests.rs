@@ -1,9 +1,10 @@
 use super::*;
-use crate::message::{DeltaCommit, DiskInfo, Hello, Welcome};
+use crate::message::{DeltaCommit, DiskInfo, Hello, Kept, Reachable, Welcome};
 use highwater_delta::{
-    BlockHash, BlockRange, CommitId, Consistency, DeltaId, DiskId, HashKey, MachineId, PointDisk, PointInfo,
-    StoredBlock, VaultId,
+    BlockHash, BlockRange, CommitId, Consistency, DeltaId, DiskId, GroupId, HashKey, MachineId, PointDisk,
+    PointInfo, StoredBlock, VaultId,
 };
+use highwater_group::{Kind, Life, Marker};
 use proptest::prelude::*;
 
 fn id16() -> impl Strategy<Value = [u8; 16]> {
@@ -11,6 +12,14 @@ fn id16() -> impl Strategy<Value = [u8; 16]> {
 }
 fn name() -> impl Strategy<Value = String> {
     "[a-zäß ]{0,60}"
+}
+
+fn marker() -> impl Strategy<Value = Marker> {
+    (id16(), any::<u64>(), any::<u64>(), any::<u64>()).prop_map(|(id, since, nonce, number)| Marker {
+        coordinator: MachineId::from_bytes(id),
+        life: Life { since, nonce },
+        number,
+    })
 }
 
 fn agent_message() -> impl Strategy<Value = AgentMessage> {
@@ -62,6 +71,20 @@ fn agent_message() -> impl Strategy<Value = AgentMessage> {
         any::<u64>().prop_map(AgentMessage::Ping),
         Just(AgentMessage::Goodbye),
         name().prop_map(|csr_pem| AgentMessage::Renew { csr_pem }),
+        (proptest::option::of(name()), any::<u16>())
+            .prop_map(|(host, port)| AgentMessage::Reachable(Reachable { host, port })),
+        (id16(), any::<u64>(), marker(), any::<u64>()).prop_map(|(id, epoch, marker, commit)| {
+            let group = GroupId::from_bytes(id);
+            AgentMessage::Kept(Kept { group, epoch, marker, kind: Kind::Crash, commit: CommitId(commit) })
+        }),
+        (id16(), marker(), proptest::option::of(name())).prop_map(|(id, marker, failed)| {
+            let (group, kind) = (GroupId::from_bytes(id), Kind::Application);
+            AgentMessage::MarkerEnded { group, marker, kind, failed }
+        }),
+        (any::<u64>(), marker()).prop_map(|(request, marker)| AgentMessage::Answer {
+            request,
+            answer: PointAnswer::Marker(marker)
+        }),
     ]
 }
 
