@@ -13,6 +13,7 @@ use crate::{
     },
     error::{Fatal, OperatorError},
     freeze::FreezeOptions,
+    group::{self, FromEngine, SharedStatus, ToEngine},
     guardian::{GuardianHandle, GuardianOptions},
     hooks::HookLimits,
     metrics::{CountErrors, Metrics},
@@ -23,7 +24,7 @@ use crate::{
 };
 use anyhow::{Context, Result};
 use highwater_serve::Limits;
-use highwater_wire::{Identity, WireError, enroll::split_endpoint};
+use highwater_wire::{Identity, WireError, enroll::split_endpoint, message::Reachable};
 use serde::{Deserialize, Serialize};
 use std::{
     fs,
@@ -199,7 +200,10 @@ pub fn run(config: &Config, metrics: Arc<Metrics>) -> Result<()> {
     let (events, link_events) = mpsc::channel(256);
     let wake = Arc::new(Notify::new());
     let pulse = Arc::new(Pulse::new(config.limits.hang.0, work_max(config)));
-    let (machine, endpoint) = start_link(&runtime, config, &throttle, events, &wake, &pulse)?;
+    let group_status = SharedStatus::default();
+    let (group, in_group) = group_channels();
+    let start = LinkParts { events, wake: wake.clone(), throttle: throttle.clone(), pulse: pulse.clone() };
+    let (machine, endpoint) = start_link(&runtime, config, start, (in_group, group_status.clone()))?;
 
     let r = &config.replication;
     let options = EngineOptions {
@@ -242,6 +246,8 @@ pub fn run(config: &Config, metrics: Arc<Metrics>) -> Result<()> {
         wake,
         control,
         board,
+        group,
+        group_status,
         machine,
         stop: stop.clone(),
         pulse: pulse.clone(),
@@ -300,13 +306,29 @@ async fn supervise(worker: &std::thread::JoinHandle<()>, pulse: &Pulse) {
     }
 }
 
+struct LinkParts {
+    events: mpsc::Sender<link::LinkEvent>,
+    wake: Arc<Notify>,
+    throttle: Arc<Throttle>,
+    pulse: Arc<Pulse>,
+}
+
+/// Both ends of what engine and group tell each other.
+type EngineEnd = (mpsc::Receiver<ToEngine>, mpsc::UnboundedSender<FromEngine>);
+type GroupEnd = (mpsc::Sender<ToEngine>, mpsc::UnboundedReceiver<FromEngine>);
+
+fn group_channels() -> (EngineEnd, GroupEnd) {
+    let (ask, asks) = mpsc::channel(256);
+    // The engine says no more than it was asked.
+    let (say, said) = mpsc::unbounded_channel();
+    ((asks, say), (ask, said))
+}
+
 fn start_link(
     runtime: &tokio::runtime::Runtime,
     config: &Config,
-    throttle: &Arc<Throttle>,
-    events: mpsc::Sender<link::LinkEvent>,
-    wake: &Arc<Notify>,
-    pulse: &Arc<Pulse>,
+    LinkParts { events, wake, throttle, pulse }: LinkParts,
+    ((ask, done), status): (GroupEnd, SharedStatus),
 ) -> Result<(Option<highwater_delta::MachineId>, Option<String>)> {
     if !is_enrolled(&config.state_dir) {
         tracing::warn!(
@@ -335,16 +357,18 @@ fn start_link(
         stall: config.limits.stall.0,
         retry_unit: config.replication.retry_unit.0,
     };
-    let renewal = Renewal::new(config.state_dir.clone(), identity).map_err(wire)?;
-    runtime.spawn(link::run(
-        endpoint,
-        Arc::new(renewal),
-        patience,
-        throttle.clone(),
-        pulse.clone(),
-        events,
-        wake.clone(),
-    ));
+    let renewal = Arc::new(Renewal::new(config.state_dir.clone(), identity).map_err(wire)?);
+    let (tell, told) = mpsc::channel(64);
+    let listen = config.group.listen;
+    let reachable = Reachable { host: config.group.advertise.clone(), port: listen.port() };
+    let groups = link::Groups { told: tell, reachable };
+    let options = group::Options { listen, run_dir: config.run_dir.clone() };
+    let identity = {
+        let renewal = renewal.clone();
+        move || renewal.identity()
+    };
+    runtime.spawn(group::run(options, machine, identity, told, ask, done, status));
+    runtime.spawn(link::run(endpoint, renewal, patience, (throttle, pulse), groups, events, wake));
     Ok((Some(machine), Some(address)))
 }
 

@@ -11,6 +11,7 @@ pub mod device;
 pub mod engine;
 pub mod error;
 pub mod freeze;
+pub mod group;
 pub mod guardian;
 pub mod hooks;
 pub mod metrics;

@@ -53,8 +53,27 @@ pub struct Config {
     pub freeze_hook: FreezeHook,
     /// How applications are made to stand still.
     pub application: Application,
+    /// Where the other members of a group call.
+    pub group: Group,
     /// How long others may take.
     pub limits: Limits,
+}
+
+/// Where the other members of a replication group call. Nothing listens while the machine belongs to none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Group {
+    /// Address and port.
+    pub listen: SocketAddr,
+    /// Name or address that the others call; by default the one from which the agent reaches its collector.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advertise: Option<String>,
+}
+
+impl Default for Group {
+    fn default() -> Self {
+        Self { listen: (Ipv4Addr::UNSPECIFIED, 20004).into(), advertise: None }
+    }
 }
 
 /// How long others may take before something is done about it.
@@ -240,6 +259,7 @@ impl Default for Config {
             capture: Capture::default(),
             freeze_hook: FreezeHook::default(),
             application: Application::default(),
+            group: Group::default(),
             limits: Limits::default(),
         }
     }

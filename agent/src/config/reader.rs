@@ -51,6 +51,7 @@ impl<'a> Reader<'a> {
         self.command(&mut hook, &mut config);
         self.rest(hook, "freeze-hook.");
         self.application(&mut root, &mut config);
+        self.group(&mut root, &mut config);
         self.limits(&mut root, &mut config);
         self.rest(root, "");
         config
@@ -207,6 +208,28 @@ impl<'a> Reader<'a> {
         };
         self.parsed(&mut table, IN, "on-failure", &mut failure, known);
         a.on_failure = if failure == "abort" { OnHookFailure::Abort } else { OnHookFailure::Degrade };
+        self.rest(table, IN);
+    }
+
+    fn group(&mut self, root: &mut Table<'a>, config: &mut Config) {
+        const IN: &str = "group.";
+        let mut table = self.table(root, "group");
+        let mut listen = config.group.listen.to_string();
+        self.parsed(&mut table, IN, "listen", &mut listen, |text: &String| {
+            let wrong = text.parse::<SocketAddr>().map_or(true, |address| address.port() == 0);
+            wrong.then(|| "write an address and a port, like 0.0.0.0:20004 or [::]:20004".to_owned())
+        });
+        config.group.listen = listen.parse().unwrap_or(config.group.listen);
+        let mut host = String::new();
+        let named = self.parsed(&mut table, IN, "advertise", &mut host, |text: &String| {
+            let wrong = text.is_empty()
+                || text.len() > 253
+                || !text.bytes().all(|b| b.is_ascii_alphanumeric() || b".-:".contains(&b));
+            wrong.then(|| "write a host name or an address, without a port".to_owned())
+        });
+        if named {
+            config.group.advertise = Some(host);
+        }
         self.rest(table, IN);
     }
 

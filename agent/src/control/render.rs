@@ -1,7 +1,11 @@
 //! The status as a person reads it.
 
 use super::status::{CaptureStatus, ConnectionState, DiskStatus, StatusReport};
-use crate::config::ByteSize;
+use crate::{
+    config::ByteSize,
+    group::{GroupStatus, MarkerStatus},
+};
+use highwater_group::Kind;
 use std::fmt::Write;
 
 /// A copy that has got nowhere yet is no cause for concern for so long.
@@ -64,6 +68,9 @@ fn fill(out: &mut String, status: &StatusReport, now_ms: u64) -> std::fmt::Resul
     }
     writeln!(out, "bandwidth  {}", status.bandwidth)?;
     capture(out, &status.capture, now_ms)?;
+    if let Some(told) = &status.group {
+        group(out, told, now_ms)?;
+    }
     if status.guardian_pid.is_none() {
         writeln!(out, "guardian   NOT RUNNING: nothing is frozen, so no points of filesystems")?;
     }
@@ -122,6 +129,27 @@ fn capture(out: &mut String, capture: &CaptureStatus, now_ms: u64) -> std::fmt::
         if let Some(action) = &capture.last_left_action {
             writeln!(out, "           \u{2192} {action}")?;
         }
+    }
+    Ok(())
+}
+
+fn group(out: &mut String, group: &GroupStatus, now_ms: u64) -> std::fmt::Result {
+    writeln!(
+        out,
+        "group      {} ({} members, {} connected now)",
+        group.name, group.members, group.connected
+    )?;
+    match &group.listening {
+        Some(address) => writeln!(out, "           the others call {address}")?,
+        None => writeln!(out, "           NOT LISTENING: the others cannot call this machine")?,
+    }
+    let kind = |marker: &MarkerStatus| if marker.kind == Kind::Application { "application" } else { "crash" };
+    if let Some(kept) = &group.last_kept {
+        writeln!(out, "           kept its last marker ({}) {} ago", kind(kept), ago(kept.at_ms, now_ms))?;
+    }
+    if let Some(failed) = &group.last_failed {
+        let why = failed.why.as_deref().unwrap_or("for an unknown cause");
+        writeln!(out, "           none ({}) {} ago: {why}", kind(failed), ago(failed.at_ms, now_ms))?;
     }
     Ok(())
 }

@@ -34,6 +34,9 @@ pub struct StatusReport {
     /// Write-ordered capture.
     #[serde(default)]
     pub capture: CaptureStatus,
+    /// The replication group that the machine belongs to.
+    #[serde(default)]
+    pub group: Option<crate::group::GroupStatus>,
     /// What the operator should know, worst first.
     pub notes: Vec<String>,
 }

@@ -65,7 +65,7 @@ impl ApplicationPoints {
     }
 
     /// Whether they stand still, and did so until now.
-    fn stand_still(&self) -> bool {
+    pub(super) fn stand_still(&self) -> bool {
         self.quieting.as_ref().is_some_and(Quieting::is_still)
     }
 
@@ -126,6 +126,15 @@ impl ApplicationPoints {
                 Applications::Wait
             }
             Err(error) => self.fail(format!("the hooks could not be called: {error}")),
+        }
+    }
+
+    /// Begins to call hooks for a group's point. Answers whether there is nothing to wait for, since there are none.
+    pub(super) fn begin_for_group(&mut self, run_dir: &std::path::Path) -> Result<bool, ()> {
+        match self.begin(run_dir) {
+            Applications::Alone => Ok(true),
+            Applications::Wait => Ok(false),
+            Applications::Freeze => Err(()),
         }
     }
 

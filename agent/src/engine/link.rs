@@ -9,12 +9,13 @@
 //! something every 5 s at least while it works for this machine.
 
 use super::renewal::{Renewal, now_ms};
-use crate::{error::OperatorError, pulse::Pulse, throttle::Throttle};
+use crate::{error::OperatorError, group::Told, pulse::Pulse, throttle::Throttle};
 use highwater_delta::{CHUNK_BYTES_MAX, DeltaId, MachineId};
+use highwater_group::Kind;
 use highwater_wire::{
     Backoff, Failure, SendWindow, SessionReceiver, SessionSender, Timeouts, Version, WireError,
     client::connect,
-    message::{AgentMessage, CollectorMessage, Hello, Refusal, Welcome},
+    message::{AgentMessage, CollectorMessage, Hello, Reachable, Refusal, Welcome},
 };
 use std::{
     pin::pin,
@@ -60,6 +61,15 @@ impl Patience {
     fn ping(&self) -> Duration {
         self.silence / 3
     }
+}
+
+/// What the session has to do with the machine's group.
+#[derive(Clone, Debug)]
+pub struct Groups {
+    /// Takes what the collector tells of it.
+    pub told: mpsc::Sender<Told>,
+    /// Where the other members call.
+    pub reachable: Reachable,
 }
 
 /// What the engine gives to the session.
@@ -111,8 +121,8 @@ pub async fn run(
     endpoint: Endpoint,
     renewal: Arc<Renewal>,
     patience: Patience,
-    throttle: Arc<Throttle>,
-    pulse: Arc<Pulse>,
+    (throttle, pulse): (Arc<Throttle>, Arc<Pulse>),
+    groups: Groups,
     events: mpsc::Sender<LinkEvent>,
     wake: Arc<Notify>,
 ) {
@@ -121,9 +131,16 @@ pub async fn run(
         let started = Instant::now();
         let mut welcomed = false;
         let let_go = LetGo::default();
-        let end =
-            session(&endpoint, &renewal, patience, &throttle, &pulse, &events, (&mut welcomed, &let_go))
-                .await;
+        let end = session(
+            &endpoint,
+            &renewal,
+            patience,
+            (&throttle, &pulse),
+            &groups,
+            &events,
+            (&mut welcomed, &let_go),
+        )
+        .await;
         // A session that the collector ended with a refusal was no success, however long it lasted.
         let refused = matches!(end, WireError::Refused(_));
         if !refused && started.elapsed() >= STABLE.min(patience.retry_unit * 10) {
@@ -158,14 +175,14 @@ async fn session(
     endpoint: &Endpoint,
     renewal: &Arc<Renewal>,
     patience: Patience,
-    throttle: &Arc<Throttle>,
-    pulse: &Arc<Pulse>,
+    (throttle, pulse): (&Arc<Throttle>, &Arc<Pulse>),
+    groups: &Groups,
     events: &mpsc::Sender<LinkEvent>,
     (welcomed, let_go): (&mut bool, &LetGo),
 ) -> WireError {
     let identity = renewal.connecting();
     let hello = hello(identity.machine);
-    let (welcome, sender, mut receiver) =
+    let (welcome, mut sender, mut receiver) =
         match connect(&endpoint.address, &endpoint.server_name, &identity, hello).await {
             Ok(session) => session,
             Err(error) => return error,
@@ -175,11 +192,18 @@ async fn session(
         return WireError::Unexpected("a welcome with a window smaller than a chunk");
     }
     let renewal = (welcome.version >= Version::V2.number()).then(|| renewal.clone());
+    let knows_groups = welcome.version >= Version::V3.number();
     // Only now: the welcome may have to wait for an older session of this machine.
     receiver.set_timeouts(Timeouts { idle: patience.silence, ..Timeouts::default() });
     *welcomed = true;
     let window = Window::of(welcome.window_bytes);
     let (queue, outgoing) = mpsc::channel(QUEUE_MAX);
+    if knows_groups {
+        let reachable = AgentMessage::Reachable(groups.reachable.clone());
+        if let Err(error) = sender.send(&reachable).await {
+            return error;
+        }
+    }
     if events.send(LinkEvent::Up(Box::new(welcome), queue)).await.is_err() {
         return WireError::Closed;
     }
@@ -194,7 +218,7 @@ async fn session(
         renewal,
         let_go: let_go.clone(),
     };
-    carry(writer, outgoing, receiver, events.clone()).await
+    carry(writer, outgoing, receiver, (events.clone(), groups.told.clone())).await
 }
 
 /// Moves messages both ways until one of them fails.
@@ -202,9 +226,9 @@ async fn carry(
     writer: Writer,
     outgoing: mpsc::Receiver<Outgoing>,
     receiver: SessionReceiver,
-    events: mpsc::Sender<LinkEvent>,
+    told: (mpsc::Sender<LinkEvent>, mpsc::Sender<Told>),
 ) -> WireError {
-    let read = read(receiver, events, writer.window.clone(), writer.renewal.clone());
+    let read = read(receiver, told, writer.window.clone(), writer.renewal.clone());
     let write = writer.run(outgoing);
     // Whichever direction ends first ends the session; dropping the other closes the queue and the connection.
     tokio::select! {
@@ -374,7 +398,7 @@ enum Wait {
 
 async fn read(
     mut receiver: SessionReceiver,
-    events: mpsc::Sender<LinkEvent>,
+    (events, groups): (mpsc::Sender<LinkEvent>, mpsc::Sender<Told>),
     window: Arc<Window>,
     renewal: Option<Arc<Renewal>>,
 ) -> WireError {
@@ -397,6 +421,14 @@ async fn read(
                 if let Some(renewal) = &renewal {
                     renewal.refused(&refusal);
                 }
+            }
+            // What it does with them does not wait for the engine. Where it cannot take them, they come again, or somebody asks again.
+            Ok(CollectorMessage::Group(roster)) => {
+                let _ = groups.try_send(Told::Group(roster));
+            }
+            Ok(CollectorMessage::PointWanted { request, group: Some(_), application }) => {
+                let kind = if application { Kind::Application } else { Kind::Crash };
+                let _ = groups.try_send(Told::Wanted { request, kind });
             }
             Ok(CollectorMessage::Refused(refusal)) if refusal.fatal => return WireError::Refused(refusal),
             Ok(message) => {

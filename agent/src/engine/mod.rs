@@ -17,6 +17,7 @@ mod compare;
 mod control;
 pub mod disk;
 pub mod doubts;
+mod group;
 mod last_point;
 pub mod ledger;
 pub mod link;
@@ -36,6 +37,7 @@ use crate::{
     control::{Ask, Board, Response},
     error::OperatorError,
     freeze::FreezeOptions,
+    group::{FromEngine, SharedStatus, ToEngine},
     guardian::GuardianHandle,
     metrics::Metrics,
     pulse::Pulse,
@@ -48,7 +50,9 @@ use application::{ApplicationPoints, Applications};
 use compare::Comparison;
 use disk::Disk;
 use doubts::Doubts;
+use group::{ForGroup, GroupPoints};
 use highwater_delta::{DeltaId, DiskId, HashKey, MachineId, PointInfo, VaultId};
+use highwater_group::Marker;
 use last_point::{Kept, LastPoint};
 use link::{LinkDown, LinkEvent, Outgoing};
 use ordered::{CaptureOptions, Make, Ordered};
@@ -123,6 +127,10 @@ pub struct Parts {
     pub control: mpsc::Receiver<Ask>,
     /// For the last report, told while the engine is busy.
     pub board: Arc<Board>,
+    /// What the group asks for, and what is answered.
+    pub group: (mpsc::Receiver<ToEngine>, mpsc::UnboundedSender<FromEngine>),
+    /// How the group stands.
+    pub group_status: SharedStatus,
     /// Who this machine is, once enrolled.
     pub machine: Option<MachineId>,
     /// Set when the process is to end.
@@ -152,6 +160,8 @@ struct Awaited {
     delta: DeltaId,
     since: Instant,
     point: Option<PointInfo>,
+    /// The marker of the group that it is the point of.
+    marker: Option<Marker>,
     /// Operators who wait for the point.
     waiting: Vec<oneshot::Sender<Response>>,
 }
@@ -194,6 +204,8 @@ pub struct Engine {
     looked_at_devices: Instant,
     ordered: Ordered,
     applications: ApplicationPoints,
+    group: GroupPoints,
+    group_status: SharedStatus,
     comparison: Comparison,
     /// The question about hashes that is open, and its answer.
     asked: Option<(DiskId, highwater_delta::BlockRange)>,
@@ -222,6 +234,8 @@ impl Engine {
         let mut engine = Self {
             ordered: Ordered::new(options.capture.clone()),
             applications: ApplicationPoints::new(options.application.clone()),
+            group: GroupPoints::new(parts.group.0, parts.group.1),
+            group_status: parts.group_status,
             comparison: Comparison::new(options.compare_bytes_per_s),
             options,
             tracker: parts.tracker,
@@ -286,7 +300,7 @@ impl Engine {
 
     /// How long until the next point of the stream.
     fn until_due(&self) -> Duration {
-        if self.applications.are_busy() {
+        if self.applications.are_busy() || self.group.is_busy() {
             return HOOKS_LOOK;
         }
         if !self.in_order() {
@@ -318,15 +332,16 @@ impl Engine {
         self.keep_order();
         let now = Instant::now();
         let applications = self.see_to_applications();
-        let due = match applications {
-            Applications::Alone => now >= self.point_due || !self.point_wanted.is_empty(),
-            Applications::Wait => false,
-            Applications::Freeze => true,
+        let due = match (self.see_to_group(&applications), applications) {
+            (ForGroup::Freeze, _) => true,
+            (ForGroup::Wait, _) | (_, Applications::Wait) => false,
+            (_, Applications::Alone) => now >= self.point_due || !self.point_wanted.is_empty(),
+            (_, Applications::Freeze) => true,
         };
         self.delta_open = true;
         let worked = if self.in_order() && due {
             self.make_ordered(Make::Frozen);
-            self.applications.release();
+            self.frozen_point_over();
             true
         } else if self.in_order() && now >= self.ordered.due {
             self.make_ordered(Make::Crash);
@@ -336,13 +351,19 @@ impl Engine {
             true
         } else if due && !self.ordered.is_streaming() && self.points_possible() {
             self.make_point();
-            self.applications.release();
+            self.frozen_point_over();
             true
         } else {
             self.copy_slice()
         };
         self.delta_open = false;
         worked || self.compare_some()
+    }
+
+    /// Whatever came of it, nobody stands still for it any more.
+    fn frozen_point_over(&mut self) {
+        self.applications.release();
+        self.group_freeze_over();
     }
 
     /// Ends an epoch; disks whose bits can't be trusted become suspect.
@@ -423,6 +444,7 @@ impl Engine {
         while let Ok((work, answer)) = self.control.try_recv() {
             self.on_request(work, answer);
         }
+        self.take_group_asks();
     }
 
     /// Waits for something to happen, at most so long.
@@ -432,12 +454,15 @@ impl Engine {
         enum Woken {
             Link(Option<LinkEvent>),
             Control(Option<Ask>),
+            Group,
             Time,
         }
         let woken = runtime.block_on(async {
             tokio::select! {
                 event = self.events.recv(), if !self.events.is_closed() => Woken::Link(event),
                 ask = self.control.recv(), if !self.control.is_closed() => Woken::Control(ask),
+                // What it is, is taken in with the next step.
+                () = self.group.asked() => Woken::Group,
                 () = tokio::time::sleep(most) => Woken::Time,
             }
         });

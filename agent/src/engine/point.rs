@@ -317,6 +317,7 @@ impl Engine {
         budget: u64,
     ) -> Result<Attempt, PointError> {
         self.pulse.work();
+        self.group_freeze_begins();
         self.hook("freeze")?;
         let set = match FrozenSet::freeze(&survey.filesystems, &self.guardian, &self.options.freeze) {
             Ok(set) => set,
@@ -334,6 +335,7 @@ impl Engine {
             };
             if moved.is_none() {
                 self.hook("frozen")?;
+                self.hold_for_group(&set, members);
             }
             Ok((runs, moved))
         });
@@ -343,6 +345,7 @@ impl Engine {
         let thawed = thawed?;
         self.metrics.frozen(Duration::from_micros(thawed.total_us));
         if !thawed.intact {
+            self.group_spoilt();
             return Err(PointError::Thawed);
         }
         hooked?;
@@ -350,6 +353,9 @@ impl Engine {
             Some(disk) => Attempt::Moved { disk, runs },
             None => {
                 let application = self.applications.thawed();
+                if self.group_needs_applications() && !application {
+                    self.group_spoilt();
+                }
                 Attempt::Point(Frozen { runs, taken_at_ms, freeze_us: thawed.total_us, application })
             }
         })

@@ -60,6 +60,11 @@ impl Renewal {
         held.identity.clone()
     }
 
+    /// Who this machine is now.
+    pub fn identity(&self) -> Arc<Identity> {
+        self.held().identity.clone()
+    }
+
     /// How long until [`Renewal::ask`] has something to say.
     pub fn due_in(&self, now_ms: u64) -> Duration {
         Duration::from_millis(self.next_ms.load(Ordering::Relaxed).saturating_sub(now_ms))

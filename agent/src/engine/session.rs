@@ -147,6 +147,9 @@ impl Engine {
             tracing::info!(point = %commit, consistency = ?info.consistency, freeze_us = info.freeze_us,
                 stored_after_ms = age.as_millis() as u64, "recovery point stored");
             self.metrics.point(&info, age);
+            if let Some(marker) = awaited.marker {
+                self.group.stored(marker, commit);
+            }
             let answer = crate::control::Response::Done {
                 message: match info.consistency {
                     Consistency::Crash => format!(

@@ -105,7 +105,8 @@ impl Engine {
         // Who asked for the applications to stand still is not answered by a point that comes in between.
         let answers = point.is_some() && !self.applications.hold_back();
         let waiting = if answers { std::mem::take(&mut self.point_wanted) } else { vec![] };
-        self.awaited.push_back(Awaited { delta, since: Instant::now(), point, waiting });
+        let marker = if point.is_some() { self.group.committed() } else { None };
+        self.awaited.push_back(Awaited { delta, since: Instant::now(), point, marker, waiting });
         Ok(())
     }
 

@@ -37,6 +37,7 @@ impl Engine {
             guardian_pid: self.guardian.pid(),
             disks: self.disks.iter().map(|d| self.disk_status(d, now)).collect(),
             capture: self.capture_status(self.in_order().then(|| in_ms(self.ordered.due))),
+            group: self.group_status.get(),
             notes: self.notes(),
         }
     }

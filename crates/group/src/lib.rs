@@ -13,6 +13,9 @@
 //!
 //! **Nobody stays frozen.** A member thaws by its own clock at the latest, whatever it hears or does not hear, and keeps nothing then.
 //!
+//! **Nobody is frozen all the time.** After a marker a member takes part in no other for four times as long as it was frozen (and in none
+//! with applications for four times as long as those were made to stand still), whatever a coordinator asks.
+//!
 //! **Old messages** do no harm: a member takes part in no marker that is not newer than the last one of that coordinator, and freezes and
 //! marks only when told so in its present life.
 //!

@@ -166,8 +166,8 @@ impl Machine {
             Input::Tick => self.tick(now, out),
             Input::Message { from, message } => self.told(now, from, &message, out),
             Input::Prepared { marker, done } => self.member.prepared(now, &self.timing, marker, done, out),
-            Input::Frozen { marker, done } => self.member.frozen(marker, done, out),
-            Input::Kept { marker, intact } => self.member.kept(marker, intact, out),
+            Input::Frozen { marker, done } => self.member.frozen(now, marker, done, out),
+            Input::Kept { marker, intact } => self.member.kept(now, marker, intact, out),
             Input::Membership(membership) => self.change(now, membership, out),
             Input::Wanted(kind) => self.begin(now, kind, out),
         }
@@ -199,7 +199,7 @@ impl Machine {
             }
             Message::Freeze { life, .. } => self.member.freeze(now, &self.timing, marker, life, out),
             Message::Mark { life, .. } => self.member.mark(now, &self.timing, marker, life, out),
-            Message::Revoke { .. } => self.member.revoke(marker, out),
+            Message::Revoke { .. } => self.member.revoke(now, marker, out),
             _ => {
                 let before = out.len();
                 self.coordinator.told(now, &self.timing, from, message, out);

@@ -27,9 +27,14 @@ enum Stage {
 struct Part {
     marker: Marker,
     epoch: u64,
+    kind: Kind,
     stage: Stage,
     /// By then it gives up.
     until: Tick,
+    /// When it began to prepare.
+    prepared_from: Tick,
+    /// When it began to freeze.
+    frozen_from: Option<Tick>,
 }
 
 /// See the module.
@@ -39,11 +44,17 @@ pub struct Member {
     part: Option<Part>,
     /// The newest marker that it heard of, by coordinator, and whether it kept it.
     newest: BTreeMap<MachineId, (Life, u64, bool)>,
+    /// Before that it takes part in nothing, by kind.
+    rests_until: [Tick; 2],
 }
+
+/// After a marker a member stays thawed for so many times as long as it was frozen, and its applications run for so many times as long as
+/// they were made to stand still: whatever a coordinator does, the machine has most of its time for itself.
+const REST: Tick = 4;
 
 impl Member {
     pub fn new(life: Life) -> Self {
-        Self { life, part: None, newest: BTreeMap::new() }
+        Self { life, part: None, newest: BTreeMap::new(), rests_until: [0; 2] }
     }
     /// Whether it takes part in something.
     pub fn is_busy(&self) -> bool {
@@ -84,9 +95,21 @@ impl Member {
             return false;
         }
         // Its coordinator has given up the one before.
-        self.give_up(None, out);
+        self.give_up(now, None, out);
         self.newest.insert(to, (marker.life, marker.number, false));
-        self.part = Some(Part { marker, epoch, stage: Stage::Preparing, until: now + timing.prepare_max });
+        if now < self.rests_until[Kind::Crash as usize].max(self.rests_until[kind as usize]) {
+            out.push(say(to, Message::Refuse { marker, why: Refusal::Busy }));
+            return false;
+        }
+        self.part = Some(Part {
+            marker,
+            epoch,
+            kind,
+            stage: Stage::Preparing,
+            until: now + timing.prepare_max,
+            prepared_from: now,
+            frozen_from: None,
+        });
         out.push(Output::Prepare { marker, kind });
         true
     }
@@ -102,7 +125,7 @@ impl Member {
     ) {
         let Some(part) = self.at(marker, Stage::Preparing) else { return };
         if !done {
-            return self.give_up(Some(Refusal::Unprepared), out);
+            return self.give_up(now, Some(Refusal::Unprepared), out);
         }
         part.stage = Stage::Ready;
         // Others may take longer, and what they say be said again.
@@ -115,6 +138,7 @@ impl Member {
         match self.part.as_mut().filter(|part| part.marker == marker && life == own) {
             Some(part) if part.stage == Stage::Ready => {
                 part.stage = Stage::Freezing;
+                part.frozen_from = Some(now);
                 part.until = now + timing.hold_max;
                 out.push(Output::Freeze { marker });
             }
@@ -129,11 +153,11 @@ impl Member {
     }
 
     /// Everything stands still, or could not be frozen.
-    pub fn frozen(&mut self, marker: Marker, done: bool, out: &mut Vec<Output>) {
+    pub fn frozen(&mut self, now: Tick, marker: Marker, done: bool, out: &mut Vec<Output>) {
         let life = self.life;
         let Some(part) = self.at(marker, Stage::Freezing) else { return };
         if !done {
-            return self.give_up(Some(Refusal::Unfrozen), out);
+            return self.give_up(now, Some(Refusal::Unfrozen), out);
         }
         // For how long it may stay so was counted from when it began.
         part.stage = Stage::Frozen;
@@ -157,10 +181,12 @@ impl Member {
     }
 
     /// It has thawed; `intact`: everything stood still until then.
-    pub fn kept(&mut self, marker: Marker, intact: bool, out: &mut Vec<Output>) {
+    pub fn kept(&mut self, now: Tick, marker: Marker, intact: bool, out: &mut Vec<Output>) {
         let life = self.life;
-        let Some(Part { epoch, .. }) = self.at(marker, Stage::Keeping).copied() else { return };
+        let Some(part) = self.at(marker, Stage::Keeping).copied() else { return };
+        let epoch = part.epoch;
         self.part = None;
+        self.rest(now, &part);
         if !intact {
             out.push(say(marker.coordinator, Message::Refuse { marker, why: Refusal::Thawed }));
             return;
@@ -170,9 +196,9 @@ impl Member {
         out.push(Output::Report { marker, epoch });
     }
 
-    pub fn revoke(&mut self, marker: Marker, out: &mut Vec<Output>) {
+    pub fn revoke(&mut self, now: Tick, marker: Marker, out: &mut Vec<Output>) {
         if self.part.is_some_and(|part| part.marker == marker) {
-            self.give_up(None, out);
+            self.give_up(now, None, out);
         } else if self.has_kept(marker) {
             self.newest.insert(marker.coordinator, (marker.life, marker.number, false));
             out.push(Output::Withdraw { marker });
@@ -184,7 +210,7 @@ impl Member {
 
     pub fn tick(&mut self, now: Tick, out: &mut Vec<Output>) {
         if self.part.is_some_and(|part| now >= part.until) {
-            self.give_up(Some(Refusal::Late), out);
+            self.give_up(now, Some(Refusal::Late), out);
         }
     }
 
@@ -201,8 +227,20 @@ impl Member {
         self.part.as_mut().filter(|part| part.marker == marker && part.stage == stage)
     }
 
-    fn give_up(&mut self, why: Option<Refusal>, out: &mut Vec<Output>) {
-        let Some(Part { marker, .. }) = self.part.take() else { return };
+    fn rest(&mut self, now: Tick, part: &Part) {
+        let busy = |since: Tick| now + REST * (now - since);
+        if let Some(since) = part.frozen_from {
+            self.rests_until[Kind::Crash as usize] = busy(since);
+        }
+        if part.kind == Kind::Application {
+            self.rests_until[Kind::Application as usize] = busy(part.prepared_from);
+        }
+    }
+
+    fn give_up(&mut self, now: Tick, why: Option<Refusal>, out: &mut Vec<Output>) {
+        let Some(part) = self.part.take() else { return };
+        let marker = part.marker;
+        self.rest(now, &part);
         out.push(Output::Drop { marker });
         if let Some(why) = why {
             out.push(say(marker.coordinator, Message::Refuse { marker, why }));

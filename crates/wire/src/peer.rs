@@ -7,8 +7,8 @@
 //! names, and that the authority issued it to a machine.
 
 use crate::roster::SignedRoster;
-use crate::{Credential, WireError, tls};
-use highwater_delta::GroupId;
+use crate::{Credential, Identity, WireError, tls};
+use highwater_delta::{GroupId, MachineId};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
@@ -16,9 +16,17 @@ use rustls::{ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme}
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// Application protocol of port 20004.
 pub const ALPN_GROUP: &[u8] = b"highwater-group/1";
+
+const CONNECT_MAX: Duration = Duration::from_secs(5);
+const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 
 /// One frame between two members.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,7 +43,7 @@ pub enum PeerMessage {
 }
 
 /// For a member that is called.
-pub fn group_server(
+fn group_server(
     ca: &CertificateDer<'static>,
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
@@ -54,7 +62,7 @@ pub fn group_server(
 }
 
 /// For a member that calls.
-pub fn group_client(
+fn group_client(
     ca: &CertificateDer<'static>,
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
@@ -74,8 +82,54 @@ pub fn group_client(
     Ok(config)
 }
 
+/// A connection between two members.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+/// Meets a caller: who it is, and the connection. The authority's word is that it is a machine; whether it is a member, and its certificate
+/// has not been revoked, is for the roster to say.
+pub async fn meet(
+    identity: &Identity,
+    stream: TcpStream,
+) -> Result<(Credential, Box<dyn Stream>), WireError> {
+    let config = group_server(&identity.ca, identity.cert_chain.clone(), identity.key.clone_key())?;
+    let stream = within(TlsAcceptor::from(Arc::new(config)).accept(stream)).await?;
+    let connection = &stream.get_ref().1;
+    let credential = peer(connection.alpn_protocol(), connection.peer_certificates())?;
+    Ok((credential, Box::new(stream)))
+}
+
+/// Calls a member, which must be this machine.
+pub async fn call(
+    identity: &Identity,
+    machine: MachineId,
+    address: &str,
+) -> Result<(Credential, Box<dyn Stream>), WireError> {
+    let config = group_client(&identity.ca, identity.cert_chain.clone(), identity.key.clone_key())?;
+    let stream = timeout(CONNECT_MAX, TcpStream::connect(address)).await;
+    let stream = stream.map_err(|_| WireError::TimedOut { what: "connecting", after: CONNECT_MAX })??;
+    // A marker is many small messages.
+    stream.set_nodelay(true)?;
+    // TLS wants a name to expect. Here it is the certificate's machine that counts.
+    let nobody = ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into());
+    let connect = TlsConnector::from(Arc::new(config)).connect(nobody, stream);
+    let stream = within(connect).await?;
+    let connection = &stream.get_ref().1;
+    let credential = peer(connection.alpn_protocol(), connection.peer_certificates())?;
+    if credential.machine != machine {
+        return Err(WireError::Handshake(format!("machine {} answers in its place", credential.machine)));
+    }
+    Ok((credential, Box::new(stream)))
+}
+
+async fn within<T>(handshake: impl Future<Output = std::io::Result<T>>) -> Result<T, WireError> {
+    let done = timeout(HANDSHAKE_MAX, handshake).await;
+    done.map_err(|_| WireError::TimedOut { what: "the TLS handshake", after: HANDSHAKE_MAX })?
+        .map_err(tls::io_error)
+}
+
 /// Who is at the other end of a connection, after its handshake.
-pub fn peer(alpn: Option<&[u8]>, certs: Option<&[CertificateDer<'_>]>) -> Result<Credential, WireError> {
+fn peer(alpn: Option<&[u8]>, certs: Option<&[CertificateDer<'_>]>) -> Result<Credential, WireError> {
     if alpn != Some(ALPN_GROUP) {
         return Err(WireError::Handshake("the peer did not ask for protocol highwater-group/1".to_owned()));
     }

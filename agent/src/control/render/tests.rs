@@ -59,6 +59,7 @@ pub(in crate::control) fn report() -> StatusReport {
         guardian_pid: Some(10),
         disks: vec![disk],
         capture: Default::default(),
+        group: None,
         notes: vec!["a note".into()],
     }
 }

@@ -88,7 +88,12 @@ fn session(manner: Manner, bandwidth: Option<u64>) -> Fake {
     let let_go = writer.let_go.clone();
     let (queue, outgoing) = mpsc::channel(QUEUE_MAX);
     let (sender, events) = mpsc::channel(256);
-    let end = tokio::spawn(carry(writer, outgoing, SessionReceiver::over(input, timeouts), sender));
+    let end = tokio::spawn(carry(
+        writer,
+        outgoing,
+        SessionReceiver::over(input, timeouts),
+        (sender, mpsc::channel(1).0),
+    ));
     Fake { end, queue, pings, pulse, began: Instant::now(), let_go, _events: events }
 }
 
@@ -203,7 +208,10 @@ async fn a_wake_is_tried_at_once_and_begins_the_waits_anew() {
     let (sender, mut events) = mpsc::channel(16);
     let (wake, pulse) = (Arc::new(Notify::new()), Arc::new(Pulse::new(SILENCE, SILENCE)));
     let throttle = Arc::new(Throttle::new(None));
-    let link = tokio::spawn(run(endpoint, renewal, patience, throttle, pulse, sender, wake.clone()));
+    let reachable = highwater_wire::message::Reachable { host: None, port: 20004 };
+    let groups = Groups { told: mpsc::channel(1).0, reachable };
+    let link =
+        tokio::spawn(run(endpoint, renewal, patience, (throttle, pulse), groups, sender, wake.clone()));
     for attempt in 0..20 {
         let event = timeout(Duration::from_secs(5), events.recv()).await.expect("it waits").unwrap();
         let LinkEvent::Down(down) = event else { panic!("{event:?}") };

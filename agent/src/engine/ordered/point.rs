@@ -227,7 +227,7 @@ impl Engine {
             let (marked, trouble) = if freeze {
                 // Rounds take their time: what was mounted meanwhile must be frozen too.
                 let survey = self.survey_ordered(members)?;
-                self.seal_frozen(&survey)?
+                self.seal_frozen(&survey, members)?
             } else {
                 (Some(self.seal(SEAL_MAX)?), None)
             };
@@ -361,8 +361,13 @@ impl Engine {
     }
 
     /// Seals the stream while all filesystems are frozen. What was sealed is to be sent, whatever became of the freeze.
-    fn seal_frozen(&mut self, survey: &Survey) -> Result<(Option<Marked>, Option<PointError>), PointError> {
+    fn seal_frozen(
+        &mut self,
+        survey: &Survey,
+        members: &[DiskId],
+    ) -> Result<(Option<Marked>, Option<PointError>), PointError> {
         self.pulse.work();
+        self.group_freeze_begins();
         if let Err(error) = self.hook("freeze") {
             return Ok((None, Some(error)));
         }
@@ -376,6 +381,9 @@ impl Engine {
         // Whatever happens from here on, the set is thawed: by us, by its drop, or by the guardian.
         let marked = self.mark_frozen();
         let seen = if marked.is_ok() { self.hook("frozen") } else { Ok(()) };
+        if seen.is_ok() && marked.as_ref().is_ok_and(|marked| marked.exact) {
+            self.hold_for_group(&set, members);
+        }
         let thawed = set.thaw();
         let hooked = self.hook("thaw");
         let mut marked = marked?;
@@ -386,6 +394,9 @@ impl Engine {
                 marked.freeze_us = thawed.total_us;
                 // If it must be frozen once more, they go on standing still.
                 marked.application = thawed.intact && marked.exact && self.applications.thawed();
+                if !thawed.intact || (self.group_needs_applications() && !marked.application) {
+                    self.group_spoilt();
+                }
                 (!thawed.intact).then_some(PointError::Thawed)
             }
         };

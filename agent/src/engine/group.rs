@@ -1,0 +1,353 @@
+//! A machine's part in the markers of its group: it prepares when told, freezes when told, stays frozen until all others are, and says what
+//! came of it. Who decides what is told is [`crate::group`].
+//!
+//! **One instant.** The state that becomes the point is what the disks hold when the freeze is complete, and nothing is written to them until
+//! the word to mark: filesystems are frozen, and what no freeze holds still is seen from the kernel's counts to have stood still. Anything
+//! else is no point of the group; it may still be one of this machine.
+//!
+//! **Limits.** A freeze ends by its own deadline at the latest, whatever is heard; the guardian's ends it if this process hangs.
+
+use super::{Engine, application::Applications};
+use crate::{
+    device,
+    freeze::FrozenSet,
+    group::{FromEngine, ToEngine},
+    mounts,
+};
+use highwater_delta::{CommitId, DiskId};
+use highwater_group::{Kind, Marker};
+use std::{
+    collections::VecDeque,
+    os::fd::AsRawFd,
+    sync::mpsc::{Receiver, TryRecvError, channel},
+    time::{Duration, Instant},
+};
+use tokio::sync::mpsc;
+
+/// The freeze's own deadline must not be what ends it.
+const MARGIN: Duration = Duration::from_millis(200);
+
+/// How far it is.
+#[derive(Debug)]
+enum Stage {
+    /// Waits for hooks of a point of this machine's own.
+    Waiting,
+    /// Hooks are being called, filesystems are being written out.
+    Preparing { written_out: Receiver<()>, is_out: bool, quiet: bool },
+    /// All is prepared.
+    Ready,
+    /// The word to freeze has come.
+    Freezing,
+    /// It was frozen, and the word to mark came in time: the point that is being made is the group's.
+    Marked,
+    /// It was frozen, and came to nothing.
+    Spoilt,
+}
+
+#[derive(Debug)]
+struct Part {
+    marker: Marker,
+    kind: Kind,
+    /// There are hooks, and they were called for it.
+    hooked: bool,
+    stage: Stage,
+}
+
+/// What the engine keeps of it.
+pub(super) struct GroupPoints {
+    asks: mpsc::Receiver<ToEngine>,
+    done: mpsc::UnboundedSender<FromEngine>,
+    part: Option<Part>,
+    /// Came while the machine was frozen for something else.
+    put_off: VecDeque<ToEngine>,
+}
+
+/// What is to be done for the group now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ForGroup {
+    /// Nothing.
+    Nothing,
+    /// No point with a freeze now: it is about to be frozen for the group, or its applications stand still for it.
+    Wait,
+    /// The point with a freeze is the group's.
+    Freeze,
+}
+
+impl GroupPoints {
+    pub(super) fn new(asks: mpsc::Receiver<ToEngine>, done: mpsc::UnboundedSender<FromEngine>) -> Self {
+        Self { asks, done, part: None, put_off: VecDeque::new() }
+    }
+
+    fn say(&self, what: FromEngine) {
+        // Without a group nobody listens.
+        let _ = self.done.send(what);
+    }
+
+    fn next(&mut self) -> Option<ToEngine> {
+        self.put_off.pop_front().or_else(|| self.asks.try_recv().ok())
+    }
+
+    /// Waits for something to be asked; for ever, if nobody can ask any more.
+    pub(super) async fn asked(&mut self) {
+        if !self.put_off.is_empty() {
+            return;
+        }
+        match self.asks.recv().await {
+            Some(ask) => self.put_off.push_back(ask),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Whether something has to be looked at soon.
+    pub(super) fn is_busy(&self) -> bool {
+        self.part.is_some()
+    }
+
+    /// A second freeze is another instant.
+    fn begin_freeze(&mut self) {
+        if let Some(part) = &mut self.part
+            && matches!(part.stage, Stage::Marked)
+        {
+            part.stage = Stage::Spoilt;
+        }
+    }
+
+    /// Whether the freeze that begins is the group's.
+    fn is_freezing(&self) -> Option<Marker> {
+        self.part.as_ref().filter(|part| matches!(part.stage, Stage::Freezing)).map(|part| part.marker)
+    }
+
+    /// The point's delta is complete and under way. Answers of which marker it is.
+    pub(super) fn committed(&mut self) -> Option<Marker> {
+        let part = self.part.take_if(|part| matches!(part.stage, Stage::Marked))?;
+        self.say(FromEngine::Kept { marker: part.marker, intact: true });
+        Some(part.marker)
+    }
+
+    /// The machine's point is stored.
+    pub(super) fn stored(&self, marker: Marker, commit: CommitId) {
+        self.say(FromEngine::Stored { marker, commit });
+    }
+
+    /// It was frozen for this, and is not any more.
+    fn spoil(&mut self) {
+        if let Some(part) = &mut self.part {
+            part.stage = Stage::Spoilt;
+        }
+    }
+
+    /// Whatever the attempt came to, it is over.
+    fn over(&mut self) {
+        let Some(Part { marker, stage, .. }) =
+            self.part.take_if(|part| matches!(part.stage, Stage::Freezing | Stage::Marked | Stage::Spoilt))
+        else {
+            return;
+        };
+        match stage {
+            Stage::Freezing => self.say(FromEngine::Frozen { marker, done: false }),
+            _ => self.say(FromEngine::Kept { marker, intact: false }),
+        }
+    }
+}
+
+impl Engine {
+    /// Takes in what the group asks for, without waiting.
+    pub(super) fn take_group_asks(&mut self) {
+        while let Some(ask) = self.group.next() {
+            match ask {
+                ToEngine::Tell(message) => {
+                    self.tell(message);
+                }
+                ToEngine::Prepare { marker, kind } => self.prepare_for_group(marker, kind),
+                ToEngine::Freeze { marker } => match &mut self.group.part {
+                    Some(part) if part.marker == marker && matches!(part.stage, Stage::Ready) => {
+                        part.stage = Stage::Freezing;
+                    }
+                    _ => self.group.say(FromEngine::Frozen { marker, done: false }),
+                },
+                // It is frozen no longer.
+                ToEngine::Keep { marker } => self.group.say(FromEngine::Kept { marker, intact: false }),
+                ToEngine::Drop { marker } => {
+                    if self.group.part.take_if(|part| part.marker == marker).is_some() {
+                        self.applications.release();
+                    }
+                }
+            }
+        }
+    }
+
+    fn prepare_for_group(&mut self, marker: Marker, kind: Kind) {
+        if !self.frozen_points_possible() {
+            return self.group.say(FromEngine::Prepared { marker, done: false });
+        }
+        self.group.part = Some(Part { marker, kind, hooked: false, stage: Stage::Waiting });
+        self.move_group_on(&Applications::Alone);
+    }
+
+    /// Whether a point with a freeze could be made now.
+    fn frozen_points_possible(&self) -> bool {
+        matches!(self.link, super::Link::Up(_))
+            && (self.in_order() || (!self.ordered.is_streaming() && self.points_possible()))
+    }
+
+    /// Moves preparations on, and says what is to be done.
+    pub(super) fn see_to_group(&mut self, applications: &Applications) -> ForGroup {
+        self.move_group_on(applications);
+        let Some(part) = &self.group.part else { return ForGroup::Nothing };
+        match part.stage {
+            Stage::Waiting => ForGroup::Nothing,
+            Stage::Preparing { .. } | Stage::Ready => ForGroup::Wait,
+            Stage::Freezing if self.frozen_points_possible() => ForGroup::Freeze,
+            Stage::Freezing | Stage::Marked | Stage::Spoilt => {
+                self.group.over();
+                ForGroup::Nothing
+            }
+        }
+    }
+
+    fn move_group_on(&mut self, applications: &Applications) {
+        let Some(Part { marker, kind, stage, .. }) = &mut self.group.part else { return };
+        let (marker, kind) = (*marker, *kind);
+        if matches!(stage, Stage::Waiting) && !self.applications.are_busy() {
+            let quiet = match kind {
+                Kind::Crash => true,
+                Kind::Application => match self.applications.begin_for_group(&self.options.run_dir) {
+                    Ok(quiet) => quiet,
+                    Err(()) => return self.unprepared(marker),
+                },
+            };
+            let written_out = self.write_out_meanwhile();
+            if let Some(part) = &mut self.group.part {
+                part.hooked = !quiet;
+                part.stage = Stage::Preparing { written_out, is_out: false, quiet };
+            }
+            return;
+        }
+        let Stage::Preparing { written_out, is_out, quiet } = stage else { return };
+        if !*is_out && !matches!(written_out.try_recv(), Err(TryRecvError::Empty)) {
+            *is_out = true;
+        }
+        if !*quiet {
+            match applications {
+                Applications::Wait => {}
+                Applications::Freeze if self.applications.stand_still() => *quiet = true,
+                // One has failed: what the others have would be worth less for the name it bears.
+                Applications::Freeze | Applications::Alone => return self.unprepared(marker),
+            }
+        }
+        if *is_out && *quiet {
+            if let Some(part) = &mut self.group.part {
+                part.stage = Stage::Ready;
+            }
+            self.group.say(FromEngine::Prepared { marker, done: true });
+        }
+    }
+
+    fn unprepared(&mut self, marker: Marker) {
+        self.group.part = None;
+        self.applications.release();
+        self.group.say(FromEngine::Prepared { marker, done: false });
+    }
+
+    /// Writes out what is dirty on a thread of its own, so that the freeze has little to do.
+    fn write_out_meanwhile(&self) -> Receiver<()> {
+        let (done, wait) = channel();
+        let devices: Vec<_> = self.disks.iter().filter_map(|disk| disk.device.clone()).collect();
+        let work = move || {
+            let filesystems = mounts::survey(&devices).map(|survey| survey.filesystems).unwrap_or_default();
+            for filesystem in filesystems.iter().filter(|filesystem| !filesystem.read_only) {
+                if let Ok(file) = filesystem.open() {
+                    // SAFETY: an open descriptor.
+                    unsafe { libc::syncfs(file.as_raw_fd()) };
+                }
+            }
+            let _ = done.send(());
+        };
+        // Without it the freeze takes longer.
+        let _ = std::thread::Builder::new().name("sync".into()).spawn(work);
+        wait
+    }
+
+    /// The freeze that was the group's has been tried.
+    pub(super) fn group_freeze_over(&mut self) {
+        self.group.over();
+    }
+
+    /// A freeze begins.
+    pub(super) fn group_freeze_begins(&mut self) {
+        self.group.begin_freeze();
+    }
+
+    /// Under a freeze that is complete, the state of the disks taken: if it is the group's, waits for the word to mark. `members`: the disks
+    /// that are in the point.
+    pub(super) fn hold_for_group(&mut self, set: &FrozenSet, members: &[DiskId]) {
+        let Some(marker) = self.group.is_freezing() else { return };
+        let Some(before) = self.at_rest(members) else {
+            tracing::info!(%marker, "a disk that no freeze holds still is being written to: no point of the group");
+            return self.group.over();
+        };
+        self.group.say(FromEngine::Frozen { marker, done: true });
+        let until = Instant::now() + set.time_left().saturating_sub(MARGIN);
+        let word = self.word(marker, until);
+        let kept = match word {
+            Word::Keep => self.at_rest(members) == Some(before),
+            Word::Drop => {
+                self.group.part = None;
+                return;
+            }
+            Word::None => false,
+        };
+        if !kept {
+            return self.group.spoil();
+        }
+        if let Some(part) = &mut self.group.part {
+            part.stage = Stage::Marked;
+        }
+    }
+
+    /// What stood still under the freeze no longer counts.
+    pub(super) fn group_spoilt(&mut self) {
+        if self.group.part.as_ref().is_some_and(|part| matches!(part.stage, Stage::Marked)) {
+            self.group.spoil();
+        }
+    }
+
+    /// Whether applications must have stood still for what is being made.
+    pub(super) fn group_needs_applications(&self) -> bool {
+        self.group.part.as_ref().is_some_and(|part| part.hooked)
+    }
+
+    fn word(&mut self, marker: Marker, until: Instant) -> Word {
+        let runtime = self.runtime.clone();
+        loop {
+            self.pulse.work();
+            let left = until.saturating_duration_since(Instant::now());
+            let asked = runtime.block_on(async { tokio::time::timeout(left, self.group.asks.recv()).await });
+            match asked {
+                Err(_) | Ok(None) => return Word::None,
+                Ok(Some(ToEngine::Keep { marker: of })) if of == marker => return Word::Keep,
+                Ok(Some(ToEngine::Drop { marker: of })) if of == marker => return Word::Drop,
+                Ok(Some(other)) => self.group.put_off.push_back(other),
+            }
+        }
+    }
+
+    /// What the kernel counts as written to each disk, if nothing is being written to any; else none.
+    fn at_rest(&self, members: &[DiskId]) -> Option<Vec<(u64, u64)>> {
+        let count = |id: &DiskId| {
+            let device = self.disks.iter().find(|disk| disk.id() == *id)?.device.as_ref()?;
+            // In this order: what is over by the first look has been counted by the second.
+            let (_, writes) = device::inflight(device.dev).ok()?;
+            let stat = device::stat(device.dev).ok()?;
+            (writes == 0).then_some((stat.sectors_written, stat.sectors_discarded))
+        };
+        members.iter().map(count).collect()
+    }
+}
+
+enum Word {
+    Keep,
+    Drop,
+    /// In time there was none.
+    None,
+}

@@ -1,0 +1,530 @@
+//! The owner of the protocol's state.
+
+use super::{
+    FromEngine, GroupStatus, MarkerStatus, SharedStatus, ToEngine,
+    peers::{self, Connection, Event, Shared, Table},
+};
+use highwater_delta::{CommitId, DeltaId, MachineId};
+use highwater_group::{Failure, Input, Kind, Life, Machine, Marker, Output, Refusal, Tick};
+use highwater_wire::{
+    Credential, Identity, PeerMessage, Roster, SignedRoster, codec,
+    files::write_secret,
+    message::{AgentMessage, Kept, PointAnswer, Refusal as WireRefusal},
+};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+use tokio::sync::mpsc;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// Markers that are remembered.
+const MARKERS_MAX: usize = 64;
+/// Requests of operators that wait.
+const REQUESTS_MAX: usize = 16;
+/// So long an operator's request is tried again, while a member is busy.
+const REQUEST_MAX: Duration = Duration::from_secs(60);
+/// Callers that no roster known here names, and how long they may take to show one that does.
+const STRANGERS_MAX: usize = 16;
+const STRANGER_MAX: Duration = Duration::from_secs(10);
+/// Between two attempts to listen.
+const LISTEN_AGAIN: Duration = Duration::from_secs(10);
+/// Where the newest roster lies, in the run directory.
+const ROSTER_FILE: &str = "group-roster";
+
+/// What the operator chose.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where to listen, while the machine belongs to a group.
+    pub listen: SocketAddr,
+    /// In memory.
+    pub run_dir: PathBuf,
+}
+
+/// What the collector tells.
+#[derive(Clone, Debug)]
+pub enum Told {
+    /// The group, or that there is none.
+    Group(Option<SignedRoster>),
+    /// A point of the group is wanted.
+    Wanted {
+        /// Its number.
+        request: u64,
+        /// What is to be frozen.
+        kind: Kind,
+    },
+}
+
+struct Request {
+    number: u64,
+    kind: Kind,
+    until: Instant,
+}
+
+struct Member {
+    roster: Roster,
+    signed: SignedRoster,
+    machine: Machine,
+}
+
+struct Owner {
+    own: MachineId,
+    options: Options,
+    began: Instant,
+    member: Option<Member>,
+    peers: Arc<Shared>,
+    table: Table,
+    strangers: VecDeque<(Instant, Connection)>,
+    engine: mpsc::Sender<ToEngine>,
+    status: SharedStatus,
+    listening: Option<DropGuard>,
+    listen_at: Instant,
+    kinds: BTreeMap<Marker, Kind>,
+    /// Kept, and perhaps not stored yet.
+    reports: BTreeMap<Marker, u64>,
+    stored: BTreeMap<Marker, CommitId>,
+    requests: Vec<Request>,
+    /// Wanted again then.
+    again: Option<(Instant, Kind)>,
+    /// What the engine is busy with.
+    part: Option<Marker>,
+}
+
+/// Runs until the engine is gone.
+pub async fn run(
+    options: Options,
+    own: MachineId,
+    identity: impl Fn() -> Arc<Identity> + Send + Sync + 'static,
+    mut told: mpsc::Receiver<Told>,
+    engine: mpsc::Sender<ToEngine>,
+    mut done: mpsc::UnboundedReceiver<FromEngine>,
+    status: SharedStatus,
+) {
+    let (events, mut happened) = mpsc::channel(256);
+    let mut owner = Owner {
+        own,
+        options,
+        began: Instant::now(),
+        member: None,
+        peers: Shared::new(identity, events),
+        table: Table::default(),
+        strangers: VecDeque::new(),
+        engine,
+        status,
+        listening: None,
+        listen_at: Instant::now(),
+        kinds: BTreeMap::new(),
+        reports: BTreeMap::new(),
+        stored: BTreeMap::new(),
+        requests: vec![],
+        again: None,
+        part: None,
+    };
+    owner.recall();
+    loop {
+        owner.listen().await;
+        let due = owner.due();
+        tokio::select! {
+            () = owner.engine.closed() => return,
+            Some(event) = happened.recv() => owner.on_event(event),
+            Some(done) = done.recv() => owner.on_done(done),
+            Some(told) = told.recv() => owner.on_told(told),
+            () = tokio::time::sleep_until(due.into()) => owner.tick(),
+        }
+    }
+}
+
+impl Owner {
+    fn now(&self) -> Tick {
+        self.began.elapsed().as_millis() as Tick
+    }
+
+    fn due(&self) -> Instant {
+        let next = self.member.as_ref().and_then(|member| member.machine.next());
+        let machine = next.map(|tick| self.began + Duration::from_millis(tick));
+        let again = self.again.map(|(at, _)| at);
+        let idle = Instant::now() + Duration::from_secs(1);
+        [machine, again].into_iter().flatten().fold(idle, Instant::min)
+    }
+
+    fn tick(&mut self) {
+        let now = Instant::now();
+        self.strangers.retain(|(since, _)| now.duration_since(*since) < STRANGER_MAX);
+        if let Some((_, kind)) = self.again.take_if(|(at, _)| now >= *at) {
+            self.input(Input::Wanted(kind));
+        }
+        self.input(Input::Tick);
+        let connected = self.table.len();
+        self.status.change(|status| status.connected = connected);
+    }
+
+    fn on_told(&mut self, told: Told) {
+        match told {
+            Told::Group(Some(signed)) => self.adopt(&signed, true),
+            Told::Group(None) => self.leave(),
+            Told::Wanted { request, kind } => {
+                if self.member.is_none() || self.requests.len() >= REQUESTS_MAX {
+                    let cause = if self.member.is_none() {
+                        "this machine belongs to no group"
+                    } else {
+                        "too many requests"
+                    };
+                    return self.answer(request, PointAnswer::Failed(refusal(cause.to_owned())));
+                }
+                let until = Instant::now() + REQUEST_MAX;
+                self.requests.push(Request { number: request, kind, until });
+                self.input(Input::Wanted(kind));
+            }
+        }
+    }
+
+    fn on_event(&mut self, event: Event) {
+        match event {
+            Event::Up(connection) if self.belongs(&connection.credential) => self.table.up(connection),
+            Event::Up(connection) => {
+                if self.strangers.len() >= STRANGERS_MAX {
+                    self.strangers.pop_front();
+                }
+                self.strangers.push_back((Instant::now(), connection));
+            }
+            Event::Down(machine, number) => {
+                self.table.down(machine, number);
+                self.strangers.retain(|(_, connection)| connection.number != number);
+            }
+            Event::Unreachable(machine, why) => {
+                let name = self.name(machine);
+                tracing::debug!(%machine, name, why, "a member of the group cannot be reached");
+                self.table.unreachable(machine);
+            }
+            Event::Said(_, PeerMessage::Roster(signed)) => self.adopt(&signed, false),
+            Event::Said(from, PeerMessage::Said { group, message }) => {
+                let is_known = self.member.as_ref().is_some_and(|member| member.roster.group == group)
+                    && self.table.is_connected(from);
+                if is_known {
+                    self.input(Input::Message { from, message });
+                }
+            }
+        }
+    }
+
+    fn on_done(&mut self, done: FromEngine) {
+        match done {
+            FromEngine::Prepared { marker, done } => self.input(Input::Prepared { marker, done }),
+            FromEngine::Frozen { marker, done } => self.input(Input::Frozen { marker, done }),
+            FromEngine::Kept { marker, intact } => self.input(Input::Kept { marker, intact }),
+            FromEngine::Stored { marker, commit } => {
+                self.stored.insert(marker, commit);
+                self.report(marker);
+            }
+        }
+    }
+
+    fn input(&mut self, input: Input) {
+        let now = self.now();
+        let Some(member) = &mut self.member else { return };
+        for output in member.machine.on(now, input) {
+            self.output(output);
+        }
+    }
+
+    fn output(&mut self, output: Output) {
+        match output {
+            Output::Send { to, message } => {
+                let Some(member) = &self.member else { return };
+                let address = member.roster.member(to).and_then(|member| member.address.as_deref());
+                let group = member.roster.group;
+                self.table.say(&self.peers, to, address, PeerMessage::Said { group, message });
+            }
+            Output::Prepare { marker, kind } => {
+                self.kinds.insert(marker, kind);
+                while self.kinds.len() > MARKERS_MAX {
+                    self.kinds.pop_first();
+                }
+                self.part = Some(marker);
+                self.ask(ToEngine::Prepare { marker, kind });
+            }
+            Output::Freeze { marker } => self.ask(ToEngine::Freeze { marker }),
+            Output::Keep { marker } => self.ask(ToEngine::Keep { marker }),
+            Output::Drop { marker } => {
+                self.part = None;
+                self.ask(ToEngine::Drop { marker });
+            }
+            Output::Report { marker, epoch } => {
+                self.part = None;
+                self.reports.insert(marker, epoch);
+                self.report(marker);
+                let kept = self.told_of(marker, None);
+                self.status.change(|status| status.last_kept = Some(kept));
+            }
+            Output::Withdraw { marker } => {
+                self.reports.remove(&marker);
+                if let Some(member) = &self.member {
+                    let group = member.roster.group;
+                    self.ask(ToEngine::Tell(AgentMessage::Withdrawn { group, marker }));
+                }
+            }
+            Output::Ended { marker, kind, result } => self.ended(marker, kind, result),
+        }
+    }
+
+    /// A marker that this machine coordinated is over.
+    fn ended(&mut self, marker: Marker, kind: Kind, result: Result<(), Failure>) {
+        let why = result.as_ref().err().map(|failure| self.text(failure));
+        if let Some(why) = &why {
+            tracing::info!(%marker, ?kind, why, code = "HW-1445", "no point of the group this time");
+            let failed = self.told_of(marker, Some(why.clone()));
+            self.status.change(|status| status.last_failed = Some(failed));
+        } else {
+            tracing::debug!(%marker, ?kind, "every member keeps the marker");
+        }
+        if let Some(member) = &self.member {
+            let group = member.roster.group;
+            self.ask(ToEngine::Tell(AgentMessage::MarkerEnded { group, marker, kind, failed: why.clone() }));
+        }
+        let is_busy = matches!(
+            result,
+            Err(Failure::Refused(_, Refusal::Busy | Refusal::OtherMembership { .. }) | Failure::Changed)
+        );
+        let now = Instant::now();
+        let (over, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.requests)
+            .into_iter()
+            .partition(|request| request.kind == kind && !(is_busy && now < request.until));
+        self.requests = waiting;
+        for request in over {
+            let answer = match &why {
+                None => PointAnswer::Marker(marker),
+                Some(why) => PointAnswer::Failed(refusal(why.clone())),
+            };
+            self.answer(request.number, answer);
+        }
+        if let Some(request) = self.requests.iter().find(|request| request.kind == kind) {
+            self.again = Some((now + Duration::from_secs(1), request.kind));
+        }
+    }
+
+    /// Tells the collector, once it is kept by the protocol and stored by the vault.
+    fn report(&mut self, marker: Marker) {
+        if let (Some(epoch), Some(commit)) = (self.reports.get(&marker), self.stored.get(&marker))
+            && let (Some(member), Some(kind)) = (&self.member, self.kinds.get(&marker))
+        {
+            let group = member.roster.group;
+            let kept = Kept { group, epoch: *epoch, marker, kind: *kind, commit: *commit };
+            self.ask(ToEngine::Tell(AgentMessage::Kept(kept)));
+            self.reports.remove(&marker);
+            self.stored.remove(&marker);
+        }
+        for map_len in [self.reports.len(), self.stored.len()] {
+            if map_len > MARKERS_MAX {
+                self.reports.pop_first();
+                self.stored.pop_first();
+            }
+        }
+    }
+
+    fn answer(&self, request: u64, answer: PointAnswer) {
+        self.ask(ToEngine::Tell(AgentMessage::Answer { request, answer }));
+    }
+
+    /// The engine may be busy for long, but not with so much: what does not fit is not done, and the protocol notices.
+    fn ask(&self, ask: ToEngine) {
+        if let Err(error) = self.engine.try_send(ask) {
+            tracing::warn!(%error, "the engine does not take what the group asks for");
+        }
+    }
+
+    fn belongs(&self, credential: &Credential) -> bool {
+        let member = self.member.as_ref().and_then(|member| member.roster.member(credential.machine));
+        member.is_some_and(|member| credential.generation >= member.generation_min)
+    }
+
+    fn name(&self, machine: MachineId) -> String {
+        let member = self.member.as_ref().and_then(|member| member.roster.member(machine));
+        member
+            .map(|member| member.host_name.clone())
+            .filter(|name| !name.is_empty())
+            .unwrap_or_else(|| machine.to_string())
+    }
+
+    fn text(&self, failure: &Failure) -> String {
+        match failure {
+            Failure::Changed => "the members of the group changed meanwhile".to_owned(),
+            Failure::Silent(silent) => {
+                let names: Vec<String> = silent.iter().take(8).map(|machine| self.name(*machine)).collect();
+                let more = silent.len().saturating_sub(8);
+                let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+                format!("no answer in time from {}{more}", names.join(", "))
+            }
+            Failure::Refused(machine, why) => format!("{} {}", self.name(*machine), refused(why)),
+        }
+    }
+
+    fn told_of(&self, marker: Marker, why: Option<String>) -> MarkerStatus {
+        let kind = self.kinds.get(&marker).copied().unwrap_or(Kind::Crash);
+        MarkerStatus { marker: marker.to_string(), kind, at_ms: now_ms(), why }
+    }
+
+    /// Takes over a roster that is newer, whoever brought it. `collector`: it may also be of another group.
+    fn adopt(&mut self, signed: &SignedRoster, collector: bool) {
+        if self.member.as_ref().is_some_and(|member| member.signed == *signed) {
+            return;
+        }
+        let roster = match signed.open(&self.peers.identity().ca) {
+            Ok(roster) => roster,
+            Err(error) => {
+                return tracing::warn!(code = error.code(), %error, "a group's roster is not believed");
+            }
+        };
+        let membership = match roster.membership() {
+            Ok(membership) => membership,
+            Err(error) => return tracing::warn!(%error, "a group's roster is not believed"),
+        };
+        match &self.member {
+            Some(member)
+                if member.roster.group == roster.group && roster.order() <= member.roster.order() =>
+            {
+                return;
+            }
+            Some(member) if member.roster.group == roster.group => {}
+            _ if !collector => return,
+            Some(_) => self.leave(),
+            None => {}
+        }
+        let timing = roster.timing();
+        let is_new = self.member.is_none();
+        let mut machine = match self.member.take() {
+            Some(member) => member.machine,
+            None => {
+                tracing::info!(group = %roster.group, name = roster.name, members = roster.members.len(), "this machine belongs to a group");
+                Machine::new(self.own, new_life(), timing)
+            }
+        };
+        machine.set_timing(timing);
+        self.peers.set_roster(Some(signed.clone()));
+        self.status.set(Some(self.new_status(&roster)));
+        let path = self.options.run_dir.join(ROSTER_FILE);
+        let kept =
+            codec::encode(&PeerMessage::Roster(signed.clone())).and_then(|bytes| write_secret(&path, &bytes));
+        if let Err(error) = kept {
+            tracing::debug!(%error, "the roster cannot be kept for the agent's next life");
+        }
+        self.member = Some(Member { roster, signed: signed.clone(), machine });
+        let strangers = std::mem::take(&mut self.strangers);
+        for (since, connection) in strangers {
+            if self.belongs(&connection.credential) {
+                self.table.up(connection);
+            } else {
+                self.strangers.push_back((since, connection));
+            }
+        }
+        let member = self.member.as_ref();
+        self.table.keep(|credential| {
+            let known = member.and_then(|member| member.roster.member(credential.machine));
+            known.is_some_and(|known| credential.generation >= known.generation_min)
+        });
+        if !is_new {
+            self.table.tell_all(&PeerMessage::Roster(signed.clone()));
+        }
+        self.input(Input::Membership(membership));
+    }
+
+    fn new_status(&self, roster: &Roster) -> GroupStatus {
+        let before = self.status.get().filter(|status| status.group == roster.group);
+        let (last_kept, last_failed) =
+            before.map_or((None, None), |before| (before.last_kept, before.last_failed));
+        GroupStatus {
+            group: roster.group,
+            name: roster.name.clone(),
+            epoch: roster.epoch,
+            members: roster.members.len(),
+            connected: self.table.len(),
+            listening: self.listening.as_ref().map(|_| self.options.listen.to_string()),
+            last_kept,
+            last_failed,
+        }
+    }
+
+    /// The machine belongs to no group any more.
+    fn leave(&mut self) {
+        let Some(member) = self.member.take() else { return };
+        tracing::info!(group = %member.roster.group, name = member.roster.name, "this machine belongs to its group no longer");
+        if let Some(marker) = self.part.take() {
+            self.ask(ToEngine::Drop { marker });
+        }
+        self.table = Table::default();
+        self.strangers.clear();
+        self.listening = None;
+        self.peers.set_roster(None);
+        self.status.set(None);
+        self.reports.clear();
+        for request in std::mem::take(&mut self.requests) {
+            let cause = "this machine belongs to its group no longer".to_owned();
+            self.answer(request.number, PointAnswer::Failed(refusal(cause)));
+        }
+        let _ = std::fs::remove_file(self.options.run_dir.join(ROSTER_FILE));
+    }
+
+    /// What an earlier life knew, until the collector tells what holds now.
+    fn recall(&mut self) {
+        let Ok(bytes) = std::fs::read(self.options.run_dir.join(ROSTER_FILE)) else { return };
+        if let Ok(PeerMessage::Roster(signed)) = codec::decode(&bytes) {
+            self.adopt(&signed, true);
+        }
+    }
+
+    /// Listens while there is somebody to listen to.
+    async fn listen(&mut self) {
+        let Some(member) = &self.member else { return };
+        if self.listening.is_some() || Instant::now() < self.listen_at {
+            return;
+        }
+        let members = member.roster.members.len();
+        match peers::bind(self.options.listen).await {
+            Ok(listener) => {
+                let stop = CancellationToken::new();
+                tokio::spawn(peers::listen(self.peers.clone(), listener, members, stop.clone()));
+                self.listening = Some(stop.drop_guard());
+                let listening = self.options.listen.to_string();
+                self.status.change(|status| status.listening = Some(listening));
+            }
+            Err(error) => {
+                self.listen_at = Instant::now() + LISTEN_AGAIN;
+                tracing::warn!(code = "HW-1446", address = %self.options.listen, %error,
+                    "the members of the group cannot call this machine; free the port, or change group.listen in the configuration");
+            }
+        }
+    }
+}
+
+fn refused(why: &Refusal) -> &'static str {
+    match why {
+        Refusal::Busy => "takes part in another marker, or rests from one",
+        Refusal::OtherMembership { .. } => "knows of other members",
+        Refusal::Old { .. } => "has heard of a later marker",
+        Refusal::Unprepared => {
+            "could not prepare: its disks can have no point now, or a hook has failed (its log says which)"
+        }
+        Refusal::Unfrozen => "could not freeze (its log says why)",
+        Refusal::Late => "was ready or frozen for as long as it may be",
+        Refusal::Thawed => "did not stand still until the word came",
+        Refusal::Unknown => "knows nothing of the marker any more",
+    }
+}
+
+fn refusal(cause: String) -> WireRefusal {
+    let action = "See `highwater-agent status` and the log on the machine that is named".to_owned();
+    WireRefusal { code: 1445, cause, action, retry: true, fatal: false }
+}
+
+fn new_life() -> Life {
+    // Bytes 8 to 16 of such an id are random but for two bits.
+    let mut nonce = [0; 8];
+    nonce.copy_from_slice(&DeltaId::new().as_bytes()[8..]);
+    Life { since: now_ms(), nonce: u64::from_le_bytes(nonce) }
+}
+
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}
