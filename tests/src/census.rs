@@ -11,7 +11,7 @@ const OURS: &str = "/hwtest-";
 /// Set for every daemon of a test and inherited by what it starts.
 pub(crate) const ENVIRONMENT: &str = "HIGHWATER_TEST_PROCESS";
 
-/// Loop devices, zram devices, mounts, pinned BPF objects and processes of ours, as names.
+/// Loop devices, zram devices, mounts, pinned BPF objects, network namespaces and processes of ours, as names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Census {
     things: BTreeSet<String>,
@@ -38,6 +38,11 @@ impl Census {
             things.insert(format!("mount {place}"));
         }
         pins(Path::new("/sys/fs/bpf"), &mut things);
+        things.extend(
+            entries("/run/netns")
+                .filter(|name| name.starts_with("hwtest-"))
+                .map(|name| format!("namespace {name}")),
+        );
         for process in entries("/proc").filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())) {
             // A zombie's environment is empty: it is gone but for its parent's asking.
             let environment = fs::read(format!("/proc/{process}/environ")).unwrap_or_default();

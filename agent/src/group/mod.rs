@@ -19,6 +19,8 @@
 mod owner;
 mod peers;
 mod status;
+#[cfg(test)]
+mod tests;
 
 pub use owner::{Options, Told, run};
 pub use status::{GroupStatus, MarkerStatus, SharedStatus};
