@@ -1,0 +1,148 @@
+//! Replication groups: points of several machines at one instant, with machines that are killed, cut off, stopped and slowed meanwhile.
+
+use anyhow::{Context, Result, ensure};
+use highwater_tests::{Arena, Causal, Fleet, FleetOptions, Random, causal};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+const CHAINS: usize = 4;
+/// What a disturbed group may warn of.
+const WARNINGS: [&str; 16] = [
+    "HW-1101",
+    "HW-1102",
+    "HW-1104",
+    "HW-1307",
+    "HW-1430",
+    "HW-1433",
+    "HW-1434",
+    "HW-1445",
+    "HW-1463",
+    "HW-1465",
+    "HW-1475",
+    "HW-1485",
+    "HW-1489",
+    "session ended",
+    "no recovery point this time",
+    "thawed by the guardian",
+];
+
+fn is_long() -> bool {
+    std::env::var_os("HIGHWATER_TEST_LONG").is_some()
+}
+
+/// Recovers each machine's point of a group's point, and holds it against the chains.
+fn check_point(fleet: &Fleet, point: &Value) -> Result<Vec<u64>> {
+    let marker = point["marker"].as_str().context("a marker")?;
+    let dir = tempfile::Builder::new().prefix("hwtest-recovered-").tempdir_in("/dev/shm")?;
+    let members = point["members"].as_array().context("members")?;
+    ensure!(members.len() == fleet.nodes.len(), "{marker} has {} members", members.len());
+    let mut images = vec![];
+    for node in &fleet.nodes {
+        let member = members.iter().find(|member| member["machine"] == node.id).context("a member lacks")?;
+        let (to, number) = (dir.path().join(&node.id), member["point"].to_string());
+        fleet.operator(&["recover", &node.id, "--point", &number, "--to", &to.to_string_lossy()])?;
+        images.push(to.join("data.img"));
+    }
+    causal::check(&images, CHAINS).with_context(|| format!("group point {marker}"))
+}
+
+/// Waits until the group has so many points.
+fn wait_points(fleet: &Fleet, count: usize, limit: Duration) -> Result<Vec<Value>> {
+    let until = Instant::now() + limit;
+    loop {
+        let points = fleet.group_points("shop")?;
+        if points.len() >= count {
+            return Ok(points);
+        }
+        if Instant::now() > until {
+            let logs: Vec<String> = (0..fleet.nodes.len()).map(|at| fleet.agent_log(at)).collect();
+            anyhow::bail!(
+                "{} points of the group, {count} were awaited\n{}",
+                points.len(),
+                logs.join("\n----\n")
+            );
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn no_point_holds_an_effect_without_its_cause() -> Result<()> {
+    let arena = Arena::enter("groups")?;
+    let options = FleetOptions { ordered: vec![0, 2], ..FleetOptions::default() };
+    let mut fleet = Fleet::new(&arena, &options)?;
+    for warning in WARNINGS {
+        fleet.allow(warning);
+    }
+    fleet.group("shop", &[0, 1, 2, 3, 4], &["--crash-every", "1s"])?;
+    let places: Vec<_> = fleet.nodes.iter().map(|node| node.mounted.path().to_path_buf()).collect();
+    let places: Vec<&Path> = places.iter().map(std::path::PathBuf::as_path).collect();
+    let causal = Causal::start(&places, CHAINS, 300)?;
+    // Undisturbed first.
+    wait_points(&fleet, 5, Duration::from_secs(60))?;
+    let seed = std::env::var("HIGHWATER_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
+    println!("HIGHWATER_SEED={seed}");
+    let mut random = Random::new(seed);
+    let begun = Instant::now();
+    let limit = Duration::from_secs(if is_long() { 600 } else { 45 });
+    let mut disturbances = [0; 5];
+    while begun.elapsed() < limit {
+        let at = random.below(5) as usize;
+        let how = random.below(5) as usize;
+        disturbances[how] += 1;
+        match how {
+            0 => {
+                fleet.kill_agent(at)?;
+                thread::sleep(Duration::from_millis(random.below(1500)));
+                fleet.start_agent(at)?;
+            }
+            1 => {
+                fleet.lan.set_connected(at, false)?;
+                thread::sleep(Duration::from_millis(200 + random.below(2500)));
+                fleet.lan.set_connected(at, true)?;
+            }
+            2 => {
+                fleet.lan.set_rate(at, Some(64))?;
+                thread::sleep(Duration::from_millis(500 + random.below(2500)));
+                fleet.lan.set_rate(at, None)?;
+            }
+            3 => {
+                let agent = fleet.nodes[at].agent.as_ref().context("no agent")?;
+                agent.signal(Signal::SIGSTOP)?;
+                thread::sleep(Duration::from_millis(random.below(2000)));
+                agent.signal(Signal::SIGCONT)?;
+            }
+            _ => {
+                let mut collector = fleet.collector.take().context("no collector")?;
+                collector.kill_9()?;
+                thread::sleep(Duration::from_millis(random.below(500)));
+                fleet.start_collector()?;
+            }
+        }
+        // Time for some points in between.
+        thread::sleep(Duration::from_millis(1500 + random.below(4000)));
+    }
+    let before = fleet.group_points("shop")?.len();
+    let points = wait_points(&fleet, before + 3, Duration::from_secs(90))?;
+    let (writes, slowest) = causal.stop()?;
+    println!(
+        "{} points of the group, {writes} writes, the slowest {slowest:?}; disturbances {disturbances:?}",
+        points.len()
+    );
+    let mut held = BTreeSet::new();
+    for point in &points {
+        held.insert(check_point(&fleet, point)?);
+    }
+    // They are of different instants, or nothing would have been shown.
+    ensure!(held.len() > points.len() / 2, "{held:?}");
+    // A freeze ends by its deadline, which is 10 s, and its guardian's second.
+    ensure!(slowest < Duration::from_secs(12), "a write took {slowest:?}");
+    fleet.operator(&["verify"]).map(drop)
+}
