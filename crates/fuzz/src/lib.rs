@@ -13,7 +13,7 @@ pub use seeds::seeds;
 pub type Target = fn(&[u8]);
 
 /// All of them, by the names of the fuzz targets.
-pub const TARGETS: [(&str, Target); 20] = [
+pub const TARGETS: [(&str, Target); 22] = [
     ("agent_config", agent_config),
     ("agent_message", agent_message),
     ("btf", btf),
@@ -26,8 +26,10 @@ pub const TARGETS: [(&str, Target); 20] = [
     ("frame", frame),
     ("keys_document", keys_document),
     ("mountinfo", mountinfo),
+    ("peer_message", peer_message),
     ("record", record),
     ("relay_request", relay_request),
+    ("roster", roster),
     ("sealed", sealed),
     ("segment_footer", segment_footer),
     ("segment_page", segment_page),
@@ -37,9 +39,11 @@ pub const TARGETS: [(&str, Target); 20] = [
 ];
 
 use highwater_delta::{BLOCK_BYTES, CHUNK_BLOCKS_MAX, ChunkView, HashKey, MachineId};
+use highwater_group::Marker;
 use highwater_wire::message::{AgentMessage, CollectorMessage};
 use highwater_wire::{
-    Frame, FrameReader, Timeouts, certificate, codec, enroll, frame::FrameHeader, identity,
+    Frame, FrameReader, PeerMessage, Roster, Timeouts, certificate, codec, enroll, frame::FrameHeader,
+    identity,
 };
 use std::sync::OnceLock;
 
@@ -123,6 +127,26 @@ pub fn collector_message(data: &[u8]) {
         let again = codec::decode::<CollectorMessage>(&again).expect("it was just encoded");
         // Key material has no equality of its own.
         assert_eq!(codec::encode(&again).ok(), codec::encode(&message).ok());
+    }
+}
+
+/// What a member of a group says. What is understood can be said again.
+pub fn peer_message(data: &[u8]) {
+    if let Ok(message) = codec::decode::<PeerMessage>(data) {
+        let again = codec::encode(&message).expect("what was decoded is within the limits");
+        assert_eq!(codec::decode::<PeerMessage>(&again).expect("it was just encoded"), message);
+    }
+    if let Ok(Ok(marker)) = std::str::from_utf8(data).map(str::parse::<Marker>) {
+        assert_eq!(marker.to_string().as_bytes(), data);
+    }
+}
+
+/// A group's roster. What is read has members, and times that the protocol can go by.
+pub fn roster(data: &[u8]) {
+    if let Ok(roster) = Roster::read(data) {
+        assert!(roster.membership().is_ok());
+        let timing = roster.timing();
+        assert!(timing.hold_max > 0 && timing.freeze_max > 0 && timing.prepare_max > 0);
     }
 }
 

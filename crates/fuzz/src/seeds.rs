@@ -4,13 +4,17 @@ use crate::{damage, key};
 use highwater_agent::{config::Config, control::Request};
 use highwater_delta::{
     BLOCK_BYTES, Block, BlockHash, BlockRange, CommitId, CommitKind, Consistency, DeltaId, DiskId, Extent,
-    Fill, HashKey, MachineId, PointDisk, PointInfo, StoredBlock, VaultId, encode_chunk,
+    Fill, GroupId, HashKey, MachineId, PointDisk, PointInfo, StoredBlock, VaultId, encode_chunk,
 };
+use highwater_group::{Kind, Life, Marker, Message};
 use highwater_vault::VaultKey;
 use highwater_wire::message::{
-    AgentMessage, CollectorMessage, DeltaCommit, DiskInfo, Hello, Refusal, Welcome,
+    AgentMessage, CollectorMessage, DeltaCommit, DiskInfo, Hello, Kept, PointAnswer, Reachable, Refusal,
+    Welcome,
 };
-use highwater_wire::{FrameWriter, Timeouts, certificate, codec, enroll, identity};
+use highwater_wire::{
+    FrameWriter, PeerMessage, Roster, RosterMember, Timeouts, certificate, codec, enroll, identity,
+};
 use std::{error::Error, fs, sync::Arc};
 
 type Done<T = ()> = Result<T, Box<dyn Error>>;
@@ -69,6 +73,22 @@ fn agent_messages() -> Vec<AgentMessage> {
         AgentMessage::Hashes { disk, range: BlockRange::new(0, 8192) },
         AgentMessage::Ping(1),
         AgentMessage::Goodbye,
+        AgentMessage::Reachable(Reachable { host: Some(text("db1")), port: 20004 }),
+        AgentMessage::Kept(Kept {
+            group: GroupId::new(),
+            epoch: 2,
+            marker: marker(),
+            kind: Kind::Application,
+            commit: CommitId(9),
+        }),
+        AgentMessage::Withdrawn { group: GroupId::new(), marker: marker() },
+        AgentMessage::MarkerEnded {
+            group: GroupId::new(),
+            marker: marker(),
+            kind: Kind::Crash,
+            failed: Some(text("db2 could not freeze")),
+        },
+        AgentMessage::Answer { request: 4, answer: PointAnswer::Point(CommitId(3)) },
     ]
 }
 
@@ -98,7 +118,37 @@ fn collector_messages() -> Vec<CollectorMessage> {
             retry: false,
             fatal: true,
         }),
+        CollectorMessage::Group(None),
+        CollectorMessage::PointWanted { request: 4, group: Some(GroupId::new()), application: true },
     ]
+}
+
+fn marker() -> Marker {
+    Marker {
+        coordinator: MachineId::from_bytes([5; 16]),
+        life: Life { since: 1_790_000_000_000, nonce: 77 },
+        number: 3,
+    }
+}
+
+fn roster() -> Roster {
+    let member = |n: u8| RosterMember {
+        machine: MachineId::from_bytes([n; 16]),
+        host_name: "host".to_owned(),
+        address: Some("10.0.0.1:20004".to_owned()),
+        generation_min: 0,
+    };
+    Roster {
+        group: GroupId::from_bytes([6; 16]),
+        name: "shop".to_owned(),
+        epoch: 3,
+        issued_ms: 1_790_000_000_000,
+        members: vec![member(1), member(2)],
+        crash_every_ms: Some(300_000),
+        application_every_ms: None,
+        prepare_max_ms: 60_000,
+        hold_max_ms: 5_000,
+    }
 }
 
 async fn stream(messages: &[Vec<u8>], chunks: &[Vec<u8>]) -> Done<Vec<u8>> {
@@ -132,6 +182,14 @@ async fn wire(seeds: &mut Seeds) -> Done {
         seeds.add("frame", &bytes[..bytes.len().min(200)])?;
     }
     let authority = identity::Authority::create("seed")?;
+    let (roster, marker) = (roster(), marker());
+    let signed = roster.sign(&authority)?;
+    seeds.add("roster", &signed.roster)?;
+    seeds.add("peer_message", marker.to_string().as_bytes())?;
+    let message = Message::Prepare { marker, kind: Kind::Crash, epoch: 3 };
+    for said in [PeerMessage::Roster(signed), PeerMessage::Said { group: roster.group, message }] {
+        seeds.add("peer_message", &codec::encode(&said)?)?;
+    }
     let csr = identity::Csr::create()?;
     let token = enroll::Token {
         id: identity::random()?,

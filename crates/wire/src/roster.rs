@@ -81,6 +81,20 @@ impl Roster {
         Ok(SignedRoster { roster, signature })
     }
 
+    /// Reads one, whoever has signed it.
+    ///
+    /// # Errors
+    /// It is none, or beyond a limit.
+    pub fn read(bytes: &[u8]) -> Result<Self, WireError> {
+        let (roster, rest) = postcard::take_from_bytes::<Self>(bytes)
+            .map_err(|_| WireError::BadMessage("a roster of another version"))?;
+        if !rest.is_empty() {
+            return Err(WireError::BadMessage("bytes follow a roster"));
+        }
+        roster.check()?;
+        Ok(roster)
+    }
+
     /// The members, for the protocol.
     ///
     /// # Errors
@@ -155,13 +169,7 @@ impl SignedRoster {
         algorithm
             .verify_signature(key, &signed_bytes(&self.roster), &self.signature)
             .map_err(|_| refuse())?;
-        let (roster, rest) = postcard::take_from_bytes::<Roster>(&self.roster)
-            .map_err(|_| WireError::BadMessage("a roster of another version"))?;
-        if !rest.is_empty() {
-            return Err(WireError::BadMessage("bytes follow a roster"));
-        }
-        roster.check()?;
-        Ok(roster)
+        Roster::read(&self.roster)
     }
 
     pub(crate) fn check(&self) -> Result<(), WireError> {

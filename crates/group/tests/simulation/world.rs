@@ -146,6 +146,8 @@ struct Node {
     rate: u64,
     /// Freezes or is frozen: for which, since when, and since when everything stands still.
     frozen: Option<(Marker, Tick, Option<Tick>)>,
+    /// When it was thawed last in this life, and for how long it had been frozen.
+    thawed: Option<(Tick, Tick)>,
     membership: Membership,
     gone: bool,
     /// When it is woken next.
@@ -200,6 +202,7 @@ impl World {
             life: 1000,
             rate: 1000 - how.skew + random.below(2 * how.skew + 1),
             frozen: None,
+            thawed: None,
             membership: membership.clone(),
             gone: false,
             wake_at: None,
@@ -344,6 +347,7 @@ impl World {
         one.generation += 1;
         // Its guardian thaws.
         one.frozen = None;
+        one.thawed = None;
         let delay = 100 + self.random.below(8_000);
         self.after(delay, Event::Start { node });
     }
@@ -402,6 +406,14 @@ impl World {
             }
             Output::Freeze { marker } => {
                 assert!(self.nodes[node].frozen.is_none(), "frozen already");
+                if let Some((at, time)) = self.nodes[node].thawed {
+                    // By one clock, which counts whole milliseconds.
+                    assert!(
+                        self.now - at + 12 >= 4 * time,
+                        "frozen again {} ms after {time} ms",
+                        self.now - at
+                    );
+                }
                 self.nodes[node].frozen = Some((marker, self.now, None));
                 let done = !self.random.chance(self.how.fail);
                 let delay = if self.random.chance(self.how.hang) { 2_000 } else { self.random.below(100) };
@@ -412,6 +424,7 @@ impl World {
                 }
             }
             Output::Keep { marker } => {
+                self.note_thawed(node);
                 let frozen = self.nodes[node].frozen.take();
                 let intact = match frozen {
                     Some((of, _, Some(since))) if of == marker => {
@@ -425,6 +438,7 @@ impl World {
             }
             Output::Drop { marker } => {
                 if self.nodes[node].frozen.is_some_and(|(of, ..)| of == marker) {
+                    self.note_thawed(node);
                     self.nodes[node].frozen = None;
                 }
             }
@@ -513,6 +527,12 @@ impl World {
         for node in 0..self.nodes.len() {
             let delay = self.random.below(self.how.delay * 3);
             self.after(delay, Event::Told { node, membership: self.membership.clone() });
+        }
+    }
+
+    fn note_thawed(&mut self, node: usize) {
+        if let Some((_, since, _)) = self.nodes[node].frozen {
+            self.nodes[node].thawed = Some((self.now, self.now - since));
         }
     }
 
