@@ -38,9 +38,11 @@ enum Stage {
     Ready,
     /// The word to freeze has come.
     Freezing,
-    /// It was frozen, and the word to mark came in time: the point that is being made is the group's.
+    /// It is frozen, and the word to mark came in time.
     Marked,
-    /// It was frozen, and came to nothing.
+    /// It is thawed, and was still until the word came: the point that is being made is the group's.
+    Making,
+    /// It is frozen, and came to nothing.
     Spoilt,
 }
 
@@ -105,10 +107,8 @@ impl GroupPoints {
 
     /// A second freeze is another instant.
     fn begin_freeze(&mut self) {
-        if let Some(part) = &mut self.part
-            && matches!(part.stage, Stage::Marked)
-        {
-            part.stage = Stage::Spoilt;
+        if !matches!(self.part, Some(Part { stage: Stage::Freezing, .. })) {
+            self.over();
         }
     }
 
@@ -119,9 +119,12 @@ impl GroupPoints {
 
     /// The point's delta is complete and under way. Answers of which marker it is.
     pub(super) fn committed(&mut self) -> Option<Marker> {
-        let part = self.part.take_if(|part| matches!(part.stage, Stage::Marked))?;
-        self.say(FromEngine::Kept { marker: part.marker, intact: true });
-        Some(part.marker)
+        self.part.take_if(|part| matches!(part.stage, Stage::Making)).map(|part| part.marker)
+    }
+
+    /// What was kept will not be stored: its session has ended.
+    pub(super) fn lost(&self, marker: Marker) {
+        self.say(FromEngine::Lost { marker });
     }
 
     /// The machine's point is stored.
@@ -138,13 +141,14 @@ impl GroupPoints {
 
     /// Whatever the attempt came to, it is over.
     fn over(&mut self) {
-        let Some(Part { marker, stage, .. }) =
-            self.part.take_if(|part| matches!(part.stage, Stage::Freezing | Stage::Marked | Stage::Spoilt))
-        else {
+        let is_tried =
+            |stage: &Stage| !matches!(stage, Stage::Waiting | Stage::Preparing { .. } | Stage::Ready);
+        let Some(Part { marker, stage, .. }) = self.part.take_if(|part| is_tried(&part.stage)) else {
             return;
         };
         match stage {
             Stage::Freezing => self.say(FromEngine::Frozen { marker, done: false }),
+            Stage::Making => self.lost(marker),
             _ => self.say(FromEngine::Kept { marker, intact: false }),
         }
     }
@@ -198,7 +202,7 @@ impl Engine {
             Stage::Waiting => ForGroup::Nothing,
             Stage::Preparing { .. } | Stage::Ready => ForGroup::Wait,
             Stage::Freezing if self.frozen_points_possible() => ForGroup::Freeze,
-            Stage::Freezing | Stage::Marked | Stage::Spoilt => {
+            Stage::Freezing | Stage::Marked | Stage::Making | Stage::Spoilt => {
                 self.group.over();
                 ForGroup::Nothing
             }
@@ -305,16 +309,19 @@ impl Engine {
         }
     }
 
-    /// What stood still under the freeze no longer counts.
-    pub(super) fn group_spoilt(&mut self) {
-        if self.group.part.as_ref().is_some_and(|part| matches!(part.stage, Stage::Marked)) {
-            self.group.spoil();
+    /// The freeze has ended. `intact`: as it should; `application`: and applications stood still until then.
+    pub(super) fn group_thawed(&mut self, intact: bool, application: bool) {
+        let Some(part) = &mut self.group.part else { return };
+        let marker = part.marker;
+        match part.stage {
+            Stage::Marked if intact && (application || !part.hooked) => {
+                part.stage = Stage::Making;
+                self.group.say(FromEngine::Kept { marker, intact: true });
+            }
+            // A freeze that was not held for the group is none of its.
+            Stage::Freezing => {}
+            _ => self.group.over(),
         }
-    }
-
-    /// Whether applications must have stood still for what is being made.
-    pub(super) fn group_needs_applications(&self) -> bool {
-        self.group.part.as_ref().is_some_and(|part| part.hooked)
     }
 
     fn word(&mut self, marker: Marker, until: Instant) -> Word {

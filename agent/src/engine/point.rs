@@ -345,7 +345,7 @@ impl Engine {
         let thawed = thawed?;
         self.metrics.frozen(Duration::from_micros(thawed.total_us));
         if !thawed.intact {
-            self.group_spoilt();
+            self.group_thawed(false, false);
             return Err(PointError::Thawed);
         }
         hooked?;
@@ -353,9 +353,7 @@ impl Engine {
             Some(disk) => Attempt::Moved { disk, runs },
             None => {
                 let application = self.applications.thawed();
-                if self.group_needs_applications() && !application {
-                    self.group_spoilt();
-                }
+                self.group_thawed(true, application);
                 Attempt::Point(Frozen { runs, taken_at_ms, freeze_us: thawed.total_us, application })
             }
         })

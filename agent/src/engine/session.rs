@@ -234,6 +234,9 @@ impl Engine {
         // Whoever waits for a point waits for the next one.
         for awaited in std::mem::take(&mut self.awaited) {
             self.point_wanted.extend(awaited.waiting);
+            if let Some(marker) = awaited.marker {
+                self.group.lost(marker);
+            }
         }
         self.hashes = None;
         for disk in &mut self.disks {

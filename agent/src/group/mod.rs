@@ -79,8 +79,13 @@ pub enum FromEngine {
     Kept {
         /// Of this.
         marker: Marker,
-        /// Everything stood still until the word came, and the point's content is on its way.
+        /// Everything stood still until the word came.
         intact: bool,
+    },
+    /// What was kept will not be a point.
+    Lost {
+        /// Of this.
+        marker: Marker,
     },
     /// The point is stored.
     Stored {

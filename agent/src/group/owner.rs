@@ -215,6 +215,10 @@ impl Owner {
             FromEngine::Prepared { marker, done } => self.input(Input::Prepared { marker, done }),
             FromEngine::Frozen { marker, done } => self.input(Input::Frozen { marker, done }),
             FromEngine::Kept { marker, intact } => self.input(Input::Kept { marker, intact }),
+            FromEngine::Lost { marker } => {
+                tracing::info!(%marker, code = "HW-1445", "what this machine kept of the group's point is not stored");
+                self.output(Output::Withdraw { marker });
+            }
             FromEngine::Stored { marker, commit } => {
                 self.stored.insert(marker, commit);
                 self.report(marker);

@@ -394,9 +394,7 @@ impl Engine {
                 marked.freeze_us = thawed.total_us;
                 // If it must be frozen once more, they go on standing still.
                 marked.application = thawed.intact && marked.exact && self.applications.thawed();
-                if !thawed.intact || (self.group_needs_applications() && !marked.application) {
-                    self.group_spoilt();
-                }
+                self.group_thawed(thawed.intact, marked.application);
                 (!thawed.intact).then_some(PointError::Thawed)
             }
         };
