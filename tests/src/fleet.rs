@@ -26,13 +26,15 @@ pub struct FleetOptions {
     pub disk_bytes: u64,
     /// Machines in write-ordered mode; the others are in bitmap mode.
     pub ordered: Vec<usize>,
+    /// What the agents log, as `HIGHWATER_LOG`.
+    pub log: Option<&'static str>,
     /// More lines for each agent's configuration, by machine.
     pub agent: fn(usize) -> String,
 }
 
 impl Default for FleetOptions {
     fn default() -> Self {
-        Self { machines: 5, disk_bytes: 64 << 20, ordered: vec![], agent: |_| String::new() }
+        Self { machines: 5, disk_bytes: 64 << 20, ordered: vec![], log: None, agent: |_| String::new() }
     }
 }
 
@@ -56,6 +58,7 @@ pub struct Fleet {
     /// The collector, while it runs.
     pub collector: Option<Daemon>,
     allowed: Vec<String>,
+    log: Option<&'static str>,
     listen: SocketAddr,
     /// The network between them.
     pub lan: Lan,
@@ -90,6 +93,7 @@ impl Fleet {
             nodes: vec![],
             collector: None,
             allowed: allowed.map(String::from).to_vec(),
+            log: options.log,
             listen,
             lan,
         };
@@ -161,6 +165,7 @@ impl Fleet {
         let agent = program("highwater-agent")?;
         let mut command = self.lan.command(at, &text(&agent));
         command.arg("--config").arg(self.nodes[at].dir.join("agent.toml")).arg("run");
+        command.envs(self.log.map(|log| ("HIGHWATER_LOG", log)));
         let mut daemon = Daemon::spawn("agent", &self.nodes[at].dir, command)?;
         for text in &self.allowed {
             daemon.allow(text);

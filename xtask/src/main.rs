@@ -59,7 +59,7 @@ enum Verb {
     /// Measure: `tracking`, `capture`, `replicate` or `vault`
     Bench {
         /// What to measure
-        #[arg(value_parser = ["tracking", "capture", "replicate", "vault"])]
+        #[arg(value_parser = ["tracking", "capture", "replicate", "vault", "markers"])]
         subject: String,
         /// Passed on to the benchmark
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

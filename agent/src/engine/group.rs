@@ -309,13 +309,14 @@ impl Engine {
         }
     }
 
-    /// The freeze has ended. `intact`: as it should; `application`: and applications stood still until then.
-    pub(super) fn group_thawed(&mut self, intact: bool, application: bool) {
+    /// The freeze has ended, having lasted so long. `intact`: as it should; `application`: and applications stood still until then.
+    pub(super) fn group_thawed(&mut self, intact: bool, application: bool, frozen_us: u64) {
         let Some(part) = &mut self.group.part else { return };
         let marker = part.marker;
         match part.stage {
             Stage::Marked if intact && (application || !part.hooked) => {
                 part.stage = Stage::Making;
+                tracing::debug!(%marker, frozen_us, thawed_at_us = steady_us(), "kept a marker");
                 self.group.say(FromEngine::Kept { marker, intact: true });
             }
             // A freeze that was not held for the group is none of its.
@@ -350,6 +351,13 @@ impl Engine {
         };
         members.iter().map(count).collect()
     }
+}
+
+/// Of a clock that all programs of this machine share.
+fn steady_us() -> u64 {
+    use nix::time::{ClockId, clock_gettime};
+    clock_gettime(ClockId::CLOCK_MONOTONIC)
+        .map_or(0, |time| time.tv_sec() as u64 * 1_000_000 + time.tv_nsec() as u64 / 1000)
 }
 
 enum Word {

@@ -345,7 +345,7 @@ impl Engine {
         let thawed = thawed?;
         self.metrics.frozen(Duration::from_micros(thawed.total_us));
         if !thawed.intact {
-            self.group_thawed(false, false);
+            self.group_thawed(false, false, thawed.total_us);
             return Err(PointError::Thawed);
         }
         hooked?;
@@ -353,7 +353,7 @@ impl Engine {
             Some(disk) => Attempt::Moved { disk, runs },
             None => {
                 let application = self.applications.thawed();
-                self.group_thawed(true, application);
+                self.group_thawed(true, application, thawed.total_us);
                 Attempt::Point(Frozen { runs, taken_at_ms, freeze_us: thawed.total_us, application })
             }
         })

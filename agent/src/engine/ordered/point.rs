@@ -394,7 +394,7 @@ impl Engine {
                 marked.freeze_us = thawed.total_us;
                 // If it must be frozen once more, they go on standing still.
                 marked.application = thawed.intact && marked.exact && self.applications.thawed();
-                self.group_thawed(thawed.intact, marked.application);
+                self.group_thawed(thawed.intact, marked.application, thawed.total_us);
                 (!thawed.intact).then_some(PointError::Thawed)
             }
         };

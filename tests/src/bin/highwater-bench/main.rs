@@ -1,4 +1,4 @@
-//! Measurements: `highwater-bench tracking|capture|replicate|vault`, called by `cargo xtask bench`.
+//! Measurements: `highwater-bench tracking|capture|replicate|vault|markers`, called by `cargo xtask bench`.
 //!
 //! What is compared is measured in turn in one run, so that what the machine does besides hits both alike: medians and
 //! spread of several rounds. The targets of the design stand beside and are never asserted: machines differ. The results go to
@@ -10,6 +10,7 @@ mod capture;
 mod cpu;
 mod ingest;
 mod load;
+mod markers;
 mod programs;
 mod replicate;
 mod results;
@@ -20,13 +21,13 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 
-const USAGE: &str = "usage: cargo xtask bench tracking|capture|replicate|vault [--rounds N] [--seconds N] [--part NAME] [--quick]\n\n\
-    --rounds N    rounds of everything that is compared (5; replicate: 3)\n\
+const USAGE: &str = "usage: cargo xtask bench tracking|capture|replicate|vault|markers [--rounds N] [--seconds N] [--part NAME] [--quick]\n\n\
+    --rounds N    rounds of everything that is compared (5; replicate: 3; markers: 15)\n\
     --seconds N   of each load (3)\n\
     --part NAME   capture: only writer, programs, rpo, churn or freezes\n\
     \x20             replicate: only throughput, ingest, freezes or large-disk\n\
     \x20             vault: only ingest, read, open, merge, amplification, space or memory\n\
-    --quick       capture, vault: short or tiny, to see that it runs";
+    --quick       capture, vault, markers: short or tiny, to see that it runs";
 
 /// Begins the hidden subject: a step of `vault` in a process of its own.
 const STEP: &str = "vault-step";
@@ -63,7 +64,7 @@ fn measure() -> Result<()> {
         _ => Vec::new(),
     };
     while let Some(name) = arguments.next() {
-        if name == "--quick" && ["capture", "vault"].contains(&subject.as_str()) {
+        if name == "--quick" && ["capture", "markers", "vault"].contains(&subject.as_str()) {
             choice.quick = true;
             continue;
         }
@@ -81,6 +82,7 @@ fn measure() -> Result<()> {
         "capture" => capture::measure(&choice)?,
         "replicate" => replicate::measure(&choice)?,
         "vault" => vault::measure(&choice)?,
+        "markers" => markers::measure(&choice)?,
         _ => bail!(USAGE),
     };
     results.finish(&subject)
