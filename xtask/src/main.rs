@@ -56,7 +56,7 @@ enum Verb {
         #[arg(long, num_args = 0.., value_name = "VERSION")]
         kernels: Option<Vec<String>>,
     },
-    /// Measure: `tracking`, `capture`, `replicate` or `vault`
+    /// Measure: `tracking`, `capture`, `replicate`, `vault` or `markers`
     Bench {
         /// What to measure
         #[arg(value_parser = ["tracking", "capture", "replicate", "vault", "markers"])]
