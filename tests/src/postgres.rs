@@ -206,6 +206,11 @@ impl Postgres {
         Ok(records)
     }
 
+    /// Has it take no connections, or go on.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?)
+    }
+
     /// Ends it as a crash would: nothing more is written.
     pub fn crash(mut self) -> Result<()> {
         self.end()
