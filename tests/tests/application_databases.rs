@@ -31,10 +31,11 @@ struct Stand {
     disk: LoopDisk,
 }
 
-/// A point, and when it was asked for (ms since 1970).
+/// A point, when it was asked for, and its time (ms since 1970).
 struct Point {
     number: u64,
     asked_at_ms: u64,
+    taken_at_ms: u64,
 }
 
 impl Stand {
@@ -82,7 +83,8 @@ impl Stand {
         let all = points["points"].as_array().context("no points")?;
         let point = all.iter().find(|p| p["point"] == number).context("it is not listed")?;
         let rank = point["consistency"].as_str().context("no consistency")?.to_owned();
-        Ok((Point { number, asked_at_ms }, rank))
+        let taken_at_ms = point["taken-at-ms"].as_u64().context("no time")?;
+        Ok((Point { number, asked_at_ms, taken_at_ms }, rank))
     }
 
     /// Makes points, all of them application-consistent; what the hook holds it lets go of.
@@ -90,20 +92,25 @@ impl Stand {
         let mut points = vec![];
         for _ in 0..POINTS {
             thread::sleep(Duration::from_secs(1));
-            let (point, rank) = self.point()?;
-            ensure!(rank == "application", "{rank}: {}", self.site.agent_log());
-            points.push(point);
-            within(PATIENCE, "the hook holds something", || hook.is_idle())?;
+            points.push(self.good_point(hook)?);
         }
         Ok(points)
     }
 
+    fn good_point(&self, hook: &ShippedHook) -> Result<Point> {
+        let (point, rank) = self.point()?;
+        ensure!(rank == "application", "{rank}: {}", self.site.agent_log());
+        within(PATIENCE, "the hook holds something", || hook.is_idle())?;
+        Ok(point)
+    }
+
     /// Recovers each point, has it told how many records of each column are there, and holds that against what was promised before
-    /// it was asked for.
+    /// a time of it.
     fn check(
         &self,
         points: &[Point],
         promises: &Promises,
+        time: impl Fn(&Point) -> u64,
         records: impl Fn(&Path) -> Result<Vec<u64>>,
     ) -> Result<()> {
         let mut last = vec![];
@@ -113,7 +120,7 @@ impl Stand {
             let present =
                 records(mounted.path()).with_context(|| format!("point {}, after {last:?}", point.number))?;
             promises.check(&present)?;
-            let overdue_ms = promises.overdue_ms(&present, point.asked_at_ms);
+            let overdue_ms = promises.overdue_ms(&present, time(point));
             ensure!(
                 overdue_ms == 0,
                 "point {} lacks what was acknowledged {overdue_ms} ms before",
@@ -161,11 +168,15 @@ fn postgres_has_what_was_committed_before_the_checkpoint() -> Result<()> {
     let hook = stand.ship(&arena, "postgresql", &settings)?;
     let writers = writers(|number| server.hasty_client(number))?;
     stand.protect()?;
-    let points = stand.points(&hook)?;
+    let mut points = stand.points(&hook)?;
     let promises = writers.stop()?;
+    // What nobody writes after drives nothing out of the memory.
+    points.push(stand.good_point(&hook)?);
     server.judge()?;
     server.crash()?;
-    stand.check(&points, &promises, |place| {
+    // Commits after the checkpoint are on their own.
+    let time = |point: &Point| point.asked_at_ms;
+    stand.check(&points, &promises, time, |place| {
         let server = Postgres::recover(place, place)?;
         let records = server.records(CLIENTS)?;
         let said = server.tool("pg_amcheck", &["--heapallindexed", "--parent-check", "postgres"])?;
@@ -189,7 +200,8 @@ fn mariadb_is_whole(arena: &Arena, kind: FileSystem, options: SiteOptions, setti
     let promises = writers.stop()?;
     server.judge()?;
     server.crash()?;
-    stand.check(&points, &promises, |place| {
+    let time = |point: &Point| point.taken_at_ms;
+    stand.check(&points, &promises, time, |place| {
         let server = MariaDb::recover(place)?;
         let records = server.records(CLIENTS)?;
         server.judge()?;
@@ -221,7 +233,8 @@ fn redis_has_all(arena: &Arena, keeping: Keeping, options: SiteOptions) -> Resul
     let points = stand.points(&hook)?;
     let promises = writers.stop()?;
     server.crash()?;
-    stand.check(&points, &promises, |place| {
+    let time = |point: &Point| point.taken_at_ms;
+    stand.check(&points, &promises, time, |place| {
         let server = Redis::start(place, keeping, &[])?;
         let records = server.records(CLIENTS)?;
         server.judge()?;
