@@ -1,7 +1,7 @@
 //! A hook as it is shipped, with settings of its own, installed for a test.
 
 use crate::command;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use nix::{
     sys::stat::Mode,
     unistd::{Pid, mkdir},
@@ -68,9 +68,10 @@ impl ShippedHook {
         Ok(processes.collect())
     }
 
-    /// Calls it as the agent does; answers whether it succeeded, and what it said.
+    /// Calls it as the agent does, with what its unit leaves it; answers whether it succeeded, and what it said.
     pub fn call(&self, what: &str, hold_s: u64) -> Result<(bool, String)> {
-        let mut command = Command::new(&self.path);
+        let mut command = Command::new(command::find("setpriv"));
+        command.args(["--no-new-privs", "--bounding-set", &capabilities()?, "--"]).arg(&self.path);
         command.arg(what).env_clear().env("LANG", "C.UTF-8").env("HIGHWATER_HOLD_S", hold_s.to_string());
         command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").current_dir("/");
         // To the end of its output: a process that it leaves must not keep that open.
@@ -79,6 +80,16 @@ impl ShippedHook {
         println!("{what}: {status}: {said}");
         Ok((status.success(), said))
     }
+}
+
+/// Of the agent's unit, as `setpriv` takes them.
+fn capabilities() -> Result<String> {
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/systemd/highwater-agent.service");
+    let unit = fs::read_to_string(unit)?;
+    let set = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).context("no set")?;
+    let names =
+        set.split_whitespace().map(|name| format!(",+{}", name.trim_start_matches("CAP_").to_lowercase()));
+    Ok(names.fold(String::from("-all"), |all, name| all + &name))
 }
 
 fn text(path: &Path) -> String {
