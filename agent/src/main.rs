@@ -7,6 +7,7 @@ use highwater_agent::{
     daemon,
     error::{Coded, Fatal, OperatorError, chain},
     freeze,
+    hooks::Report,
     metrics::Metrics,
     tracker,
 };
@@ -209,7 +210,9 @@ fn check_config(args: &Args) -> Result<(), Failure> {
         }
         None => format!("There is no {DEFAULT_CONFIG}: the defaults hold."),
     };
-    Ok(say(args, &text, &serde_json::json!({ "valid": true, "file": path }))?)
+    let hooks = Report::of(&load_config(args)?.application.hooks_dir);
+    let text = format!("{text}\n{}", hooks.lines().join("\n"));
+    Ok(say(args, &text, &serde_json::json!({ "valid": true, "file": path, "hooks": hooks.json() }))?)
 }
 
 fn execute(args: &Args, config: Config) -> Result<(), OperatorError> {
@@ -287,9 +290,14 @@ fn load_config(args: &Args) -> Result<Config, Failure> {
 }
 
 fn ask(args: &Args, config: &Config, request: &Request) -> Result<(), OperatorError> {
-    let response = control::call(&config.run_dir, request, PATIENCE).map_err(|e| e.operator())?;
+    let mut response = control::call(&config.run_dir, request, PATIENCE).map_err(|e| e.operator())?;
     if let Response::Error(error) = response {
         return Err(error);
+    }
+    if let (Response::Done { message, .. }, Some(why)) =
+        (&mut response, why_without_applications(config, request))
+    {
+        message.push_str(&format!(" {why}."));
     }
     if args.json {
         let value = match &response {
@@ -310,6 +318,21 @@ fn ask(args: &Args, config: &Config, request: &Request) -> Result<(), OperatorEr
         Response::Done { message, .. } => print(&message),
         Response::Error(error) => Err(error),
     }
+}
+
+/// Why the point that was asked for could not be application-consistent, if so.
+fn why_without_applications(config: &Config, request: &Request) -> Option<String> {
+    if !matches!(request, Request::Point { application: true }) {
+        return None;
+    }
+    if let Some(why) = Report::of(&config.application.hooks_dir).why_none() {
+        return Some(why);
+    }
+    // It stands there until the next one.
+    let Ok(Response::Status(status)) = control::call(&config.run_dir, &Request::Status, PATIENCE) else {
+        return None;
+    };
+    status.notes.into_iter().find(|note| note.starts_with("HW-1498"))
 }
 
 fn refuse_enrolled(config: &Config, again: bool) -> Result<(), OperatorError> {

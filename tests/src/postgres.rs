@@ -163,12 +163,27 @@ impl Postgres {
         .map(drop)
     }
 
+    /// Where its socket lies, with the usual port.
+    #[must_use]
+    pub fn socket_dir(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// A client of its own, who connects now.
     pub fn client(&self, number: usize) -> Result<Client> {
+        self.client_with(number, "on")
+    }
+
+    /// The same, of which nothing is on disk when it is told that it is done.
+    pub fn hasty_client(&self, number: usize) -> Result<Client> {
+        self.client_with(number, "off")
+    }
+
+    fn client_with(&self, number: usize, synchronous: &str) -> Result<Client> {
         let mut command = Command::new(programs()?.join("psql"));
         command.args(["-XqAt", "-v", "ON_ERROR_STOP=1"]).args(self.address());
         let mut session = Session::start(command)?;
-        session.carry_out("SET synchronous_commit = on;")?;
+        session.carry_out(&format!("SET synchronous_commit = {synchronous};"))?;
         Ok(Client { number, session, random: Random::new(number as u64) })
     }
 
@@ -189,6 +204,11 @@ impl Postgres {
             *records.get_mut(client as usize).context("a client that never was")? = count;
         }
         Ok(records)
+    }
+
+    /// Has it take no connections, or go on.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?)
     }
 
     /// Ends it as a crash would: nothing more is written.

@@ -71,18 +71,27 @@ impl Stand {
 
     /// Asks for an application-consistent point; answers how consistent it is.
     fn point(&self) -> Result<String> {
+        self.point_said().map(|(rank, _)| rank)
+    }
+
+    /// The same, and what the command says.
+    fn point_said(&self) -> Result<(String, String)> {
         let said = self.site.agent_command(&["point", "--application"])?;
         let number: u64 = said.split_ascii_whitespace().find_map(|w| w.parse().ok()).context("no number")?;
         let points = self.site.operator(&["points", &self.site.machine()?, "--json"])?;
         let points: Value = serde_json::from_str(&points)?;
         let all = points["points"].as_array().context("no points")?;
         let point = all.iter().find(|p| p["point"] == number).context("it is not listed")?;
-        Ok(point["consistency"].as_str().context("no consistency")?.to_owned())
+        let rank = point["consistency"].as_str().context("no consistency")?.to_owned();
+        ensure!(said.contains(&format!("It is {rank}-consistent")), "{rank}: {said}");
+        ensure!((rank == "application") == said.ends_with("It is application-consistent."), "{rank}: {said}");
+        Ok((rank, said))
     }
 }
 
 fn called_around_the_freeze(stand: &Stand) -> Result<()> {
-    ensure!(stand.point()? == "filesystem", "there is no hook yet");
+    let (rank, said) = stand.point_said()?;
+    ensure!(rank == "filesystem" && said.contains("There are no hooks in"), "{rank}: {said}");
     stand.hook("10-a", "")?;
     stand.hook("20-b", "sleep 1")?;
     let point = stand.point()?;
@@ -130,7 +139,8 @@ fn one_that_fails_or_hangs_costs_the_rank_and_nothing_else() -> Result<()> {
     stand.hook("10-a", "")?;
     stand.hook("20-b", "[ $1 = thaw ] || exit 7")?;
     stand.hook("30-c", "")?;
-    ensure!(stand.point()? == "filesystem");
+    let (rank, said) = stand.point_said()?;
+    ensure!(rank == "filesystem" && said.contains("the hook 20-b failed with exit code 7"), "{rank}: {said}");
     stand.wait_log(&["10-a freeze", "20-b freeze", "20-b thaw", "10-a thaw"])?;
     ensure!(
         stand.site.agent_log().contains("the hook 20-b failed with exit code 7"),

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use highwater_tests::daemon::program;
 use serde_json::{Value, json};
-use std::{fs, path::Path, process::Command};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
 
 /// What the daemon's `config check --json` says of a text; its exit code is as it says.
 fn checked(daemon: &str, file: &Path, text: &str) -> Result<Value> {
@@ -42,7 +42,23 @@ fn the_agents() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let file = dir.path().join("agent.toml");
     let check = |text: &str| checked("highwater-agent", &file, text);
-    ensure!(check("[log]\nlevel = \"warn\"\n")? == json!({ "valid": true, "file": file }));
+    let hooks = dir.path().join("hooks");
+    let text = format!("[log]\nlevel = \"warn\"\n[application]\nhooks-dir = {hooks:?}\n");
+    let valid = |called: &[&str], refused: Value, trouble: Value| {
+        let hooks = json!({ "dir": hooks, "called": called, "refused": refused, "trouble": trouble });
+        json!({ "valid": true, "file": file, "hooks": hooks })
+    };
+    ensure!(check(&text)? == valid(&[], json!([]), Value::Null));
+    fs::create_dir(&hooks)?;
+    for (name, mode) in [("20-b", 0o755), ("10-a", 0o755), ("30-c", 0o777), ("x.bak", 0o755)] {
+        fs::write(hooks.join(name), "")?;
+        fs::set_permissions(hooks.join(name), fs::Permissions::from_mode(mode))?;
+    }
+    let refused_file = json!([{ "file": hooks.join("30-c"), "why": "others than root can change it" }]);
+    ensure!(check(&text)? == valid(&["10-a", "20-b"], refused_file, Value::Null));
+    fs::set_permissions(&hooks, fs::Permissions::from_mode(0o777))?;
+    let said = check(&text)?;
+    ensure!(said["hooks"]["called"] == json!([]) && said["hooks"]["trouble"].is_string(), "{said:#}");
     let bad = "state-dr = \"x\"\n[replication]\nreaders = 0\npoint-interval = 5\n";
     let problems =
         [(json!(1), "state-dr"), (json!(3), "replication.readers"), (json!(4), "replication.point-interval")];

@@ -12,13 +12,14 @@ use crate::{ebpf, sh, workspace};
 
 type Check = fn() -> Result<Verdict>;
 
-const CHECKS: [(&str, Check); 6] = [
+const CHECKS: [(&str, Check); 7] = [
     ("fmt", fmt),
     ("fmt-ebpf", fmt_ebpf),
     ("clippy", clippy),
     ("doc", doc),
     ("deny", deny),
     ("units", units),
+    ("hooks", hooks),
 ];
 
 enum Verdict {
@@ -106,6 +107,22 @@ fn deny() -> Result<Verdict> {
         return Ok(Verdict::Skipped(why.to_owned()));
     }
     sh::run(&mut deny(&["check", "--hide-inclusion-graph", "advisories"]))?;
+    Ok(Verdict::Passed)
+}
+
+/// What is said of scripts that run as root on other people's machines.
+fn hooks() -> Result<Verdict> {
+    let Some(shellcheck) = workspace::find_program("shellcheck") else {
+        return Ok(Verdict::Skipped(
+            "shellcheck is not installed (cargo xtask setup --for check)".to_owned(),
+        ));
+    };
+    let mut command = Command::new(shellcheck);
+    command.args(["--shell", "sh"]);
+    for entry in fs::read_dir(workspace::root().join("packaging/hooks"))? {
+        command.arg(entry?.path());
+    }
+    sh::run(&mut command)?;
     Ok(Verdict::Passed)
 }
 

@@ -26,6 +26,15 @@ pub(super) enum Patience {
     Idle,
 }
 
+/// How consistent a point is, for who waits for it.
+fn rank(consistency: Consistency) -> &'static str {
+    match consistency {
+        Consistency::Crash => "It is crash-consistent: not all disks have a mounted filesystem.",
+        Consistency::Filesystem => "It is filesystem-consistent.",
+        Consistency::Application => "It is application-consistent.",
+    }
+}
+
 impl Engine {
     pub(super) fn on_link(&mut self, event: LinkEvent) {
         match event {
@@ -151,12 +160,7 @@ impl Engine {
                 self.group.stored(marker, commit);
             }
             let answer = crate::control::Response::Done {
-                message: match info.consistency {
-                    Consistency::Crash => format!(
-                        "Recovery point {commit} is stored. It is crash-consistent: not all disks have a mounted filesystem."
-                    ),
-                    _ => format!("Recovery point {commit} is stored."),
-                },
+                message: format!("Recovery point {commit} is stored. {}", rank(info.consistency)),
                 point: Some(commit),
             };
             // Known since the first welcome. Before it is told: who was told may count on its being remembered.

@@ -13,10 +13,12 @@
 
 mod list;
 mod quiet;
+mod report;
 mod run;
 
 pub use list::{Hook, Hooks, HooksError, Refused};
 pub use quiet::{Quiet, Quieting, thaw_left};
+pub use report::Report;
 pub use run::{Call, OUTPUT_BYTES_MAX, Outcome, Ran};
 
 use std::time::Duration;

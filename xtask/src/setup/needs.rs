@@ -80,6 +80,11 @@ const TEST: &[Need] = &[
     // Its server; programs of the server itself lie in a directory named by their version.
     need("postgresql", "pg_ctlcluster"),
     need("sqlite3", "sqlite3"),
+    // Only the programs: the packages that are called after the servers also make services of them, and start those.
+    need("mariadb-server-core", "mariadbd"),
+    need("mariadb-client-core", "mariadb"),
+    // The server itself under another name.
+    need("redis-tools", "redis-check-rdb"),
 ];
 
 const BENCH: &[Need] = &[
@@ -92,6 +97,9 @@ const BENCH: &[Need] = &[
     need("restic", "restic"),
     need("borgbackup", "borg"),
 ];
+
+/// `cargo xtask check`, beside what cargo brings.
+const CHECK: &[Need] = &[need("shellcheck", "shellcheck")];
 
 /// For what is installed by npm.
 pub const NODE: &[Need] = &[need("nodejs", "node"), need("npm", "npm")];
@@ -110,7 +118,8 @@ const KERNELS: &[Need] = &[
 /// The packages a purpose needs beside the compiler and the linker.
 pub fn packages(purpose: Purpose) -> &'static [Need] {
     match purpose {
-        Purpose::Build | Purpose::Check => &[],
+        Purpose::Build => &[],
+        Purpose::Check => CHECK,
         Purpose::Demo => DEMO,
         Purpose::Test => TEST,
         Purpose::Bench => BENCH,
