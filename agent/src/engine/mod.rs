@@ -12,6 +12,7 @@
 //! **Crash.** The pinned bits and the vault's last commit are all that matters; both outlive this process.
 
 mod application;
+mod asked;
 pub mod batch;
 mod compare;
 mod control;
@@ -47,6 +48,7 @@ use crate::{
 };
 pub use application::ApplicationOptions;
 use application::{ApplicationPoints, Applications};
+use asked::AskedPoints;
 use compare::Comparison;
 use disk::Disk;
 use doubts::Doubts;
@@ -204,6 +206,7 @@ pub struct Engine {
     looked_at_devices: Instant,
     ordered: Ordered,
     applications: ApplicationPoints,
+    asked_points: AskedPoints,
     group: GroupPoints,
     group_status: SharedStatus,
     comparison: Comparison,
@@ -234,6 +237,7 @@ impl Engine {
         let mut engine = Self {
             ordered: Ordered::new(options.capture.clone()),
             applications: ApplicationPoints::new(options.application.clone()),
+            asked_points: AskedPoints::default(),
             group: GroupPoints::new(parts.group.0, parts.group.1),
             group_status: parts.group_status,
             comparison: Comparison::new(options.compare_bytes_per_s),
@@ -285,6 +289,7 @@ impl Engine {
                 self.looked_at_devices = Instant::now();
             }
             let worked = matches!(self.link, Link::Up(_)) && self.step();
+            self.answer_points();
             self.publish();
             if !worked {
                 self.wait(self.until_due().min(Duration::from_millis(200)));

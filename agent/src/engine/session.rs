@@ -118,6 +118,9 @@ impl Engine {
             CollectorMessage::Hashes { disk, range, blocks } if self.asked == Some((disk, range)) => {
                 self.hashes = Some(blocks);
             }
+            CollectorMessage::PointWanted { request, group: None, application } => {
+                self.point_asked(request, application);
+            }
             CollectorMessage::Refused(refusal) => {
                 tracing::error!(
                     code = format!("HW-{}", refusal.code),
