@@ -1,6 +1,7 @@
 //! What is shipped beside the programs agrees with them.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use highwater_tests::daemon::program;
@@ -83,6 +84,26 @@ fn units_start_commands_that_exist() -> Test {
         }
         assert!(commands > 0, "{unit} starts nothing");
     }
+    Ok(())
+}
+
+/// Each can be installed as it is, tells what it is called with, and is described.
+#[test]
+fn hooks_are_executable_and_described() -> Test {
+    let operations = fs::read_to_string(packaging("../docs/OPERATIONS.md"))?;
+    let mut hooks = 0;
+    for entry in fs::read_dir(packaging("hooks"))? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        assert_eq!(entry.metadata()?.permissions().mode() & 0o755, 0o755, "{name}");
+        assert!(operations.contains(&format!("| `{name}`")), "{name} is not in OPERATIONS.md");
+        let text = fs::read_to_string(entry.path())?;
+        for part in ["#!/bin/sh\n", "# freeze: ", "# Guaranteed: ", "# Not guaranteed:", "# Settings, in "] {
+            assert!(text.contains(part), "{name} has no {part:?}");
+        }
+        hooks += 1;
+    }
+    assert!(hooks > 0);
     Ok(())
 }
 
