@@ -1,0 +1,4 @@
+//! Groups on a store in memory.
+
+mod basics;
+mod support;
