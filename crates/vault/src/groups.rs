@@ -5,7 +5,7 @@
 //! - **Definitions** are one chain of documents for all groups, `groups/<n>`: each says what one group is from then on ([`Group`]), and is
 //!   created if absent. So changes have one order, whoever makes them: two groups cannot both get a machine, or a name. Documents are never
 //!   changed and never deleted, so that the members of each epoch can be told for ever ([`Groups::membership`]).
-//! - **Reports.** A member that keeps a marker as a recovery point of its own, which is stored, says so: `group-kept/<group>/<marker>/<machine>`.
+//! - **Reports.** A member that keeps a marker as a recovery point of its own, which is stored, says so: `group-kept/<group>/<marker>.<machine>`.
 //! - **One decision.** A marker becomes a point of the group when every member of its epoch has reported, and it comes to nothing when a member
 //!   says so first, or when one has not reported within [`PENDING_MAX`]. Either is `group-points/<group>/<marker>`, created if absent: it is one
 //!   or the other everywhere and for ever. A point is decided only by whoever has read the reports of all members.

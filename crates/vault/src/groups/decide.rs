@@ -110,14 +110,19 @@ pub enum Outcome {
     Known,
 }
 
-pub(super) fn folder_of(group: GroupId, marker: Marker) -> String {
-    format!("group-kept/{group}/{marker}")
+/// The reports of a group lie in one folder: a directory would keep an empty one for each marker for ever.
+fn folder_of(group: GroupId) -> String {
+    format!("group-kept/{group}")
+}
+
+pub(super) fn report_name(group: GroupId, marker: Marker, machine: MachineId) -> String {
+    format!("{}/{marker}.{machine}", folder_of(group))
 }
 
 /// What the name of a report says.
 pub(super) fn parse(name: &str) -> Option<(GroupId, Marker, MachineId)> {
-    let mut parts = name.strip_prefix("group-kept/")?.splitn(3, '/');
-    let (group, marker, machine) = (parts.next()?, parts.next()?, parts.next()?);
+    let (group, report) = name.strip_prefix("group-kept/")?.split_once('/')?;
+    let (marker, machine) = report.rsplit_once('.')?;
     Some((group.parse().ok()?, marker.parse().ok()?, machine.parse().ok()?))
 }
 
@@ -149,21 +154,28 @@ impl Vault {
         if now_ms.saturating_sub(point.stored_at_ms) > millis(PENDING_MAX) {
             return refuse("the recovery point was stored too long ago");
         }
-        match self.decision(group, marker).await? {
+        let decisions = self.decisions(group).await?;
+        match decisions.get(&marker).map(|decision| &**decision) {
             Some(Decision::Complete(done)) if done.commit_of(machine) == Some(commit) => {
                 return Ok(Outcome::Known);
             }
             Some(_) => return refuse("what becomes of it was decided before"),
             None => {}
         }
-        let reports = self.control_list(&format!("group-kept/{group}")).await?;
-        let reports: Vec<_> = reports.iter().filter_map(|name| parse(name)).collect();
-        let own = reports.iter().filter(|(_, other, by)| *by == machine && *other != marker).count();
+        // Or a machine could have any number of points of its group made of one of its own.
+        let is_it = |decision: &Decision| {
+            matches!(decision, Decision::Complete(done) if done.commit_of(machine) == Some(commit))
+        };
+        if decisions.values().any(|decision| is_it(decision)) {
+            return refuse("the recovery point belongs to another point of the group");
+        }
+        let reports = self.reports(group).await?;
+        let own = reports.iter().filter(|(other, by)| *by == machine && *other != marker).count();
         if own >= PENDING_OF_MACHINE_MAX {
             return Err(VaultError::Limit("markers of a machine that wait for other members"));
         }
-        let another = reports.iter().find(|(_, other, by)| *other == marker && *by != machine);
-        if let Some((.., by)) = another
+        let another = reports.iter().find(|(other, by)| *other == marker && *by != machine);
+        if let Some((_, by)) = another
             && let Some(before) = find::<Reported>(self, &report_name(group, marker, *by)).await?
             && (before.epoch, before.kind) != (epoch, kind)
         {
@@ -224,8 +236,7 @@ impl Vault {
         marker: Marker,
         members: &[MachineId],
     ) -> Result<Outcome> {
-        let there = self.control_list(&folder_of(group, marker)).await?;
-        let there: Vec<MachineId> = there.iter().filter_map(|name| Some(parse(name)?.2)).collect();
+        let there = self.reports_of(group, marker).await?;
         let missing = members.iter().filter(|machine| !there.contains(machine)).count();
         if missing > 0 {
             // Or it was decided, and they are deleted.
@@ -251,15 +262,23 @@ impl Vault {
 
     /// Deletes the reports of a marker that was decided.
     pub(super) async fn forget_reports(&self, group: GroupId, marker: Marker) -> Result<()> {
-        for name in self.control_list(&folder_of(group, marker)).await? {
-            self.control_delete(&name).await?;
+        for machine in self.reports_of(group, marker).await? {
+            self.control_delete(&report_name(group, marker, machine)).await?;
         }
         Ok(())
     }
-}
 
-pub(super) fn report_name(group: GroupId, marker: Marker, machine: MachineId) -> String {
-    format!("{}/{machine}", folder_of(group, marker))
+    /// The reports of a group that wait for a decision.
+    pub(super) async fn reports(&self, group: GroupId) -> Result<Vec<(Marker, MachineId)>> {
+        let names = self.control_list(&folder_of(group)).await?;
+        Ok(names.iter().filter_map(|name| parse(name)).map(|(_, marker, by)| (marker, by)).collect())
+    }
+
+    /// Who has reported a marker.
+    async fn reports_of(&self, group: GroupId, marker: Marker) -> Result<Vec<MachineId>> {
+        let all = self.reports(group).await?;
+        Ok(all.into_iter().filter(|(of, _)| *of == marker).map(|(_, machine)| machine).collect())
+    }
 }
 
 /// The point that these reports make; none if one is not there, or they contradict each other.

@@ -40,8 +40,9 @@ impl Shared {
         let mut shared = Self::default();
         for group in groups.ever_of(machine) {
             // First: a report goes only when there is a decision.
-            for name in vault.control_list(&format!("group-kept/{group}")).await? {
-                if decide::parse(&name).is_some_and(|(.., by)| by == machine) {
+            for (marker, by) in vault.reports(group).await? {
+                if by == machine {
+                    let name = decide::report_name(group, marker, by);
                     let report = super::cache::find::<decide::Reported>(vault, &name).await?;
                     shared.pending.extend(report.map(|report| report.commit));
                 }

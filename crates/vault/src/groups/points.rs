@@ -70,10 +70,8 @@ impl Vault {
     pub async fn group_pending(&self, group: GroupId) -> Result<Vec<Pending>> {
         let groups = self.known(group).await?;
         let mut reported: BTreeMap<Marker, Vec<MachineId>> = BTreeMap::new();
-        for name in self.control_list(&format!("group-kept/{group}")).await? {
-            if let Some((_, marker, machine)) = decide::parse(&name) {
-                reported.entry(marker).or_default().push(machine);
-            }
+        for (marker, machine) in self.reports(group).await? {
+            reported.entry(marker).or_default().push(machine);
         }
         let mut pending = Vec::new();
         for (marker, reported) in reported {

@@ -72,8 +72,8 @@ pub struct Request {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Taken {
-    /// To this machine.
-    pub machine: MachineId,
+    /// To this machine; none: it was taken back.
+    pub machine: Option<MachineId>,
     /// When, in milliseconds since 1970.
     pub at_ms: u64,
 }
@@ -120,6 +120,13 @@ impl Vault {
     }
     /// Takes a request, to pass it on to a machine; false if somebody else has.
     pub async fn take_request(&self, id: RequestId, machine: MachineId) -> Result<bool> {
+        self.take(id, Some(machine)).await
+    }
+    /// Takes a request back; false if somebody has taken it.
+    pub async fn cancel_request(&self, id: RequestId) -> Result<bool> {
+        self.take(id, None).await
+    }
+    async fn take(&self, id: RequestId, machine: Option<MachineId>) -> Result<bool> {
         let taken = Taken { machine, at_ms: self.stamp_ms().await? };
         create(self, &format!("point-requests-taken/{id}"), &taken).await
     }
