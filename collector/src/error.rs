@@ -193,6 +193,21 @@ pub enum CollectorError {
     /// What the next process would go on with.
     #[error("what the next start goes on with cannot be kept in `state-dir`: {0}")]
     StateNotKept(String),
+    /// What a machine says of a marker.
+    #[error(transparent)]
+    Marker(VaultError),
+    /// Where a machine says that it is reached.
+    #[error("machine {0} says that it is reached where nothing can be")]
+    Address(MachineId),
+    /// A machine was to be asked for a point.
+    #[error("machine {0} cannot be asked for a point now")]
+    NotAsked(MachineId),
+    /// The session ended meanwhile.
+    #[error("the session of machine {0} ended before it answered")]
+    SessionEnded(MachineId),
+    /// No answer.
+    #[error("machine {0} did not answer in time")]
+    NoAnswer(MachineId),
     /// A control document of the vault is unusable.
     #[error("the vault's document {0} is missing or unusable")]
     Document(String),
@@ -250,6 +265,11 @@ impl CollectorError {
             Self::CacheDamaged(_) => 1352,
             Self::VaultDamaged(_) => 1360,
             Self::StateNotKept(_) => 1361,
+            Self::Marker(_) => 1370,
+            Self::Address(_) => 1372,
+            Self::NotAsked(_) => 1373,
+            Self::SessionEnded(_) => 1374,
+            Self::NoAnswer(_) => 1375,
         }
     }
 
@@ -266,7 +286,7 @@ impl CollectorError {
             {
                 return access::advice(path);
             }
-            Self::Vault(error) => return error.action().to_owned(),
+            Self::Vault(error) | Self::Marker(error) => return error.action().to_owned(),
             Self::ConfigUnreadable { source, .. } if source.kind() == ErrorKind::NotFound => {
                 "make one with `highwater-collector init`, or say with --config where it is"
             }
@@ -329,6 +349,10 @@ impl CollectorError {
             Self::StateNotKept(_) => {
                 "make `state-dir` a directory of a local disk that the collector can write to; until then each start begins the verification of the vault anew, and leaves its maintenance for a quarter of an hour"
             }
+            Self::Address(_) => "correct where the machine says that it is reached, in its agent.toml",
+            Self::NotAsked(_) | Self::SessionEnded(_) | Self::NoAnswer(_) => {
+                "see that the machine's agent runs and is connected (`highwater-agent status`), and ask again"
+            }
             Self::Document(_) => "bring the vault back from a copy, or create it anew with `highwater-collector init`",
         }
         .to_owned()
@@ -353,6 +377,9 @@ impl CollectorError {
             | Self::DeltaSlow(_)
             | Self::CacheFailed { .. }
             | Self::CacheDamaged(_)
+            | Self::NotAsked(_)
+            | Self::SessionEnded(_)
+            | Self::NoAnswer(_)
             | Self::Quota(_) => true,
             _ => false,
         }

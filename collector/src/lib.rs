@@ -18,6 +18,7 @@ pub mod certificates;
 pub mod clock;
 pub mod config;
 pub mod error;
+pub mod groups;
 pub mod holder;
 pub mod init;
 pub mod lock;

@@ -1,7 +1,9 @@
 //! What Prometheus reads. Names begin with `highwater_collector_`, units are base units.
 
+mod groups;
 mod relay;
 
+pub use groups::GroupMetrics;
 pub use relay::RelayMetrics;
 
 use crate::clock::now_ms;
@@ -272,6 +274,8 @@ pub struct Metrics {
     pub memory: MemoryMetrics,
     /// Of relays.
     pub relays: RelayMetrics,
+    /// Of groups.
+    pub groups: GroupMetrics,
     /// Of the cache.
     pub cache: CacheMetrics,
     /// Of maintenance.
@@ -314,6 +318,7 @@ impl Default for Metrics {
             registry: Registry::with_prefix("highwater_collector"),
             memory: MemoryMetrics::default(),
             relays: RelayMetrics::default(),
+            groups: GroupMetrics::default(),
             cache: CacheMetrics::default(),
             maintenance: MaintenanceMetrics::default(),
             verification: VerificationMetrics::default(),
@@ -338,6 +343,7 @@ impl Default for Metrics {
         let registry = &mut metrics.registry;
         metrics.memory.register(registry);
         metrics.relays.register(registry);
+        metrics.groups.register(registry);
         metrics.cache.register(registry);
         metrics.maintenance.register(registry);
         metrics.verification.register(registry);
@@ -488,6 +494,7 @@ impl Metrics {
             // A machine's clock may be ahead of ours.
             self.rpo_age.get_or_create(&label).set(now.saturating_sub(*taken_at_ms) as f64 / 1000.0);
         }
+        self.groups.render(now);
         self.memory.resident.set(resident_bytes());
         let mut text = String::new();
         // Writing to a String cannot fail.

@@ -14,8 +14,8 @@ use crate::clock::now_ms;
 use crate::relays::{self, Told};
 use crate::shared::{REVOCATIONS_UNKNOWN_MAX, Shared};
 use crate::{
-    CollectorError, Config, authority, authority::OwnCert, maintenance, management, memory, metrics::Metrics,
-    session, verification,
+    CollectorError, Config, authority, authority::OwnCert, groups, maintenance, management, memory,
+    metrics::Metrics, session, verification,
 };
 use highwater_delta::Code;
 use highwater_relay::server::Relays;
@@ -103,6 +103,10 @@ impl Collector {
             shared.note_state(machine, bytes);
         }
         shared.refresh_revoked().await?;
+        // Members hear nothing of groups until these can be read.
+        if let Err(error) = groups::rosters::refresh(&shared).await {
+            tracing::warn!(code = %Code(error.code()), %error, action = error.action(), "groups cannot be read; it is tried again");
+        }
         let ingest_tls = tls::ingest_server(shared.authority.cert(), cert.clone())?;
         let management_tls = tls::management_server(cert.clone())?;
         let (ingest_at, ingest) = listen(shared.config.listen).await?;
@@ -147,6 +151,7 @@ impl Collector {
             )),
             tokio::spawn(serve_metrics(metrics, told, Limits::default(), shutdown)),
             tokio::spawn(upkeep(shared.clone(), cert, relays)),
+            tokio::spawn(groups::run(shared.clone())),
         ];
         let maintenance = tokio::spawn(maintenance::run(shared.clone()));
         let verification = tokio::spawn(verification::run(shared.clone()));
@@ -271,7 +276,7 @@ async fn connection(
         return;
     };
     drop(place);
-    let ended = session::run(&shared, &credential, visit, stream).await;
+    let ended = session::run(&shared, &credential, visit, peer.ip(), stream).await;
     // Machines come and go: the RPO's age tells whether one stays away for too long.
     let broken_off = matches!(&ended, Err(error) if matches!(error.code(), 1101..=1104));
     // Comes back with a newer certificate, or is turned away then.

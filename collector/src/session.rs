@@ -13,11 +13,13 @@
 //! **Errors.** An error of the vault is fatal for the session, with the vault's own code: the agent comes back and sends anew
 //! what was not stored. Earlier points are untouched.
 
+mod groups;
 mod intake;
 mod out;
 pub mod reader;
 pub mod state;
 
+use crate::groups::Line;
 use crate::memory::claim::{Asked, Claim};
 use crate::memory::{Kept, OpenDelta, Share, WAIT_MAX, WELCOME_WAIT_MAX};
 use crate::shared::{Ended, Shared};
@@ -31,6 +33,7 @@ use intake::{Front, Intake};
 use out::Out;
 use reader::Incoming;
 use state::{Action, State};
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,6 +59,7 @@ pub async fn run<S>(
     shared: &Arc<Shared>,
     credential: &Credential,
     visit: Visit,
+    from: IpAddr,
     stream: S,
 ) -> Result<(), CollectorError>
 where
@@ -76,7 +80,8 @@ where
         Err(error) => (Err(error), frames.into_inner()),
         Ok((hello, version)) => {
             frames.set_timeouts(timeouts);
-            serve(shared, credential, &hello, version, frames, &out, &mut visit).await
+            let peer = Peer { credential, from, version };
+            serve(shared, peer, &hello, frames, &out, &mut visit).await
         }
     };
     if let Err(error) = &ended {
@@ -118,12 +123,19 @@ async fn hello<R: AsyncRead + Unpin>(
     }
 }
 
+/// Whose session it is.
+#[derive(Clone, Copy)]
+struct Peer<'a> {
+    credential: &'a Credential,
+    from: IpAddr,
+    version: Version,
+}
+
 /// Seat, writer, welcome, and the loop. The seat is given back last. With the seat, the visit is over.
 async fn serve<R, W>(
     shared: &Arc<Shared>,
-    credential: &Credential,
+    peer: Peer<'_>,
     hello: &Hello,
-    version: Version,
     frames: FrameReader<R>,
     out: &Out<W>,
     visit: &mut Option<Visit>,
@@ -132,6 +144,7 @@ where
     R: AsyncRead + Unpin + Send + 'static,
     W: AsyncWrite + Unpin,
 {
+    let Peer { credential, from, version } = peer;
     let machine = credential.machine;
     let opened = async {
         // Whoever is not in the vault gets no entry in any table.
@@ -162,6 +175,9 @@ where
     let mut owner = Owner::new(shared, credential, version, &seat.ended, held, &window, out);
     if let Err(error) = owner.welcome().await {
         return (Err(error), frames.into_inner());
+    }
+    if version >= Version::V3 {
+        owner.line = Some(shared.desk.open(machine, from));
     }
     let stop = CancellationToken::new();
     let (sender, queue) = mpsc::channel(reader::QUEUE_FRAMES);
@@ -228,6 +244,8 @@ struct Owner<'a, W> {
     /// When the open delta was begun, or added to last.
     progress: Instant,
     ended: &'a Ended,
+    /// What the machine is to hear of groups; none: it knows of none.
+    line: Option<Line>,
 }
 
 impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
@@ -260,6 +278,7 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
             delta: None,
             progress: Instant::now(),
             ended,
+            line: None,
         }
     }
 
@@ -295,6 +314,10 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
                 }
                 () = sleep_until(self.map_used + idle), if self.map.is_some() => {
                     self.map = None;
+                    continue;
+                }
+                order = groups::next(&mut self.line) => {
+                    self.order(order).await?;
                     continue;
                 }
                 incoming = intake.next(&mut front) => incoming,
@@ -355,6 +378,7 @@ impl<'a, W: AsyncWrite + Unpin> Owner<'a, W> {
             Action::Hashes(disk, range) => self.hashes(disk, range).await,
             Action::Pong(number) => self.out.send(&CollectorMessage::Pong(number)).await,
             Action::Renew(csr_pem) => self.renew(&csr_pem).await,
+            Action::Group(word) => self.word(word).await,
             Action::End => Ok(()),
         }
     }

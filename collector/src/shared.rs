@@ -3,6 +3,7 @@
 use crate::bucket::Bucket;
 use crate::cache::Cache;
 use crate::clock::now_ms;
+use crate::groups::{Desk, rosters::Signed};
 use crate::lock::locked;
 use crate::log_limit::LogLimit;
 use crate::memory::{Memory, Share};
@@ -33,6 +34,15 @@ pub const CLAIMS_A_DAY: u32 = 512;
 const STATE_WARNING: f64 = 0.75;
 /// Minutes' worth of commits that may come at once.
 const COMMITS_BURST_MINUTES: f64 = 5.0;
+/// Words of a machine on groups, at once and each minute afterwards: a member has a few to say on each marker.
+const WORDS_BURST: f64 = 300.0;
+const WORDS_A_MINUTE: f64 = 60.0;
+/// Of them, markers that came to nothing: after one, members wait for a minute.
+const WITHDRAWALS_BURST: f64 = 60.0;
+const WITHDRAWALS_A_MINUTE: f64 = 6.0;
+/// Times that it may be reached elsewhere: each is a document, and a new roster for all members.
+const ADDRESSES_BURST: f64 = 10.0;
+const ADDRESSES_A_MINUTE: f64 = 2.0;
 
 /// Everything shared. Locks here are held for moments only, never across an await.
 pub struct Shared {
@@ -50,6 +60,10 @@ pub struct Shared {
     pub revoked: RwLock<Revoked>,
     /// When they were read last.
     revoked_read: Mutex<Instant>,
+    /// The sessions, as far as they are to hear of groups.
+    pub desk: Arc<Desk>,
+    /// Rosters that were signed.
+    pub signed: Signed,
     /// Asks everybody to end.
     pub shutdown: CancellationToken,
     /// Connections of machines that have no seat.
@@ -84,6 +98,10 @@ struct Allowance {
     renewals: Bucket,
     commits: Bucket,
     claims: Bucket,
+    /// Words on groups.
+    words: Bucket,
+    withdrawals: Bucket,
+    addresses: Bucket,
 }
 
 /// The right to write for a machine. Dropped only after the writer.
@@ -143,6 +161,8 @@ impl Shared {
             state,
             revoked: RwLock::default(),
             revoked_read: Mutex::new(Instant::now()),
+            desk: Arc::default(),
+            signed: Signed::default(),
             shutdown: CancellationToken::new(),
             visits: Visits::default(),
             sessions,
@@ -278,6 +298,30 @@ impl Shared {
         self.allow(machine, |allowance| &mut allowance.commits)
     }
 
+    /// Takes one word on groups out of a machine's allowance.
+    pub fn allow_word(&self, machine: MachineId) -> Result<(), CollectorError> {
+        self.allow(machine, |allowance| &mut allowance.words)
+            .map_err(|_| CollectorError::Quota("it says too much of groups"))
+    }
+
+    /// The same of a marker that came to nothing, which is remembered for hours.
+    pub fn allow_withdrawal(&self, machine: MachineId) -> Result<(), CollectorError> {
+        self.allow(machine, |allowance| &mut allowance.withdrawals)
+            .map_err(|_| CollectorError::Quota("it withdraws too many markers"))
+    }
+
+    /// Whether another address of a machine may be kept now.
+    pub fn allow_address(&self, machine: MachineId) -> bool {
+        self.allow(machine, |allowance| &mut allowance.addresses).is_ok()
+    }
+
+    /// Certificates of a machine of an earlier generation than this are known to be revoked.
+    #[must_use]
+    pub fn generation_min(&self, machine: MachineId) -> u32 {
+        let revoked = self.revoked.read().unwrap_or_else(PoisonError::into_inner);
+        revoked.machines.get(&machine).map_or(0, |upto| upto.saturating_add(1))
+    }
+
     /// Takes one out of a machine's bucket, or tells how long until there is one.
     fn allow(
         &self,
@@ -384,6 +428,9 @@ impl Allowance {
             renewals: renewals(config, now),
             commits: Bucket::new(commits * COMMITS_BURST_MINUTES, commits / 60.0, now),
             claims: Bucket::new(claims, claims / 86_400.0, now),
+            words: Bucket::new(WORDS_BURST, WORDS_A_MINUTE / 60.0, now),
+            withdrawals: Bucket::new(WITHDRAWALS_BURST, WITHDRAWALS_A_MINUTE / 60.0, now),
+            addresses: Bucket::new(ADDRESSES_BURST, ADDRESSES_A_MINUTE / 60.0, now),
         }
     }
 }

@@ -2,9 +2,10 @@
 
 use crate::CollectorError;
 use bytes::Bytes;
-use highwater_delta::{BlockRange, CommitKind, DeltaId, DiskId};
+use highwater_delta::{BlockRange, CommitKind, DeltaId, DiskId, GroupId};
+use highwater_group::{Kind, Marker};
 use highwater_wire::Version;
-use highwater_wire::message::{AgentMessage, DiskInfo};
+use highwater_wire::message::{AgentMessage, DiskInfo, Kept, PointAnswer, Reachable};
 
 /// What the owner task is to do.
 #[derive(Debug, PartialEq, Eq)]
@@ -25,8 +26,25 @@ pub enum Action {
     Pong(u64),
     /// Certify a new key of the machine.
     Renew(String),
+    /// Take a word on groups.
+    Group(Word),
     /// End in an orderly way.
     End,
+}
+
+/// What a machine says of groups.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Word {
+    /// Where it is reached.
+    Reachable(Reachable),
+    /// It keeps a marker.
+    Kept(Kept),
+    /// A marker came to nothing.
+    Withdrawn(GroupId, Marker),
+    /// A marker that it coordinated has ended: why it came to nothing, if it did.
+    Ended(GroupId, Marker, Kind, Option<String>),
+    /// What came of a point that was wanted.
+    Answer(u64, PointAnswer),
 }
 
 /// Where a session stands after the hello.
@@ -96,12 +114,21 @@ impl State {
             AgentMessage::Goodbye => Action::End,
             AgentMessage::Renew { csr_pem } if self.version >= Version::V2 => Action::Renew(csr_pem),
             AgentMessage::Renew { .. } => return Err(CollectorError::Unexpected("a renewal in version 1")),
-            AgentMessage::Reachable(_)
-            | AgentMessage::Kept(_)
-            | AgentMessage::Withdrawn { .. }
-            | AgentMessage::MarkerEnded { .. }
-            | AgentMessage::Answer { .. } => return Err(CollectorError::Unexpected("of groups")),
+            AgentMessage::Reachable(reachable) => self.word(Word::Reachable(reachable))?,
+            AgentMessage::Kept(kept) => self.word(Word::Kept(kept))?,
+            AgentMessage::Withdrawn { group, marker } => self.word(Word::Withdrawn(group, marker))?,
+            AgentMessage::MarkerEnded { group, marker, kind, failed } => {
+                self.word(Word::Ended(group, marker, kind, failed))?
+            }
+            AgentMessage::Answer { request, answer } => self.word(Word::Answer(request, answer))?,
         })
+    }
+
+    fn word(&self, word: Word) -> Result<Action, CollectorError> {
+        match self.version {
+            Version::V1 | Version::V2 => Err(CollectorError::Unexpected("of groups, before version 3")),
+            Version::V3 => Ok(Action::Group(word)),
+        }
     }
 
     /// Takes a chunk.
@@ -167,6 +194,13 @@ mod tests {
         assert_eq!(state.chunk(two, Bytes::new()).unwrap_err().code(), 1304);
         assert_eq!(state.message(AgentMessage::Disks(vec![])).unwrap_err().code(), 1311);
         assert_eq!(state.message(commit(one, 7)).unwrap_err().code(), 1306);
+        let group = GroupId::new();
+        let marker: Marker = "07070707-0707-0707-0707-070707070707.1.0000000000000002.3".parse().unwrap();
+        let withdrawn = AgentMessage::Withdrawn { group, marker };
+        let before = State::new(Version::V2).message(withdrawn.clone());
+        assert_eq!(before.unwrap_err().code(), 1311);
+        let taken = ready().message(withdrawn).unwrap();
+        assert_eq!(taken, Action::Group(Word::Withdrawn(group, marker)));
         let disk = DiskInfo { disk: DiskId::new(), name: String::new(), size_bytes: 0 };
         assert_eq!(ready().message(AgentMessage::Disks(vec![disk.clone(), disk])).unwrap_err().code(), 1312);
     }

@@ -7,6 +7,7 @@ mod cache;
 mod certificates;
 mod command;
 mod enrolment;
+mod groups;
 mod hostile;
 mod ingest;
 mod limits;

@@ -133,6 +133,14 @@ impl Site {
         Agent::connect(&self.running.ingest.to_string(), identity, machine).await
     }
 
+    /// Connects a machine that knows of groups, and names one disk.
+    pub async fn member(&self, identity: &Identity, disk: DiskId) -> Agent {
+        let address = self.running.ingest.to_string();
+        let mut agent = Agent::connect_in(&address, identity, identity.machine, Version::V3).await.unwrap();
+        agent.disks(&[disk]).await;
+        agent
+    }
+
     /// Connects a machine and names one disk.
     pub async fn agent(&self, identity: &Identity, disk: DiskId) -> Agent {
         let mut agent = self.connect(identity).await.unwrap();
@@ -158,11 +166,21 @@ pub struct Agent {
 }
 
 impl Agent {
+    /// One that knows nothing of groups, and so is told nothing that it did not ask for.
     pub async fn connect(address: &str, identity: &Identity, machine: MachineId) -> Result<Self, WireError> {
+        Self::connect_in(address, identity, machine, Version::V2).await
+    }
+
+    pub async fn connect_in(
+        address: &str,
+        identity: &Identity,
+        machine: MachineId,
+        newest: Version,
+    ) -> Result<Self, WireError> {
         let hello = Hello {
             machine,
             version_min: 1,
-            version_max: Version::MAX.number(),
+            version_max: newest.number(),
             agent_version: "test".to_owned(),
             host_name: "host".to_owned(),
             kernel: "6".to_owned(),
@@ -207,6 +225,7 @@ impl Agent {
         loop {
             match self.receiver.recv().await.unwrap() {
                 CollectorMessage::Stored { delta, commit } => return (delta, commit),
+                CollectorMessage::Group(_) => {}
                 CollectorMessage::Received { delta, chunks } => self.window.received(delta, chunks).unwrap(),
                 other => panic!("{other:?}"),
             }
@@ -234,7 +253,7 @@ impl Agent {
                     assert!(matches!(self.receiver.recv().await, Err(WireError::Closed)));
                     return refusal;
                 }
-                CollectorMessage::Received { .. } => {}
+                CollectorMessage::Received { .. } | CollectorMessage::Group(_) => {}
                 other => panic!("{other:?}"),
             }
         }

@@ -1,13 +1,17 @@
 //! The command line. Help, man page and completions come from here.
 
+mod group;
 mod keep;
 mod values;
 
+pub(crate) use group::{CreatePoint, GroupVerb, Members, PointVerb};
 pub(crate) use keep::{KeepVerb, PolicyVerb, SetPolicy};
+pub(crate) use values::Every;
 use values::{parse_bytes, parse_percent, parse_time};
 
 use clap::{Args, Parser, Subcommand};
 use highwater_delta::CommitId;
+use highwater_group::Marker;
 use highwater_vault::keys::{KeyCommand, WrappingId};
 use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
 
@@ -72,6 +76,16 @@ pub(crate) enum Verb {
     Points {
         /// Id, unambiguous begin of an id, or host name
         machine: String,
+    },
+    /// Groups: machines whose points are taken at one instant
+    Group {
+        #[command(subcommand)]
+        verb: GroupVerb,
+    },
+    /// Points that are made now
+    Point {
+        #[command(subcommand)]
+        verb: PointVerb,
     },
     /// Recover a machine's disks at a point into raw files, or one disk onto a block device
     Recover(Recover),
@@ -208,12 +222,19 @@ pub(crate) struct NewKey {
 #[derive(Debug, Args)]
 pub(crate) struct Recover {
     /// Id, unambiguous begin of an id, or host name
-    pub(crate) machine: String,
-    /// The recovery point's number, or `latest`
-    #[arg(long, value_name = "N|latest", value_parser = parse_point)]
+    #[arg(required_unless_present = "group", conflicts_with = "group")]
+    pub(crate) machine: Option<String>,
+    /// All members of this group, as they were at one instant, each into a directory of its own: name, id, or unambiguous begin of an id
+    #[arg(long, value_name = "GROUP")]
+    pub(crate) group: Option<String>,
+    /// Of the group these members only
+    #[arg(long = "machine", id = "members", value_name = "MACHINE", requires = "group")]
+    pub(crate) members: Vec<String>,
+    /// The recovery point's number, of a group its marker; or `latest`, or `latest-application`
+    #[arg(long, value_name = "N|MARKER|latest|latest-application", value_parser = parse_point)]
     pub(crate) point: PointChoice,
     /// One disk only: name, id, or unambiguous begin of an id
-    #[arg(long)]
+    #[arg(long, conflicts_with = "group")]
     pub(crate) disk: Option<String>,
     /// A directory for raw files (made if absent), or a block device, which is OVERWRITTEN
     #[arg(long, value_name = "DIR|DEVICE")]
@@ -236,16 +257,21 @@ pub(crate) struct Recover {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PointChoice {
     Latest,
+    LatestApplication,
     Number(CommitId),
+    Marker(Marker),
 }
 
 fn parse_point(text: &str) -> Result<PointChoice, String> {
     match text {
         "latest" => Ok(PointChoice::Latest),
-        number => number
-            .parse()
-            .map(PointChoice::Number)
-            .map_err(|_| "a recovery point's number or `latest` is expected".to_owned()),
+        "latest-application" => Ok(PointChoice::LatestApplication),
+        name => match (name.parse(), name.parse()) {
+            (Ok(number), _) => Ok(PointChoice::Number(number)),
+            (_, Ok(marker)) => Ok(PointChoice::Marker(marker)),
+            _ => Err("a recovery point's number or marker, `latest` or `latest-application` is expected"
+                .to_owned()),
+        },
     }
 }
 

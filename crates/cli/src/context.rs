@@ -1,9 +1,10 @@
 //! Finding the vault, its key, and the machine that is meant.
 
 use crate::{CliError, Console, args::Global, output::rfc3339, secret};
-use highwater_delta::{Code, MachineId};
+use highwater_delta::{Code, GroupId, MachineId};
 use highwater_vault::{
-    Index, KeyRing, KeySource, Location, MachineState, Store, Vault, VaultError, keys::KeyCommand,
+    Index, KeyRing, KeySource, Location, MachineState, Store, Vault, VaultError, groups::Group,
+    keys::KeyCommand,
 };
 use std::path::{Path, PathBuf};
 
@@ -147,6 +148,33 @@ pub(crate) async fn machine(vault: &Vault, text: &str) -> Result<MachineId, CliE
         several => {
             let list: Vec<String> = several.iter().map(|(id, host)| format!("{id} ({host})")).collect();
             Err(CliError::Machine(format!("{text:?} may mean {}", list.join(" or "))))
+        }
+    }
+}
+
+/// The group meant by a name, an id, or an unambiguous begin of one. One that was deleted is meant by its id only, and only where it
+/// may be.
+pub(crate) async fn group(vault: &Vault, text: &str, deleted: bool) -> Result<Group, CliError> {
+    let groups = vault.groups().await?;
+    let may_be = |group: &&Group| deleted || !group.deleted;
+    if let Ok(id) = text.parse::<GroupId>() {
+        let found = groups.get(id).filter(may_be).cloned();
+        return found.ok_or_else(|| VaultError::UnknownGroup(id).into());
+    }
+    // Whoever calls a group by its name does not mean one whose id begins so.
+    if let Some(named) = groups.living().into_iter().find(|group| group.name == text) {
+        return Ok(named.clone());
+    }
+    let wanted = text.to_ascii_lowercase();
+    let begins = |group: &&Group| !wanted.is_empty() && group.id.to_string().starts_with(&wanted);
+    let found: Vec<&Group> = groups.ever().filter(may_be).filter(begins).collect();
+    match found.as_slice() {
+        [] => Err(CliError::Group(format!("no group is named {text:?}"))),
+        [one] => Ok((*one).clone()),
+        several => {
+            let list: Vec<String> =
+                several.iter().map(|group| format!("{} ({})", group.id, group.name)).collect();
+            Err(CliError::Group(format!("{text:?} may mean {}", list.join(" or "))))
         }
     }
 }

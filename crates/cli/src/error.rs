@@ -26,6 +26,18 @@ impl From<Exit> for ExitCode {
     }
 }
 
+/// A point that was asked for was not made.
+#[derive(Debug, thiserror::Error)]
+#[error("{cause}")]
+pub struct Unmade {
+    /// Of whoever found out.
+    pub code: u16,
+    /// Why not.
+    pub cause: String,
+    /// What to do about it.
+    pub action: String,
+}
+
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
@@ -55,6 +67,12 @@ pub enum CliError {
     /// No such point.
     #[error("{0}")]
     Point(String),
+    /// No group, or more than one.
+    #[error("{0}")]
+    Group(String),
+    /// No point.
+    #[error("the point was not made: {0}")]
+    Unmade(#[from] Unmade),
     /// The operator did not confirm.
     #[error("{0}")]
     NotConfirmed(String),
@@ -88,12 +106,14 @@ impl CliError {
             Self::Interrupted => 1509,
             Self::Unreadable(_) => 1510,
             Self::Io(_) => 1511,
+            Self::Unmade(unmade) => unmade.code,
+            Self::Group(_) => 1516,
             Self::Vault(error) => error.code(),
         }
     }
     /// What to do about it.
     #[must_use]
-    pub const fn action(&self) -> &'static str {
+    pub fn action(&self) -> &str {
         match self {
             Self::Usage(_) => "See `highwater --help`.",
             Self::NotGiven(_) => {
@@ -112,6 +132,10 @@ impl CliError {
             }
             Self::Unreadable(_) => "Run `highwater verify` to see what is damaged.",
             Self::Io(_) => "Check the path, its permissions and the free space.",
+            Self::Group(_) => {
+                "List the groups with `highwater group list`; give an id or more of its digits."
+            }
+            Self::Unmade(unmade) => &unmade.action,
             Self::Vault(error) => error.action(),
         }
     }

@@ -13,10 +13,12 @@ mod confirm;
 mod context;
 mod erase;
 mod error;
+mod group;
 mod keys;
 mod list;
 mod maintain;
 mod output;
+mod point;
 mod policy;
 mod recover;
 mod repair;
@@ -90,6 +92,10 @@ fn dispatch(cli: args::Cli, console: &mut Console<'_>) -> Result<Exit, CliError>
             match &cli.verb {
                 args::Verb::Machines => list::machines(&cli.global, console).await,
                 args::Verb::Points { machine } => list::points(&cli.global, machine, console).await,
+                args::Verb::Group { verb } => group::run(&cli.global, verb, console).await,
+                args::Verb::Point { verb: args::PointVerb::Create(what) } => {
+                    point::create(&cli.global, what, console).await
+                }
                 args::Verb::Recover(what) => recover::recover(&cli.global, what, console).await,
                 args::Verb::Verify(what) | args::Verb::Vault { verb: args::VaultVerb::Verify(what) } => {
                     verify::verify(&cli.global, what, console).await

@@ -4,6 +4,7 @@ use crate::{
     CliError, Console, Exit,
     args::Global,
     context,
+    group::marker_of_points,
     output::{age, bytes_text, json, plain, rfc3339, table},
 };
 use futures::{StreamExt, stream};
@@ -110,16 +111,20 @@ fn immutable_until_ms(rules: &Rules, point: &PointRecord, now_ms: u64) -> Option
 struct Points<'a> {
     state: &'a MachineState,
     rules: &'a Rules,
+    groups: &'a HashMap<CommitId, (String, String)>,
     now_ms: u64,
 }
 
 impl Serialize for Points<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Self { state, rules, now_ms } = *self;
+        let Self { state, rules, groups, now_ms } = *self;
         let mut seen = Seen::default();
         serializer.collect_seq(state.points.iter().map(|point| {
             let mut document = point_document_with(state, point, &seen.left_out(state, point));
             document["immutable-until"] = immutable_until_ms(rules, point, now_ms).map(rfc3339).into();
+            let group = groups.get(&point.id);
+            document["group-point"] =
+                group.map(|(name, marker)| document!({ "group": name, "point": marker })).into();
             seen.take(point);
             document
         }))
@@ -145,10 +150,11 @@ pub(crate) async fn points(
         }
         rules => (rules?, damage),
     };
+    let groups = marker_of_points(&vault, id).await?;
     let exit = if damage.is_none() { Exit::Success } else { Exit::Damaged };
     if global.json {
         let (machine, host_name) = (state.machine, state.host_name.as_str());
-        let points = Points { state: &state, rules: &rules, now_ms };
+        let points = Points { state: &state, rules: &rules, groups: &groups, now_ms };
         let damage = damage.as_ref().map(context::damage_document);
         let whole = Listed { damage, disks: disks(&state), host_name, machine, points };
         json(console, &whole)?;
@@ -171,11 +177,16 @@ pub(crate) async fn points(
                 (None, Some(until_ms)) => format!("immutable to {}", rfc3339(until_ms)),
                 (None, None) => String::new(),
             },
+            groups.get(&point.id).map(|(name, _)| plain(name)).unwrap_or_default(),
             names(&state, &point.info).join(" "),
         ]
     };
     let rows: Vec<Vec<String>> = state.points.iter().map(row).collect();
-    table(console, &["POINT", "TAKEN", "AGE", "CONSISTENCY", "FREEZE", "STORED", "KEPT", "DISKS"], &rows)?;
+    table(
+        console,
+        &["POINT", "TAKEN", "AGE", "CONSISTENCY", "FREEZE", "STORED", "KEPT", "GROUP", "DISKS"],
+        &rows,
+    )?;
     Ok(exit)
 }
 

@@ -1,5 +1,6 @@
 //! `recover`: a plan, a confirmation where something is overwritten, then the work and its report.
 
+mod group;
 mod watcher;
 
 use crate::{
@@ -10,9 +11,9 @@ use crate::{
     list::{consistency, left_out, point_document},
     output::{bytes_text, json, plain, rfc3339},
 };
-use highwater_delta::{Code, PointDisk};
+use highwater_delta::{Code, Consistency, MachineId, PointDisk};
 use highwater_vault::{
-    MachineState, PointRecord, VaultError,
+    MachineState, PointRecord, Vault, VaultError,
     recover::{Lacks, Options, Place, Progress, Report, Target, directory_place, recover_disk},
 };
 use std::{
@@ -40,24 +41,12 @@ pub(crate) async fn recover(
     console: &mut Console<'_>,
 ) -> Result<Exit, CliError> {
     let vault = context::open(global, console).await?;
-    let machine = context::machine(&vault, &what.machine).await?;
-    let (state, damage) = context::state(&vault, machine, what.skip_damaged, global.json, console).await?;
-    let point = choose_point(&state, what.point)?;
-    let disks = choose_disks(&state, point, what.disk.as_deref())?;
-    let steps = plan(&state, &disks, &what.to)?;
-    let device = steps.iter().any(|step| matches!(step.target, Target::Device(_)));
-    let in_memory = !device && directory_place(&what.to)? == Place::Memory;
-    if !global.json {
-        show(console, &state, point, &steps, what)?;
-        if in_memory {
-            let to = what.to.display();
-            writeln!(
-                console.err,
-                "  {to} is IN MEMORY (tmpfs): it may run out, and is empty after a restart."
-            )?;
-        }
+    if let Some(group) = &what.group {
+        return group::recover(global, &vault, group, what, console).await;
     }
-    if device && !what.yes {
+    let machine = context::machine(&vault, what.machine.as_deref().unwrap_or_default()).await?;
+    let planned = prepare(&vault, machine, what.point, what.to.clone(), what, global.json, console).await?;
+    if planned.device && !what.yes {
         let to = what.to.display().to_string();
         let question = Question {
             word: &to,
@@ -67,11 +56,67 @@ pub(crate) async fn recover(
         };
         confirm(console, global.json, question)?;
     }
-    if !device && !what.to.is_dir() {
-        std::fs::create_dir_all(&what.to)
-            .map_err(|source| VaultError::Io { path: what.to.clone(), source })?;
+    let (document, is_whole, ended) = carry_out(&vault, &planned, what, global.json, console).await?;
+    ended?;
+    if global.json {
+        json(console, &document)?;
     }
-    for step in &steps {
+    Ok(if is_whole { Exit::Success } else { Exit::Damaged })
+}
+
+/// What is to be recovered of a machine, and where to.
+struct Planned {
+    state: MachineState,
+    damage: Option<VaultError>,
+    point: PointRecord,
+    steps: Vec<Step>,
+    to: PathBuf,
+    device: bool,
+    in_memory: bool,
+}
+
+/// Plans it, and shows the plan; nothing is changed yet.
+async fn prepare(
+    vault: &Vault,
+    machine: MachineId,
+    point: PointChoice,
+    to: PathBuf,
+    what: &Recover,
+    quiet: bool,
+    console: &mut Console<'_>,
+) -> Result<Planned, CliError> {
+    let (state, damage) = context::state(vault, machine, what.skip_damaged, quiet, console).await?;
+    let point = choose_point(&state, point)?.clone();
+    let disks = choose_disks(&state, &point, what.disk.as_deref())?;
+    let steps = plan(&state, &disks, &to)?;
+    let device = steps.iter().any(|step| matches!(step.target, Target::Device(_)));
+    let in_memory = !device && directory_place(&to)? == Place::Memory;
+    if !quiet {
+        show(console, &state, &point, &steps, what)?;
+        if in_memory {
+            let to = to.display();
+            writeln!(
+                console.err,
+                "  {to} is IN MEMORY (tmpfs): it may run out, and is empty after a restart."
+            )?;
+        }
+    }
+    Ok(Planned { state, damage, point, steps, to, device, in_memory })
+}
+
+/// Does it. Answers the document, whether all of it is whole, and what it was broken off by.
+async fn carry_out(
+    vault: &Vault,
+    planned: &Planned,
+    what: &Recover,
+    quiet: bool,
+    console: &mut Console<'_>,
+) -> Result<(serde_json::Value, bool, Result<(), VaultError>), CliError> {
+    let Planned { state, damage, point, steps, to, device, in_memory } = planned;
+    if !device && !to.is_dir() {
+        std::fs::create_dir_all(to).map_err(|source| VaultError::Io { path: to.clone(), source })?;
+    }
+    for step in steps {
         step.target.check(step.disk.size_bytes)?;
     }
     let options = Options {
@@ -81,19 +126,18 @@ pub(crate) async fn recover(
     };
     let mut outcome = Outcome { is_whole: damage.is_none(), ..Outcome::default() };
     let mut ended = Ok(());
-    for step in &steps {
+    for step in steps {
         let began = Instant::now();
-        let watcher = Watcher::new(console.terminal, global.json, &step.name, step.disk.size_bytes);
+        let watcher = Watcher::new(console.terminal, quiet, &step.name, step.disk.size_bytes);
         let watch: Arc<dyn Progress> = watcher.clone();
-        let report =
-            recover_disk(&vault, &state, step.disk.disk, point.id, &step.target, options, watch).await;
+        let report = recover_disk(vault, state, step.disk.disk, point.id, &step.target, options, watch).await;
         watcher.bar.finish_and_clear();
         match report {
             Ok(report) => {
                 let seconds = began.elapsed().as_secs_f64();
                 outcome.take(step, &report, seconds);
-                if !global.json {
-                    finished(console, step, &report, seconds, device)?;
+                if !quiet {
+                    finished(console, step, &report, seconds, *device)?;
                 }
             }
             Err(error) => {
@@ -103,7 +147,7 @@ pub(crate) async fn recover(
                     ended = Err(error);
                     break;
                 }
-                if !global.json {
+                if !quiet {
                     damaged(console, step, &error)?;
                 }
             }
@@ -111,9 +155,9 @@ pub(crate) async fn recover(
     }
     let mut document = serde_json::json!({
         "vault": vault.id(),
-        "machine": machine,
+        "machine": state.machine,
         "host-name": state.host_name,
-        "point": point_document(&state, point),
+        "point": point_document(state, point),
         "damage": damage.as_ref().map(context::damage_document),
         "disks": outcome.done,
         "failed": outcome.failed,
@@ -121,17 +165,13 @@ pub(crate) async fn recover(
     });
     // Also if something failed then: what lacks of a disk stands nowhere else.
     if !device && !outcome.done.is_empty() {
-        let path = write_report(&what.to, point, &document)?;
+        let path = write_report(to, point, &document)?;
         document["report"] = path.display().to_string().into();
-        if outcome.lacks && !global.json {
+        if outcome.lacks && !quiet {
             writeln!(console.out, "What lacks is listed in {}.", path.display())?;
         }
     }
-    ended?;
-    if global.json {
-        json(console, &document)?;
-    }
-    Ok(if outcome.is_whole { Exit::Success } else { Exit::Damaged })
+    Ok((document, outcome.is_whole, ended))
 }
 
 /// What became of the disks.
@@ -181,7 +221,16 @@ fn choose_point(state: &MachineState, choice: PointChoice) -> Result<&PointRecor
     let none = || CliError::Point(format!("{} has no recovery point yet", plain(&state.host_name)));
     match choice {
         PointChoice::Latest => state.points.last().ok_or_else(none),
+        PointChoice::LatestApplication => {
+            let mut newest_first = state.points.iter().rev();
+            let found = newest_first.find(|point| point.info.consistency == Consistency::Application);
+            let none = format!("{} has no application-consistent point", plain(&state.host_name));
+            found.ok_or(CliError::Point(none))
+        }
         PointChoice::Number(id) => Ok(state.point(id)?),
+        PointChoice::Marker(_) => {
+            Err(CliError::Usage("a marker names a point of a group: give --group".to_owned()))
+        }
     }
 }
 

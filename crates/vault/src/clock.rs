@@ -96,7 +96,7 @@ impl Vault {
 
     /// Now, in milliseconds since 1970, for what is recorded: within [`AGREES_MS`] and a minute of the store's clock, unless the clock was
     /// given as right.
-    pub(crate) async fn stamp_ms(&self) -> Result<u64> {
+    pub async fn stamp_ms(&self) -> Result<u64> {
         let clock = self.clock();
         let agrees = |store: &StoreTime| clock.now_ms().abs_diff(store.now_ms()) <= AGREES_MS;
         let is_known = |store: &StoreTime| store.at.elapsed() < ASK_EVERY && agrees(store);

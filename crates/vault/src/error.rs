@@ -1,7 +1,8 @@
 //! What can go wrong with a vault, each with a stable code, a cause and what to do.
 
 use crate::keys::WrappingId;
-use highwater_delta::{ChunkError, CommitId, DiskId, MachineId};
+use highwater_delta::{ChunkError, CommitId, DiskId, GroupId, MachineId};
+use highwater_group::Marker;
 use std::path::{Path, PathBuf};
 
 /// Why a vault refused or failed.
@@ -205,6 +206,25 @@ pub enum VaultError {
         /// What differs.
         cause: &'static str,
     },
+    /// A group that cannot be so.
+    #[error("the group is refused: {0}")]
+    Group(String),
+    /// No such group.
+    #[error("group {0} is not in this vault")]
+    UnknownGroup(GroupId),
+    /// A marker that a machine says it keeps, or learnt the end of.
+    #[error("marker {marker} of machine {machine} is refused: {cause}")]
+    Marker {
+        /// The marker.
+        marker: Marker,
+        /// Who said so.
+        machine: MachineId,
+        /// Why.
+        cause: &'static str,
+    },
+    /// Others change groups all the time.
+    #[error("groups were changed by somebody else at the same time, again and again; nothing was done")]
+    GroupsChanged,
     /// A limit.
     #[error("too many or too large: {0}")]
     Limit(&'static str),
@@ -265,6 +285,10 @@ impl VaultError {
             Self::NoObjectLock(_) => 1244,
             Self::ResumeFile { .. } => 1250,
             Self::ResumeOther { .. } => 1251,
+            Self::Group(_) => 1260,
+            Self::UnknownGroup(_) => 1261,
+            Self::Marker { .. } => 1262,
+            Self::GroupsChanged => 1263,
         }
     }
 
@@ -342,6 +366,16 @@ impl VaultError {
             Self::ResumeOther { .. } => {
                 "Go on with what it is of, name another file, or delete it to begin anew."
             }
+            Self::Group(_) => {
+                "Look at the groups with `highwater group list` and `highwater group show GROUP`."
+            }
+            Self::UnknownGroup(_) => "List the groups with `highwater group list`.",
+            Self::Marker { .. } => {
+                "Nothing, if the group's members changed just now or the machine was cut off for long; otherwise look at what this machine does."
+            }
+            Self::GroupsChanged => {
+                "Look at them with `highwater group list`, and do it again if it is still wanted."
+            }
             Self::Erased(_) => {
                 "Enrol it anew, as another machine; what was stored of it cannot be brought back."
             }
@@ -360,7 +394,7 @@ impl VaultError {
     /// Whether trying again later, unchanged, can succeed.
     #[must_use]
     pub const fn is_retryable(&self) -> bool {
-        matches!(self, Self::Store(_) | Self::Dead | Self::StateFull { .. })
+        matches!(self, Self::Store(_) | Self::Dead | Self::StateFull { .. } | Self::GroupsChanged)
     }
 
     pub(crate) fn corrupt(object: impl ToString, cause: impl Into<String>) -> Self {

@@ -23,6 +23,7 @@ pub mod erase;
 mod error;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
+pub mod groups;
 mod hint;
 mod journal;
 mod key;

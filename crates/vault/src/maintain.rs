@@ -34,7 +34,7 @@ pub use plan::{Merge, Plan, Purpose, depth_max, plan};
 pub use turn::{Owner, Refusals};
 
 use crate::{
-    Pace, Result, Vault, VaultError,
+    Pace, Result, Vault, VaultError, groups,
     journal::Journal,
     maps::Fill as Full,
     policy::{Rules, Verdict},
@@ -201,6 +201,7 @@ impl Maintainer {
             done = done.and(pruned.map(|count| self.report.pruned = count));
             let locked = self.lock(rules, now_ms).await;
             done = done.and(locked.map(|count| self.report.locked = count));
+            done = done.and(groups::forget_points(&self.journal.vault, &self.journal.state).await);
         }
         let report = std::mem::take(&mut self.report);
         done.map(|()| report)
@@ -295,12 +296,14 @@ impl Maintainer {
     async fn expire(&mut self, rules: &Rules, now_ms: u64) -> Result<()> {
         // Whoever protects points fences maintainers after he has said so.
         let newest = Rules::load(&self.journal.vault, self.journal.machine).await?;
+        // So does whoever decides on a marker, but for the fence: what it is about was stored just now.
+        let shared = newest.shared.kept(&newest.policy, now_ms);
         for _ in 0..EXPIRE_TRIES {
             let state = &self.journal.state;
             let mut points = self.plan(rules, now_ms).expire;
             points.retain(|id| {
                 let until = state.point(*id).map(|point| newest.immutable_until_ms(point.stored_at_ms));
-                until.is_ok_and(|until| until <= now_ms)
+                until.is_ok_and(|until| until <= now_ms) && !shared.contains(id)
             });
             if points.is_empty() {
                 return Ok(());

@@ -6,17 +6,20 @@
 //! Ages are counted from when a point was stored, by the collector's clock: a machine that lies about its time, as one under
 //! an intruder may, can neither age nor rejuvenate its points.
 //!
+//! - **Groups.** Of the points of a machine's groups the policy keeps some too, and so the machine's points that belong to them
+//!   ([`crate::groups`]).
 //! - **Holds.** A point that is pinned or under legal hold does not expire ([`crate::Hold`]): a record of the machine says so, so that
 //!   no maintainer can overlook it.
 //! - **Immutability.** A point stored under a policy with `immutable-for` does not expire before, whatever policy comes later: of all
 //!   policies that were in force since it was stored, the longest counts. This binds every program of Highwater; who
 //!   can delete objects of the bucket by other means is stopped by the store's own lock only.
 
-use crate::{MachineState, PointRecord, Result, Vault, VaultError, maintain};
+use crate::{MachineState, PointRecord, Result, Vault, VaultError, groups::Shared, maintain};
 use highwater_delta::{CommitId, Consistency, MachineId};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, HashSet},
+    hash::Hash,
     time::Duration,
 };
 
@@ -95,15 +98,19 @@ impl Policy {
         Ok(())
     }
 
-    /// Points that it does not keep at this moment; of `points`, oldest first. The newest of each consistency that is not
-    /// surpassed by a later one is kept always.
-    fn expired(&self, points: &[PointRecord], now_ms: u64) -> Vec<CommitId> {
-        let mut keep: HashSet<CommitId> = HashSet::new();
+    /// Points that it keeps at this moment; of `points`, oldest first, each with what it is consistent with and when it was stored. The newest of
+    /// each consistency that is not surpassed by a later one is kept always.
+    pub(crate) fn kept<K: Copy + Ord + Hash>(
+        &self,
+        points: &[(Consistency, u64, K)],
+        now_ms: u64,
+    ) -> HashSet<K> {
+        let mut keep: HashSet<K> = HashSet::new();
         let mut best = None;
-        for point in points.iter().rev() {
-            if Some(point.info.consistency) > best {
-                best = Some(point.info.consistency);
-                keep.insert(point.id);
+        for (consistency, _, id) in points.iter().rev() {
+            if Some(*consistency) > best {
+                best = Some(*consistency);
+                keep.insert(*id);
             }
         }
         let spans: Vec<(u64, u64)> = std::iter::once((0, millis(self.keep_all)))
@@ -112,26 +119,32 @@ impl Policy {
         for (level, (every, keep_for)) in spans.iter().enumerate() {
             // What follows takes over whole stretches, so that all that expires in one does so together.
             let next = spans.get(level + 1).map_or(0, |(every, _)| *every);
-            let is_young = |point: &&PointRecord| {
+            let is_young = |(_, stored_at_ms, _): &&(Consistency, u64, K)| {
                 let stretch_end = match next {
-                    0 => point.stored_at_ms,
-                    next => (point.stored_at_ms / next).saturating_add(1).saturating_mul(next),
+                    0 => *stored_at_ms,
+                    next => (stored_at_ms / next).saturating_add(1).saturating_mul(next),
                 };
                 stretch_end.saturating_add(*keep_for) > now_ms
             };
             let young = points.iter().filter(is_young);
             if *every == 0 {
-                keep.extend(young.map(|point| point.id));
+                keep.extend(young.map(|(.., id)| *id));
                 continue;
             }
-            let mut stretches: BTreeMap<u64, (Consistency, u64, CommitId)> = BTreeMap::new();
-            for point in young {
-                let this = (point.info.consistency, point.stored_at_ms, point.id);
-                let kept = stretches.entry(point.stored_at_ms / every).or_insert(this);
-                *kept = this.max(*kept);
+            let mut stretches: BTreeMap<u64, (Consistency, u64, K)> = BTreeMap::new();
+            for this in young {
+                let kept = stretches.entry(this.1 / every).or_insert(*this);
+                *kept = (*this).max(*kept);
             }
             keep.extend(stretches.values().map(|(.., id)| *id));
         }
+        keep
+    }
+
+    /// Those of a machine's points that it does not keep.
+    fn expired(&self, points: &[PointRecord], now_ms: u64) -> Vec<CommitId> {
+        let all = points.iter().map(|point| (point.info.consistency, point.stored_at_ms, point.id));
+        let keep = self.kept(&all.collect::<Vec<_>>(), now_ms);
         points.iter().map(|point| point.id).filter(|id| !keep.contains(id)).collect()
     }
 }
@@ -157,6 +170,8 @@ pub struct Rules {
     pub policy: Policy,
     /// `immutable-for` of all policies that were ever in force, with since when and until when each was.
     pub immutable: Vec<Immutable>,
+    /// What of the machine is kept for the sake of groups.
+    pub shared: Shared,
 }
 
 /// An immutability that was in force for a while.
@@ -184,7 +199,7 @@ impl Rules {
     pub async fn load(vault: &Vault, machine: MachineId) -> Result<Self> {
         let default = policies(vault, "default").await?;
         let own = policies(vault, &machine.to_string()).await?;
-        Ok(Self::of(&default, &own))
+        Ok(Self { shared: Shared::load(vault, machine).await?, ..Self::of(&default, &own) })
     }
 
     /// Of the default policies and a machine's own, each in their order.
@@ -213,7 +228,7 @@ impl Rules {
             })
             .filter(|immutable| !immutable.keep_for.is_zero())
             .collect();
-        Self { policy: in_force(own.last(), default.last()), immutable }
+        Self { policy: in_force(own.last(), default.last()), immutable, shared: Shared::default() }
     }
 
     /// Until when a point that was stored then is protected, in milliseconds since 1970; 0 if it is not.
@@ -235,8 +250,10 @@ impl Rules {
     #[must_use]
     pub fn verdict(&self, state: &MachineState, now_ms: u64) -> Verdict {
         let expired: HashSet<CommitId> = self.policy.expired(&state.points, now_ms).into_iter().collect();
+        let shared = self.shared.kept(&self.policy, now_ms);
         let mut verdict = Verdict::default();
-        for point in state.points.iter().filter(|point| expired.contains(&point.id)) {
+        let goes = |point: &&PointRecord| expired.contains(&point.id) && !shared.contains(&point.id);
+        for point in state.points.iter().filter(goes) {
             let is_protected =
                 state.holds.contains_key(&point.id) || self.immutable_until_ms(point.stored_at_ms) > now_ms;
             if is_protected { &mut verdict.protected } else { &mut verdict.expire }.push(point.id);

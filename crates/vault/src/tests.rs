@@ -14,5 +14,5 @@ mod model;
 mod repair;
 mod rules;
 mod segments;
-mod support;
+pub(crate) mod support;
 mod verify;

@@ -8,7 +8,7 @@ pub(crate) use history::{Begin, open_record};
 pub use index::Index;
 
 use crate::{
-    BlockMap, Clock, KeyRing, KeySource, MachineState, MachineWriter, Result, VaultError, VaultKey,
+    BlockMap, Clock, KeyRing, KeySource, MachineState, MachineWriter, Result, VaultError, VaultKey, groups,
     key::{MachineKeys, Secret, random},
     map,
     pages::{self, PageCache},
@@ -46,6 +46,7 @@ pub struct Vault {
     index: Option<Arc<Index>>,
     /// Of the machine that was read last: who reads its state wants its blocks next.
     last_keys: Arc<Mutex<Option<(MachineId, MachineKeys)>>>,
+    pub(crate) groups: Arc<groups::Cache>,
 }
 struct Inner {
     store: Store,
@@ -89,6 +90,7 @@ impl Vault {
             clock: Clock::default(),
             index: None,
             last_keys: Arc::default(),
+            groups: Arc::default(),
         })
     }
 
@@ -302,7 +304,7 @@ impl Vault {
         store::create_own(&**self.store(), &path, sealed).await
     }
 
-    /// Takes back a control document that was created just now, and on which nothing was built.
+    /// Deletes a control document: one that was created just now and on which nothing was built, or that nobody needs any more.
     pub(crate) async fn control_delete(&self, name: &str) -> Result<()> {
         store::delete_if_there(&**self.store(), &control_path(name)?).await
     }

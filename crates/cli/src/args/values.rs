@@ -31,3 +31,15 @@ pub(crate) fn parse_percent(text: &str) -> Result<f64, String> {
         .filter(|percent| *percent > 0.0 && *percent <= 100.0)
         .ok_or_else(|| format!("{text:?} is no part; write it like 5 or 0.1, up to 100"))
 }
+
+/// How often something is done by itself, if at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Every(pub(crate) Option<Duration>);
+
+/// A time, like `5min`, or `never`.
+pub(crate) fn parse_every(text: &str) -> Result<Every, String> {
+    match text {
+        "never" => Ok(Every(None)),
+        time => parse_time(time).map(|time| Every(Some(time))),
+    }
+}

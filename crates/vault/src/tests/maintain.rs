@@ -171,7 +171,7 @@ impl Model {
 
     /// Whether it failed.
     async fn maintain(&mut self, fail: Option<(u64, bool)>) -> bool {
-        let rules = Rules { policy: policy(), immutable: vec![] };
+        let rules = Rules { policy: policy(), immutable: vec![], ..Rules::default() };
         // Opened before, read afterwards: within the grace nothing that it needs goes.
         let last = self.vault.machine(machine()).await.unwrap().points.last().map(|point| point.id);
         let early: Option<(CommitId, BlockMap)> = match last {
@@ -431,7 +431,7 @@ fn by_a_clock_that_runs_ahead_nothing_expires() {
             model.deliver(vec![(0, i, vec![i as u32 + 1])], (1, 0, 1), true).await;
             model.clock.fetch_add(30 * MINUTE_MS, SeqCst);
         }
-        let rules = Rules { policy: policy(), immutable: vec![] };
+        let rules = Rules { policy: policy(), immutable: vec![], ..Rules::default() };
         let settings = Settings { skew_max: Settings::default().skew_max, ..model.settings() };
         // As far off in either direction; and then right.
         for (at_ms, ok) in
@@ -457,7 +457,7 @@ fn the_maintainer_that_began_last_counts() {
             model.deliver(vec![(0, i, vec![i as u32 + 1])], (1, 0, 1), true).await;
             model.clock.fetch_add(30 * MINUTE_MS, SeqCst);
         }
-        let rules = Rules { policy: policy(), immutable: vec![] };
+        let rules = Rules { policy: policy(), immutable: vec![], ..Rules::default() };
         let (vault, now) = (model.vault.clone(), model.vault.now_ms());
         let settings = Settings { records_for: Duration::from_secs(3600), ..model.settings() };
         let mut first = Maintainer::open(&vault, machine(), settings.clone()).await.unwrap();
@@ -478,7 +478,7 @@ fn a_writer_that_comes_back_after_its_records_were_deleted_is_fenced() {
         let mut model = Model::new().await;
         model.deliver(vec![(0, 1, vec![5])], (1, 0, 1), true).await;
         let mut stale = model.vault.writer(machine()).await.unwrap();
-        let rules = Rules { policy: policy(), immutable: vec![] };
+        let rules = Rules { policy: policy(), immutable: vec![], ..Rules::default() };
         let mut maintainer = Maintainer::open(&model.vault, machine(), model.settings()).await.unwrap();
         for i in 0..60 {
             model.deliver(vec![(0, i % 30, vec![i as u32 + 1])], (1, 0, 1), true).await;
@@ -522,7 +522,7 @@ fn records_that_were_deleted_are_missed_without_their_checkpoint() {
         let (newest, older) = all.split_last().unwrap();
         let store = model.vault.store().clone();
         store.delete(&crate::store::checkpoint_path(machine(), *newest)).await.unwrap();
-        model.check_all(&Rules { policy: policy(), immutable: vec![] }).await;
+        model.check_all(&Rules { policy: policy(), immutable: vec![], ..Rules::default() }).await;
         for number in older {
             store.delete(&crate::store::checkpoint_path(machine(), *number)).await.unwrap();
         }
@@ -540,7 +540,7 @@ fn a_patient_maintainer_leaves_a_machine_to_another_owner() {
     runtime().block_on(async {
         let mut model = Model::new().await;
         model.records_for = Duration::from_secs(3600);
-        let rules = Rules { policy: policy(), immutable: vec![] };
+        let rules = Rules { policy: policy(), immutable: vec![], ..Rules::default() };
         let patient = || Settings { patience: Some(Duration::from_secs(900)), ..model.settings() };
         let (one, other) = (patient(), patient());
         let run = async |model: &Model, settings: &Settings| {
@@ -584,7 +584,7 @@ fn a_state_near_its_limit_gets_no_shortcuts() {
             model.deliver(vec![(0, i, vec![i as u32 + 1])], (1, 0, 1), true).await;
             model.clock.fetch_add(MINUTE_MS, SeqCst);
         }
-        let rules = Rules { policy: policy(), immutable: vec![] };
+        let rules = Rules { policy: policy(), immutable: vec![], ..Rules::default() };
         let state = model.vault.machine(machine()).await.unwrap();
         let settings = Settings { state_bytes_max: state.memory_bytes() * 5 / 4, ..model.settings() };
         let run = async |settings: Settings, now_ms| {
@@ -615,7 +615,7 @@ fn a_late_record_is_not_taken_for_damage() {
         while model.writer.state().last_record < 56 {
             model.deliver(vec![(0, 2, vec![6])], (1, 0, 1), true).await;
         }
-        let rules = Rules { policy: policy(), immutable: vec![] };
+        let rules = Rules { policy: policy(), immutable: vec![], ..Rules::default() };
         // So large that there are no shortcuts to make: nothing else is done.
         let state_bytes_max = model.writer.state().memory_bytes() * 5 / 4;
         let settings = Settings { state_bytes_max, ..model.settings() };
@@ -649,7 +649,7 @@ fn a_damaged_checkpoint_keeps_no_point_from_expiring() {
         let newest = *model.vault.checkpoint_numbers(machine()).await.unwrap().last().unwrap();
         let path = crate::store::checkpoint_path(machine(), newest);
         model.vault.store().put(&path, b"garbled".to_vec().into()).await.unwrap();
-        let rules = Rules { policy: policy(), immutable: vec![] };
+        let rules = Rules { policy: policy(), immutable: vec![], ..Rules::default() };
         let settings = model.settings();
         let mut maintainer = Maintainer::open(&model.vault, machine(), settings).await.unwrap();
         let done = maintainer.run(&rules, model.vault.now_ms(), &()).await;

@@ -6,7 +6,7 @@ use highwater_faults::Keeps;
 
 impl Model {
     pub(super) async fn round(&self, settings: &Settings) -> Result<crate::maintain::Report, VaultError> {
-        let rules = Rules { policy: policy(), immutable: vec![] };
+        let rules = Rules { policy: policy(), immutable: vec![], ..Rules::default() };
         let opened = Maintainer::open(&self.vault, machine(), settings.clone()).await;
         opened.unwrap().filled(Full::TINY).run(&rules, self.vault.now_ms(), &()).await
     }

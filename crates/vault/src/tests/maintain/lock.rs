@@ -49,7 +49,11 @@ async fn locking() -> (Model, Arc<Book>) {
 
 fn rules() -> Rules {
     let keep_for = Duration::from_millis(PROMISED_MS);
-    Rules { policy: policy(), immutable: vec![Immutable { since_ms: 0, until_ms: None, keep_for }] }
+    Rules {
+        policy: policy(),
+        immutable: vec![Immutable { since_ms: 0, until_ms: None, keep_for }],
+        ..Rules::default()
+    }
 }
 
 async fn round(model: &Model, settings: &Settings) -> Result<u64, VaultError> {

@@ -128,7 +128,7 @@ impl Made {
 pub async fn maintain_on(vault: &Vault, machine: MachineId, policy: &Policy, now_ms: u64) -> Result<Report> {
     // The clock here is not the store's on purpose; by the store's, records would never be old.
     let settings = Settings { skew_max: None, records_for: Duration::ZERO, ..Settings::default() };
-    let rules = Rules { policy: policy.clone(), immutable: Vec::new() };
+    let rules = Rules { policy: policy.clone(), ..Rules::default() };
     let mut maintainer = Maintainer::open(vault, machine, settings).await?;
     Ok(maintainer.run(&rules, now_ms, &()).await?)
 }

@@ -1,0 +1,83 @@
+//! Of replication groups. There are as many as operators have made; those that are deleted go from here too.
+
+use crate::lock::locked;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge};
+use prometheus_client::registry::Registry;
+use std::collections::HashMap;
+use std::sync::{Mutex, atomic::AtomicU64};
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct GroupLabel {
+    group: String,
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct GroupMetrics {
+    made: Family<GroupLabel, Counter>,
+    revoked: Family<GroupLabel, Counter>,
+    age: Family<GroupLabel, Gauge<f64, AtomicU64>>,
+    newest_ms: Mutex<HashMap<String, u64>>,
+}
+
+fn label(name: &str) -> GroupLabel {
+    GroupLabel { group: name.to_owned() }
+}
+
+impl GroupMetrics {
+    /// A point was made here, of this time if that is known.
+    pub fn made(&self, group: &str, taken_at_ms: Option<u64>) {
+        self.made.get_or_create(&label(group)).inc();
+        if let Some(taken_at_ms) = taken_at_ms {
+            self.newest(group, taken_at_ms);
+        }
+    }
+    /// A marker came to nothing.
+    pub fn revoked(&self, group: &str) {
+        self.revoked.get_or_create(&label(group)).inc();
+    }
+    /// The newest point is of this time, in milliseconds since 1970, or a later one.
+    pub fn newest(&self, group: &str, taken_at_ms: u64) {
+        let mut newest = locked(&self.newest_ms);
+        let known = newest.entry(group.to_owned()).or_default();
+        *known = taken_at_ms.max(*known);
+    }
+    /// There are only these.
+    pub fn only(&self, groups: &[&str]) {
+        let mut newest = locked(&self.newest_ms);
+        let gone: Vec<String> =
+            newest.keys().filter(|name| !groups.contains(&name.as_str())).cloned().collect();
+        for name in gone {
+            newest.remove(&name);
+            self.age.remove(&label(&name));
+            self.made.remove(&label(&name));
+            self.revoked.remove(&label(&name));
+        }
+    }
+
+    pub(super) fn render(&self, now_ms: u64) {
+        for (group, taken_at_ms) in locked(&self.newest_ms).iter() {
+            let age_ms = now_ms.saturating_sub(*taken_at_ms);
+            self.age.get_or_create(&label(group)).set(age_ms as f64 / 1000.0);
+        }
+    }
+
+    pub(super) fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "group_points",
+            "Points of groups that were made, by this collector",
+            self.made.clone(),
+        );
+        registry.register(
+            "group_markers_revoked",
+            "Markers that some member had kept, or withdrew, and that came to nothing",
+            self.revoked.clone(),
+        );
+        registry.register(
+            "group_rpo_age_seconds",
+            "Age of a group's latest point, by its marker",
+            self.age.clone(),
+        );
+    }
+}

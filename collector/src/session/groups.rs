@@ -1,0 +1,69 @@
+//! A session's part in groups: what the machine is to hear, and what it says.
+
+use super::Owner;
+use super::state::Word;
+use crate::CollectorError;
+use crate::groups::{Line, Order, markers};
+use highwater_delta::Code;
+use highwater_wire::message::CollectorMessage;
+use std::future::pending;
+use tokio::io::AsyncWrite;
+use tracing::Level;
+
+/// The next thing to say, if the machine is to hear of groups. Cancellation-safe.
+pub(super) async fn next(line: &mut Option<Line>) -> Order {
+    match line {
+        Some(line) => line.next().await,
+        None => pending().await,
+    }
+}
+
+impl<W: AsyncWrite + Unpin> Owner<'_, W> {
+    pub(super) async fn order(&mut self, order: Order) -> Result<(), CollectorError> {
+        let message = match order {
+            Order::Group(roster) => CollectorMessage::Group(roster.map(|roster| (*roster).clone())),
+            Order::Wanted { request, group, application } => {
+                CollectorMessage::PointWanted { request, group, application }
+            }
+        };
+        self.out.send(&message).await
+    }
+
+    /// What cannot be so is passed over, and said: the session goes on. One who says too much is sent away.
+    pub(super) async fn word(&mut self, word: Word) -> Result<(), CollectorError> {
+        let (shared, machine) = (self.shared, self.machine);
+        shared.allow_word(machine)?;
+        let done = match word {
+            Word::Kept(kept) => self.out.alive(markers::kept(shared, self.writer.state(), kept)).await?,
+            Word::Withdrawn(group, marker) => {
+                shared.allow_withdrawal(machine)?;
+                self.out.alive(markers::withdrawn(shared, machine, group, marker)).await?
+            }
+            Word::Reachable(reachable) => {
+                let line = self.line.as_ref();
+                let known = line.is_none_or(|line| line.reachable(reachable.host.as_deref(), reachable.port));
+                if known { Ok(()) } else { Err(CollectorError::Address(machine)) }
+            }
+            Word::Ended(group, marker, kind, failed) => {
+                tracing::debug!(%machine, %group, %marker, ?kind, failed, "a marker has ended");
+                Ok(())
+            }
+            Word::Answer(request, answer) => {
+                if let Some(line) = &mut self.line {
+                    line.answer(request, answer);
+                }
+                Ok(())
+            }
+        };
+        match done {
+            Err(error @ (CollectorError::Marker(_) | CollectorError::Address(_))) => {
+                shared.metrics.refused(error.code());
+                if let Some(left_out) = shared.say_of_machine(machine, Level::WARN) {
+                    tracing::warn!(%machine, code = %Code(error.code()), action = error.action(), %error, left_out, "a word on groups is passed over");
+                }
+                Ok(())
+            }
+            done => done,
+        }
+    }
+}

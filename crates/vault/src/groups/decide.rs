@@ -1,0 +1,309 @@
+//! Reports of members, and the one decision that they lead to. What a crash leaves is said in [`super`].
+
+use super::{
+    PENDING_MAX, PENDING_OF_MACHINE_MAX, READ_DEPTH,
+    cache::{create, decision_name, find},
+    millis,
+};
+use crate::{MachineState, Result, Vault, VaultError};
+use futures::{StreamExt, TryStreamExt, stream};
+use highwater_delta::{CommitId, Consistency, GroupId, MachineId};
+use highwater_group::{Kind, Marker};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// What a member says: it keeps a marker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Of this group.
+    pub group: GroupId,
+    /// Of this membership.
+    pub epoch: u64,
+    /// Which.
+    pub marker: Marker,
+    /// What was frozen.
+    pub kind: Kind,
+    /// The machine's recovery point.
+    pub commit: CommitId,
+}
+
+/// The same as a document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) struct Reported {
+    pub(super) epoch: u64,
+    pub(super) kind: Kind,
+    pub(super) commit: CommitId,
+    consistency: Consistency,
+    taken_at_ms: u64,
+    stored_at_ms: u64,
+    pub(super) reported_at_ms: u64,
+}
+
+/// What became of a marker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Decision {
+    /// A point of the group.
+    Complete(Complete),
+    /// Nothing.
+    Revoked(Revoked),
+}
+
+/// A point of a group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Complete {
+    /// Of this membership.
+    pub epoch: u64,
+    /// What was frozen.
+    pub kind: Kind,
+    /// The least of the members'.
+    pub consistency: Consistency,
+    /// When the marker lay, by the clock of the machine that coordinated it, in milliseconds since 1970.
+    pub taken_at_ms: u64,
+    /// When the last member's point was stored, by the collector's clock.
+    pub stored_at_ms: u64,
+    /// When it was decided.
+    pub decided_at_ms: u64,
+    /// All members' points, by machine.
+    pub members: Vec<MemberPoint>,
+}
+
+/// A member's part of a point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MemberPoint {
+    /// The machine.
+    pub machine: MachineId,
+    /// Its recovery point.
+    pub commit: CommitId,
+}
+
+/// A marker that came to nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Revoked {
+    /// The member that said so; none: not all had reported in time.
+    pub by: Option<MachineId>,
+    /// When it was decided.
+    pub decided_at_ms: u64,
+}
+
+impl Complete {
+    /// A member's point.
+    #[must_use]
+    pub fn commit_of(&self, machine: MachineId) -> Option<CommitId> {
+        let at = self.members.binary_search_by_key(&machine, |member| member.machine).ok()?;
+        Some(self.members[at].commit)
+    }
+}
+
+/// What a report has led to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// So many members have not reported yet.
+    Waiting(usize),
+    /// With it, the marker is a point of the group.
+    Made(Complete),
+    /// It was known.
+    Known,
+}
+
+/// The reports of a group lie in one folder: a directory would keep an empty one for each marker for ever.
+fn folder_of(group: GroupId) -> String {
+    format!("group-kept/{group}")
+}
+
+pub(super) fn report_name(group: GroupId, marker: Marker, machine: MachineId) -> String {
+    format!("{}/{marker}.{machine}", folder_of(group))
+}
+
+/// What the name of a report says.
+pub(super) fn parse(name: &str) -> Option<(GroupId, Marker, MachineId)> {
+    let (group, report) = name.strip_prefix("group-kept/")?.split_once('/')?;
+    let (marker, machine) = report.rsplit_once('.')?;
+    Some((group.parse().ok()?, marker.parse().ok()?, machine.parse().ok()?))
+}
+
+impl Vault {
+    /// A machine, of which this is known, keeps a marker. Saying it again changes nothing.
+    ///
+    /// # Errors
+    /// [`VaultError::Marker`]: it cannot be so, and nothing was changed. [`VaultError::Limit`]: too many of its reports wait. After others
+    /// the report may be there: it can be said again, and [`Vault::sweep_groups`] finds it.
+    pub async fn keep_marker(&self, state: &MachineState, report: Report) -> Result<Outcome> {
+        let Report { group, epoch, marker, kind, commit } = report;
+        let machine = state.machine;
+        let refuse = |cause| Err(VaultError::Marker { marker, machine, cause });
+        let mut groups = self.groups_known().await;
+        if groups.membership(group, epoch).is_none() {
+            groups = self.groups().await?;
+        }
+        let members = groups.membership(group, epoch).unwrap_or_default();
+        if members.binary_search(&machine).is_err() {
+            return refuse("the machine is no member of this group in this epoch");
+        }
+        if members.binary_search(&marker.coordinator).is_err() {
+            return refuse("its coordinator is no member of this group in this epoch");
+        }
+        let Ok(point) = state.point(commit) else {
+            return refuse("what it is said to be kept as is no recovery point of the machine");
+        };
+        let now_ms = self.stamp_ms().await?;
+        if now_ms.saturating_sub(point.stored_at_ms) > millis(PENDING_MAX) {
+            return refuse("the recovery point was stored too long ago");
+        }
+        let decisions = self.decisions(group).await?;
+        match decisions.get(&marker).map(|decision| &**decision) {
+            Some(Decision::Complete(done)) if done.commit_of(machine) == Some(commit) => {
+                return Ok(Outcome::Known);
+            }
+            Some(_) => return refuse("what becomes of it was decided before"),
+            None => {}
+        }
+        // Or a machine could have any number of points of its group made of one of its own.
+        let is_it = |decision: &Decision| {
+            matches!(decision, Decision::Complete(done) if done.commit_of(machine) == Some(commit))
+        };
+        if decisions.values().any(|decision| is_it(decision)) {
+            return refuse("the recovery point belongs to another point of the group");
+        }
+        let reports = self.reports(group).await?;
+        let own = reports.iter().filter(|(other, by)| *by == machine && *other != marker).count();
+        if own >= PENDING_OF_MACHINE_MAX {
+            return Err(VaultError::Limit("markers of a machine that wait for other members"));
+        }
+        let another = reports.iter().find(|(other, by)| *other == marker && *by != machine);
+        if let Some((_, by)) = another
+            && let Some(before) = find::<Reported>(self, &report_name(group, marker, *by)).await?
+            && (before.epoch, before.kind) != (epoch, kind)
+        {
+            return refuse("another member has reported it with another epoch or kind");
+        }
+        let reported = Reported {
+            epoch,
+            kind,
+            commit,
+            consistency: point.info.consistency,
+            taken_at_ms: point.info.taken_at_ms,
+            stored_at_ms: point.stored_at_ms,
+            reported_at_ms: now_ms,
+        };
+        let name = report_name(group, marker, machine);
+        if !create(self, &name, &reported).await? {
+            match find::<Reported>(self, &name).await? {
+                Some(before) if (before.epoch, before.kind, before.commit) == (epoch, kind, commit) => {}
+                Some(_) => return refuse("the machine has reported it otherwise before"),
+                // Decided meanwhile.
+                None => {}
+            }
+        }
+        self.decide(group, marker, members).await
+    }
+
+    /// A machine learnt that a marker came to nothing. If it is a point of the group already, it stays one. Answers whether it was
+    /// decided with this.
+    ///
+    /// # Errors
+    /// [`VaultError::Marker`]: it is no marker that this machine could know of.
+    pub async fn withdraw_marker(&self, machine: MachineId, group: GroupId, marker: Marker) -> Result<bool> {
+        let mut groups = self.groups_known().await;
+        let knows = |groups: &super::Groups| {
+            groups.ever_of(machine).contains(&group) && groups.ever_of(marker.coordinator).contains(&group)
+        };
+        if !knows(&groups) {
+            groups = self.groups().await?;
+        }
+        if !knows(&groups) {
+            let cause = "the machine, or its coordinator, never was a member of this group";
+            return Err(VaultError::Marker { marker, machine, cause });
+        }
+        self.revoke(group, marker, Some(machine)).await
+    }
+
+    pub(super) async fn revoke(&self, group: GroupId, marker: Marker, by: Option<MachineId>) -> Result<bool> {
+        let revoked = Decision::Revoked(Revoked { by, decided_at_ms: self.stamp_ms().await? });
+        let made = create(self, &decision_name(group, marker), &revoked).await?;
+        self.forget_reports(group, marker).await?;
+        Ok(made)
+    }
+
+    /// Decides on a marker, if all members have reported it.
+    pub(super) async fn decide(
+        &self,
+        group: GroupId,
+        marker: Marker,
+        members: &[MachineId],
+    ) -> Result<Outcome> {
+        let there = self.reports_of(group, marker).await?;
+        let missing = members.iter().filter(|machine| !there.contains(machine)).count();
+        if missing > 0 {
+            // Or it was decided, and they are deleted.
+            return match self.decision(group, marker).await? {
+                Some(_) => self.forget_reports(group, marker).await.map(|()| Outcome::Known),
+                None => Ok(Outcome::Waiting(missing)),
+            };
+        }
+        let reports: BTreeMap<MachineId, Option<Reported>> = stream::iter(members.iter().copied())
+            .map(|machine| async move {
+                Ok::<_, VaultError>((machine, find(self, &report_name(group, marker, machine)).await?))
+            })
+            .buffer_unordered(READ_DEPTH)
+            .try_collect()
+            .await?;
+        let Some(done) = complete(marker, &reports, self.stamp_ms().await?) else {
+            return Ok(Outcome::Waiting(0));
+        };
+        let made = create(self, &decision_name(group, marker), &Decision::Complete(done.clone())).await?;
+        self.forget_reports(group, marker).await?;
+        Ok(if made { Outcome::Made(done) } else { Outcome::Known })
+    }
+
+    /// Deletes the reports of a marker that was decided.
+    pub(super) async fn forget_reports(&self, group: GroupId, marker: Marker) -> Result<()> {
+        for machine in self.reports_of(group, marker).await? {
+            self.control_delete(&report_name(group, marker, machine)).await?;
+        }
+        Ok(())
+    }
+
+    /// The reports of a group that wait for a decision.
+    pub(super) async fn reports(&self, group: GroupId) -> Result<Vec<(Marker, MachineId)>> {
+        let names = self.control_list(&folder_of(group)).await?;
+        Ok(names.iter().filter_map(|name| parse(name)).map(|(_, marker, by)| (marker, by)).collect())
+    }
+
+    /// Who has reported a marker.
+    async fn reports_of(&self, group: GroupId, marker: Marker) -> Result<Vec<MachineId>> {
+        let all = self.reports(group).await?;
+        Ok(all.into_iter().filter(|(of, _)| *of == marker).map(|(_, machine)| machine).collect())
+    }
+}
+
+/// The point that these reports make; none if one is not there, or they contradict each other.
+fn complete(
+    marker: Marker,
+    reports: &BTreeMap<MachineId, Option<Reported>>,
+    now_ms: u64,
+) -> Option<Complete> {
+    let all: Vec<(MachineId, Reported)> =
+        reports.iter().map(|(machine, report)| Some((*machine, (*report)?))).collect::<Option<_>>()?;
+    let (_, coordinator) = all.iter().find(|(machine, _)| *machine == marker.coordinator)?;
+    let (epoch, kind) = (coordinator.epoch, coordinator.kind);
+    if all.iter().any(|(_, report)| (report.epoch, report.kind) != (epoch, kind)) {
+        return None;
+    }
+    Some(Complete {
+        epoch,
+        kind,
+        consistency: all.iter().map(|(_, report)| report.consistency).min()?,
+        taken_at_ms: coordinator.taken_at_ms,
+        stored_at_ms: all.iter().map(|(_, report)| report.stored_at_ms).max()?,
+        decided_at_ms: now_ms,
+        members: all
+            .iter()
+            .map(|(machine, report)| MemberPoint { machine: *machine, commit: report.commit })
+            .collect(),
+    })
+}

@@ -1,0 +1,93 @@
+//! What crashes, silence and time leave.
+
+use super::{
+    Decision, Outcome, PENDING_MAX, REVOKED_FOR,
+    cache::{decision_name, find},
+    decide::{self, Reported},
+    millis,
+};
+use crate::{Result, Vault};
+use highwater_delta::{GroupId, MachineId};
+use highwater_group::Marker;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What was decided by [`Vault::sweep_groups`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Markers that became points of their groups.
+    pub made: Vec<(GroupId, Marker)>,
+    /// Markers that came to nothing.
+    pub revoked: Vec<(GroupId, Marker)>,
+}
+
+impl Vault {
+    /// Decides on markers on which nobody else did: all have reported, and whoever was to decide crashed; or they have waited for too long.
+    pub async fn sweep_groups(&self) -> Result<Swept> {
+        let mut reported: BTreeMap<(GroupId, Marker), Vec<MachineId>> = BTreeMap::new();
+        for name in self.control_list("group-kept").await? {
+            if let Some((group, marker, machine)) = decide::parse(&name) {
+                reported.entry((group, marker)).or_default().push(machine);
+            }
+        }
+        let mut swept = Swept::default();
+        if reported.is_empty() {
+            return Ok(swept);
+        }
+        let groups = self.groups().await?;
+        let now_ms = self.stamp_ms().await?;
+        for ((group, marker), machines) in reported {
+            if self.decision(group, marker).await?.is_some() {
+                self.forget_reports(group, marker).await?;
+                continue;
+            }
+            let (mut epoch, mut oldest_ms) = (None, u64::MAX);
+            for machine in machines {
+                let report = find::<Reported>(self, &decide::report_name(group, marker, machine)).await?;
+                if let Some(report) = report {
+                    epoch = epoch.or(Some(report.epoch));
+                    oldest_ms = oldest_ms.min(report.reported_at_ms);
+                }
+            }
+            let members = epoch.and_then(|epoch| groups.membership(group, epoch));
+            if let Some(members) = members {
+                match self.decide(group, marker, members).await? {
+                    Outcome::Made(_) => {
+                        swept.made.push((group, marker));
+                        continue;
+                    }
+                    Outcome::Known => continue,
+                    Outcome::Waiting(_) => {}
+                }
+            }
+            if oldest_ms.saturating_add(millis(PENDING_MAX)) < now_ms
+                && self.revoke(group, marker, None).await?
+            {
+                swept.revoked.push((group, marker));
+            }
+        }
+        Ok(swept)
+    }
+
+    /// Deletes documents that nobody needs any more: of markers that came to nothing long ago, of groups' points of machines that were
+    /// erased, and where such machines were reached.
+    pub async fn tidy_groups(&self) -> Result<()> {
+        let groups = self.groups().await?;
+        let erased: BTreeSet<MachineId> = self.erased_machines().await?.into_iter().collect();
+        let now_ms = self.stamp_ms().await?;
+        for group in groups.ever() {
+            for (marker, decision) in self.decisions(group.id).await?.iter() {
+                let goes = match &**decision {
+                    Decision::Revoked(revoked) => {
+                        revoked.decided_at_ms.saturating_add(millis(REVOKED_FOR)) < now_ms
+                    }
+                    Decision::Complete(done) => done.members.iter().any(|m| erased.contains(&m.machine)),
+                };
+                if goes {
+                    self.control_delete(&decision_name(group.id, *marker)).await?;
+                }
+            }
+        }
+        self.tidy_addresses(&erased).await?;
+        self.tidy_requests(now_ms).await
+    }
+}
