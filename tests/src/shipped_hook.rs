@@ -1,17 +1,25 @@
 //! A hook as it is shipped, with settings of its own, installed for a test.
 
 use crate::command;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::{
-    sys::stat::Mode,
+    sys::{
+        signal::{Signal, killpg},
+        stat::Mode,
+    },
     unistd::{Pid, mkdir},
 };
 use std::{
     fs,
     io::Write,
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    os::unix::{
+        fs::{OpenOptionsExt, PermissionsExt},
+        process::CommandExt,
+    },
     path::{Path, PathBuf},
     process::{Command, Output},
+    thread,
+    time::Duration,
 };
 
 /// Where it lies, and what it uses.
@@ -70,15 +78,30 @@ impl ShippedHook {
 
     /// Calls it as the agent does, with what its unit leaves it; answers whether it succeeded, and what it said.
     pub fn call(&self, what: &str, hold_s: u64) -> Result<(bool, String)> {
+        // To the end of its output: a process that it leaves must not keep that open.
+        let Output { status, stdout, stderr } = self.command(what, hold_s)?.output()?;
+        let said = String::from_utf8([stdout, stderr].concat())?;
+        println!("{what}: {status}: {said}");
+        Ok((status.success(), said))
+    }
+
+    /// Calls it, and ends it after a while, as the agent ends one that takes too long and minds no polite word.
+    pub fn call_and_kill(&self, what: &str, hold_s: u64, after: Duration) -> Result<()> {
+        let mut child = self.command(what, hold_s)?.process_group(0).spawn()?;
+        thread::sleep(after);
+        let early = child.try_wait()?;
+        killpg(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGKILL)?;
+        child.wait()?;
+        ensure!(early.is_none(), "it ended by itself: {early:?}");
+        Ok(())
+    }
+
+    fn command(&self, what: &str, hold_s: u64) -> Result<Command> {
         let mut command = Command::new(command::find("setpriv"));
         command.args(["--no-new-privs", "--bounding-set", &capabilities()?, "--"]).arg(&self.path);
         command.arg(what).env_clear().env("LANG", "C.UTF-8").env("HIGHWATER_HOLD_S", hold_s.to_string());
         command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").current_dir("/");
-        // To the end of its output: a process that it leaves must not keep that open.
-        let Output { status, stdout, stderr } = command.output()?;
-        let said = String::from_utf8([stdout, stderr].concat())?;
-        println!("{what}: {status}: {said}");
-        Ok((status.success(), said))
+        Ok(command)
     }
 }
 

@@ -87,6 +87,20 @@ fn mariadb_with(lock: &str) -> Result<()> {
     refused(&hook, "thaw", LONG_S, "the lock was gone before the thaw")?;
     called(&hook, "thaw", LONG_S)?;
 
+    // It is killed while it has the lock, or waits for it.
+    called(&hook, "freeze", LONG_S)?;
+    hook.call_and_kill("freeze", LONG_S, Duration::ZERO)?;
+    called(&hook, "thaw", LONG_S)?;
+    let mut other = server.session()?;
+    other.carry_out("LOCK TABLES hw.isam WRITE;")?;
+    hook.call_and_kill("freeze", LONG_S, BLOCKED)?;
+    called(&hook, "thaw", LONG_S)?;
+    let began = Instant::now();
+    write("inno")?;
+    ensure!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    ensure!(hook.left_running()?.is_empty(), "a client is left");
+    drop(other);
+
     // A long statement is waited for no longer than told, and what was begun is ended.
     let mut other = server.session()?;
     other.carry_out("LOCK TABLES hw.isam WRITE;")?;
