@@ -38,7 +38,7 @@ fn is_long() -> bool {
 
 /// Recovers each machine's point of a group's point, and holds it against the chains.
 fn check_point(fleet: &Fleet, point: &Value) -> Result<Vec<u64>> {
-    let marker = point["marker"].as_str().context("a marker")?;
+    let marker = point["point"].as_str().context("a marker")?;
     let dir = tempfile::Builder::new().prefix("hwtest-recovered-").tempdir_in("/dev/shm")?;
     let members = point["members"].as_array().context("members")?;
     ensure!(members.len() == fleet.nodes.len(), "{marker} has {} members", members.len());

@@ -163,9 +163,7 @@ impl Vault {
             None => {}
         }
         // Or a machine could have any number of points of its group made of one of its own.
-        let is_it = |decision: &Decision| {
-            matches!(decision, Decision::Complete(done) if done.commit_of(machine) == Some(commit))
-        };
+        let is_it = |decision: &Decision| matches!(decision, Decision::Complete(done) if done.commit_of(machine) == Some(commit));
         if decisions.values().any(|decision| is_it(decision)) {
             return refuse("the recovery point belongs to another point of the group");
         }
