@@ -95,7 +95,7 @@ pub(crate) async fn forget_points(vault: &Vault, state: &MachineState) -> Result
             let Some(commit) = done.commit_of(state.machine) else { continue };
             // A state that is older than the point says nothing of it.
             if commit <= state.last_commit && state.point(commit).is_err() {
-                vault.control_delete(&super::cache::decision_name(group, marker)).await?;
+                vault.control_forget(&super::cache::decision_name(group, marker)).await?;
             }
         }
     }
