@@ -93,7 +93,8 @@ impl Place {
 
     /// A group `shop` of machines 1 and 2; answers its id.
     fn shop(&self) -> String {
-        let made = self.run(&["group", "create", "shop", "--machine", "web-1", "--machine", "db-1", "--json"]);
+        let made =
+            self.run(&["group", "create", "shop", "--machine", "web-1", "--machine", "db-1", "--json"]);
         made.good().json()["group"].as_str().unwrap().to_owned()
     }
 
@@ -137,11 +138,24 @@ fn marker(number: u64) -> Marker {
 fn groups_are_made_changed_shown_and_deleted() {
     let place = place();
     assert!(place.run(&["group", "list"]).good().out.contains("no groups"));
-    let made = place.run(&["group", "create", "shop", "--machine", "web-1", "--machine", "0202", "--crash-every", "never"]);
+    let made = place.run(&[
+        "group",
+        "create",
+        "shop",
+        "--machine",
+        "web-1",
+        "--machine",
+        "0202",
+        "--crash-every",
+        "never",
+    ]);
     assert!(made.good().out.contains("port 20004"));
     let listed = place.run(&["group", "list", "--json"]).good().json();
     let shop = &listed["groups"][0];
-    assert_eq!((&shop["name"], &shop["epoch"], &shop["crash-every"]), (&"shop".into(), &1.into(), &Value::Null));
+    assert_eq!(
+        (&shop["name"], &shop["epoch"], &shop["crash-every"]),
+        (&"shop".into(), &1.into(), &Value::Null)
+    );
     assert_eq!((&shop["application-every"], &shop["hold"]), (&"1h".into(), &"5s".into()));
     let id = shop["group"].as_str().unwrap().to_owned();
 
@@ -156,13 +170,31 @@ fn groups_are_made_changed_shown_and_deleted() {
     assert_eq!((&more["epoch"], more["members"].as_array().unwrap().len()), (&2.into(), 3));
     assert!(place.run(&["group", "remove", "shop", "web-1"]).good().out.contains("points of its own"));
     assert_eq!(place.run(&["group", "remove", "shop", "web-1", "--json"]).json()["error"]["code"], "HW-1260");
-    assert_eq!(place.run(&["group", "remove", "shop", "db-1", "db-2", "--json"]).json()["error"]["code"], "HW-1260");
-    let set = ["group", "set", &id[..8], "--name", "store", "--crash-every", "15min", "--hold", "3s", "--json"];
+    assert_eq!(
+        place.run(&["group", "remove", "shop", "db-1", "db-2", "--json"]).json()["error"]["code"],
+        "HW-1260"
+    );
+    // One that was erased can still be taken out.
+    let erased = place.typed(&["vault", "erase-machine", "db-2"], "db-2\n").good();
+    assert!(erased.err.contains("belongs to group shop"), "{}", erased.err);
+    let more = place.run(&["group", "remove", "shop", &machine(3).to_string(), "--json"]).good().json();
+    assert_eq!((&more["epoch"], more["members"].as_array().unwrap().len()), (&4.into(), 1));
+    let set =
+        ["group", "set", &id[..8], "--name", "store", "--crash-every", "15min", "--hold", "3s", "--json"];
     let set = place.run(&set).good().json();
-    assert_eq!((&set["name"], &set["epoch"], &set["crash-every"]), (&"store".into(), &3.into(), &"15m".into()));
-    assert_eq!(place.run(&["group", "set", "store", "--hold", "2min", "--json"]).json()["error"]["code"], "HW-1260");
+    assert_eq!(
+        (&set["name"], &set["epoch"], &set["crash-every"]),
+        (&"store".into(), &4.into(), &"15m".into())
+    );
+    assert_eq!(
+        place.run(&["group", "set", "store", "--hold", "2min", "--json"]).json()["error"]["code"],
+        "HW-1260"
+    );
     let text = place.run(&["group", "show", "store"]).good().out;
-    assert!(text.contains("no point yet") && text.contains("db-2") && text.contains("not known yet"), "{text}");
+    assert!(
+        text.contains("no point yet") && text.contains("db-1") && text.contains("not known yet"),
+        "{text}"
+    );
 
     assert_eq!(place.run(&["group", "delete", "store"]).exit, Exit::NotConfirmed);
     assert_eq!(place.typed(&["group", "delete", "store"], "shop\n").exit, Exit::NotConfirmed);
@@ -181,10 +213,14 @@ fn only_whole_points_are_listed_and_members_are_recovered_together() {
     place.keep(&id, marker(3), 1, half);
 
     let points = place.run(&["group", "points", "shop", "--json"]).good().json();
-    let names: Vec<&str> = points["points"].as_array().unwrap().iter().map(|p| p["point"].as_str().unwrap()).collect();
+    let names: Vec<&str> =
+        points["points"].as_array().unwrap().iter().map(|p| p["point"].as_str().unwrap()).collect();
     assert_eq!(names, [second.to_string(), first.to_string()]);
     let show = place.run(&["group", "show", "shop", "--json"]).good().json();
-    assert_eq!((&show["points"], &show["waiting"][0]["missing"][0]), (&2.into(), &machine(2).to_string().into()));
+    assert_eq!(
+        (&show["points"], &show["waiting"][0]["missing"][0]),
+        (&2.into(), &machine(2).to_string().into())
+    );
     let text = place.run(&["group", "show", "shop"]).good().out;
     assert!(text.contains("is not offered before it is stored by db-1"), "{text}");
     let own = place.run(&["points", "web-1", "--json"]).good().json();
@@ -194,7 +230,10 @@ fn only_whole_points_are_listed_and_members_are_recovered_together() {
 
     let to = place.path("all");
     let to_text = to.display().to_string();
-    let done = place.run(&["recover", "--group", "shop", "--point", "latest", "--to", &to_text, "--json"]).good().json();
+    let done = place
+        .run(&["recover", "--group", "shop", "--point", "latest", "--to", &to_text, "--json"])
+        .good()
+        .json();
     assert_eq!((done["machines"].as_array().unwrap().len(), &done["meaning"]), (2, &Value::Null));
     for (name, n) in [("web-1", 1), ("db-1", 2)] {
         let image = std::fs::read(to.join(name).join("vda.img")).unwrap();
@@ -202,7 +241,9 @@ fn only_whole_points_are_listed_and_members_are_recovered_together() {
     }
     let to = place.path("some").display().to_string();
     let first = first.to_string();
-    let done = place.run(&["recover", "--group", "shop", "--point", &first, "--machine", "db-1", "--to", &to]).good();
+    let done = place
+        .run(&["recover", "--group", "shop", "--point", &first, "--machine", "db-1", "--to", &to])
+        .good();
     assert!(done.out.contains("NOT recovered: web-1") && done.err.contains("may be missing"), "{}", done.out);
     assert_eq!(std::fs::read(place.path("some/db-1/vda.img")).unwrap()[B], 12);
     assert!(!place.path("some/web-1").exists());
@@ -224,7 +265,10 @@ fn only_whole_points_are_listed_and_members_are_recovered_together() {
 }
 
 /// Stands for the collectors: takes the next request, and answers it so.
-fn answered(place: &Place, answer: impl FnOnce(Of) -> Answer + Send + 'static) -> tokio::task::JoinHandle<()> {
+fn answered(
+    place: &Place,
+    answer: impl FnOnce(Of) -> Answer + Send + 'static,
+) -> tokio::task::JoinHandle<()> {
     let vault = place.vault.clone();
     place.runtime.spawn(async move {
         loop {
@@ -278,11 +322,13 @@ fn a_point_is_made_and_every_end_of_it_is_told() {
     place.runtime.block_on(asked).unwrap();
 
     let asked = answered(&place, |_| Answer::Marker(marker(8)));
-    let late = place.run(&["point", "create", "--crash", "--group", "shop", "--timeout", "2s", "--json"]).json();
+    let late =
+        place.run(&["point", "create", "--crash", "--group", "shop", "--timeout", "2s", "--json"]).json();
     assert_eq!(late["error"]["code"], "HW-1514");
     place.runtime.block_on(asked).unwrap();
     // Nobody takes it: it is taken back.
-    let none = place.run(&["point", "create", "--crash", "--group", "shop", "--timeout", "1s", "--json"]).json();
+    let none =
+        place.run(&["point", "create", "--crash", "--group", "shop", "--timeout", "1s", "--json"]).json();
     assert_eq!(none["error"]["code"], "HW-1512");
     let taken = place.runtime.block_on(async {
         let last = place.vault.point_requests().await.unwrap().pop().unwrap();
