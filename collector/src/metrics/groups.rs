@@ -4,7 +4,7 @@ use crate::lock::locked;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge};
 use prometheus_client::registry::Registry;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, atomic::AtomicU64};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -19,6 +19,8 @@ pub struct GroupMetrics {
     revoked: Family<GroupLabel, Counter>,
     age: Family<GroupLabel, Gauge<f64, AtomicU64>>,
     newest_ms: Mutex<HashMap<String, u64>>,
+    /// Groups of which something was told.
+    told: Mutex<HashSet<String>>,
 }
 
 fn label(name: &str) -> GroupLabel {
@@ -28,6 +30,7 @@ fn label(name: &str) -> GroupLabel {
 impl GroupMetrics {
     /// A point was made here, of this time if that is known.
     pub fn made(&self, group: &str, taken_at_ms: Option<u64>) {
+        locked(&self.told).insert(group.to_owned());
         self.made.get_or_create(&label(group)).inc();
         if let Some(taken_at_ms) = taken_at_ms {
             self.newest(group, taken_at_ms);
@@ -35,25 +38,28 @@ impl GroupMetrics {
     }
     /// A marker came to nothing.
     pub fn revoked(&self, group: &str) {
+        locked(&self.told).insert(group.to_owned());
         self.revoked.get_or_create(&label(group)).inc();
     }
     /// The newest point is of this time, in milliseconds since 1970, or a later one.
     pub fn newest(&self, group: &str, taken_at_ms: u64) {
+        locked(&self.told).insert(group.to_owned());
         let mut newest = locked(&self.newest_ms);
         let known = newest.entry(group.to_owned()).or_default();
         *known = taken_at_ms.max(*known);
     }
     /// There are only these.
     pub fn only(&self, groups: &[&str]) {
-        let mut newest = locked(&self.newest_ms);
-        let gone: Vec<String> =
-            newest.keys().filter(|name| !groups.contains(&name.as_str())).cloned().collect();
-        for name in gone {
-            newest.remove(&name);
-            self.age.remove(&label(&name));
-            self.made.remove(&label(&name));
-            self.revoked.remove(&label(&name));
-        }
+        locked(&self.told).retain(|name| {
+            let is_there = groups.contains(&name.as_str());
+            if !is_there {
+                locked(&self.newest_ms).remove(name);
+                self.age.remove(&label(name));
+                self.made.remove(&label(name));
+                self.revoked.remove(&label(name));
+            }
+            is_there
+        });
     }
 
     pub(super) fn render(&self, now_ms: u64) {

@@ -33,6 +33,13 @@ pub(crate) async fn machine(
             console.err,
             "  It can never be enrolled again under this id; a session of it ends within seconds."
         )?;
+        if let Some(group) = vault.groups().await?.of_machine(machine) {
+            let group = plain(&group.name);
+            writeln!(
+                console.err,
+                "  It belongs to group {group}: points of the group that cover it are not offered any more, and new ones need it. `highwater group remove {group} {machine}` takes it out, before or afterwards."
+            )?;
+        }
         if plan.begun {
             writeln!(console.err, "  It was begun earlier; this does the rest.")?;
         }

@@ -174,12 +174,17 @@ fn groups_are_made_changed_shown_and_deleted() {
         place.run(&["group", "remove", "shop", "db-1", "db-2", "--json"]).json()["error"]["code"],
         "HW-1260"
     );
+    // One that was erased can still be taken out.
+    let erased = place.typed(&["vault", "erase-machine", "db-2"], "db-2\n").good();
+    assert!(erased.err.contains("belongs to group shop"), "{}", erased.err);
+    let more = place.run(&["group", "remove", "shop", &machine(3).to_string(), "--json"]).good().json();
+    assert_eq!((&more["epoch"], more["members"].as_array().unwrap().len()), (&4.into(), 1));
     let set =
         ["group", "set", &id[..8], "--name", "store", "--crash-every", "15min", "--hold", "3s", "--json"];
     let set = place.run(&set).good().json();
     assert_eq!(
         (&set["name"], &set["epoch"], &set["crash-every"]),
-        (&"store".into(), &3.into(), &"15m".into())
+        (&"store".into(), &4.into(), &"15m".into())
     );
     assert_eq!(
         place.run(&["group", "set", "store", "--hold", "2min", "--json"]).json()["error"]["code"],
@@ -187,7 +192,7 @@ fn groups_are_made_changed_shown_and_deleted() {
     );
     let text = place.run(&["group", "show", "store"]).good().out;
     assert!(
-        text.contains("no point yet") && text.contains("db-2") && text.contains("not known yet"),
+        text.contains("no point yet") && text.contains("db-1") && text.contains("not known yet"),
         "{text}"
     );
 

@@ -304,9 +304,15 @@ impl Vault {
         store::create_own(&**self.store(), &path, sealed).await
     }
 
-    /// Deletes a control document: one that was created just now and on which nothing was built, or that nobody needs any more.
+    /// Takes back a control document that was created just now, and on which nothing was built.
     pub(crate) async fn control_delete(&self, name: &str) -> Result<()> {
         store::delete_if_there(&**self.store(), &control_path(name)?).await
+    }
+
+    /// Deletes a control document that nobody needs any more; answers whether it is gone. Where a store keeps everything for a while it stays,
+    /// and does no harm.
+    pub(crate) async fn control_forget(&self, name: &str) -> Result<bool> {
+        store::delete(&**self.store(), &control_path(name)?).await
     }
 
     /// Reads a control document.

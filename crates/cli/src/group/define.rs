@@ -84,8 +84,11 @@ async fn add(vault: &Vault, what: &Members) -> Result<(Group, String), CliError>
 }
 
 async fn remove(vault: &Vault, what: &Members) -> Result<(Group, String), CliError> {
-    let id = context::group(vault, &what.group, false).await?.id;
-    let gone = meant(vault, &what.machines).await?;
+    let group = context::group(vault, &what.group, false).await?;
+    let (id, mut gone) = (group.id, Vec::new());
+    for text in &what.machines {
+        gone.push(member(vault, &group, text).await?);
+    }
     let changed = vault.change_groups(|groups| {
         let mut group = there(groups, id)?;
         if let Some(other) = gone.iter().find(|machine| !group.members.contains(machine)) {
@@ -134,6 +137,16 @@ async fn delete(
 /// The group as it is now.
 fn there(groups: &Groups, id: highwater_delta::GroupId) -> Result<Group, VaultError> {
     groups.get(id).filter(|group| !group.deleted).cloned().ok_or(VaultError::UnknownGroup(id))
+}
+
+/// The member that is meant: also one that was erased, by its id or the begin of it.
+async fn member(vault: &Vault, group: &Group, text: &str) -> Result<MachineId, CliError> {
+    let begin = text.to_ascii_lowercase();
+    let begins = |machine: &&MachineId| !begin.is_empty() && machine.to_string().starts_with(&begin);
+    match group.members.iter().filter(begins).collect::<Vec<_>>()[..] {
+        [one] => Ok(*one),
+        _ => context::machine(vault, text).await,
+    }
 }
 
 /// The machines that are meant, each once.

@@ -56,7 +56,7 @@ impl Vault {
             return Err(VaultError::GroupsChanged);
         }
         for name in names {
-            self.control_delete(&name).await?;
+            self.control_forget(&name).await?;
         }
         Ok(())
     }
@@ -64,7 +64,7 @@ impl Vault {
     pub(super) async fn tidy_addresses(&self, erased: &BTreeSet<MachineId>) -> Result<()> {
         for name in self.control_list("group-addresses").await? {
             if parse(&name).is_some_and(|(machine, _)| erased.contains(&machine)) {
-                self.control_delete(&name).await?;
+                self.control_forget(&name).await?;
             }
         }
         Ok(())

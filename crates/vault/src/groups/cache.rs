@@ -7,7 +7,7 @@ use highwater_delta::{GroupId, MachineId};
 use highwater_group::Marker;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 use tokio::sync::Mutex;
@@ -20,6 +20,8 @@ pub(super) type Decisions = BTreeMap<Marker, Arc<Decision>>;
 pub(crate) struct Cache {
     groups: Mutex<Arc<Groups>>,
     decisions: Mutex<HashMap<GroupId, Arc<Decisions>>>,
+    /// Markers that were decided, and whose reports the store does not delete.
+    pub(super) kept_by_store: Mutex<HashSet<(GroupId, Marker)>>,
     /// Of each machine the number of its newest document, and what it says.
     pub(super) addresses: Mutex<HashMap<MachineId, (u64, String)>>,
 }

@@ -168,7 +168,9 @@ impl Vault {
             return refuse("the recovery point belongs to another point of the group");
         }
         let reports = self.reports(group).await?;
-        let own = reports.iter().filter(|(other, by)| *by == machine && *other != marker).count();
+        // Where the store keeps everything for a while, some are decided.
+        let waits = |other: &Marker| *other != marker && !decisions.contains_key(other);
+        let own = reports.iter().filter(|(other, by)| *by == machine && waits(other)).count();
         if own >= PENDING_OF_MACHINE_MAX {
             return Err(VaultError::Limit("markers of a machine that wait for other members"));
         }
@@ -223,7 +225,8 @@ impl Vault {
     pub(super) async fn revoke(&self, group: GroupId, marker: Marker, by: Option<MachineId>) -> Result<bool> {
         let revoked = Decision::Revoked(Revoked { by, decided_at_ms: self.stamp_ms().await? });
         let made = create(self, &decision_name(group, marker), &revoked).await?;
-        self.forget_reports(group, marker).await?;
+        // It is decided. What is left is the sweep's.
+        let _ = self.forget_reports(group, marker).await;
         Ok(made)
     }
 
@@ -239,7 +242,10 @@ impl Vault {
         if missing > 0 {
             // Or it was decided, and they are deleted.
             return match self.decision(group, marker).await? {
-                Some(_) => self.forget_reports(group, marker).await.map(|()| Outcome::Known),
+                Some(_) => {
+                    let _ = self.forget_reports(group, marker).await;
+                    Ok(Outcome::Known)
+                }
                 None => Ok(Outcome::Waiting(missing)),
             };
         }
@@ -254,16 +260,17 @@ impl Vault {
             return Ok(Outcome::Waiting(0));
         };
         let made = create(self, &decision_name(group, marker), &Decision::Complete(done.clone())).await?;
-        self.forget_reports(group, marker).await?;
+        let _ = self.forget_reports(group, marker).await;
         Ok(if made { Outcome::Made(done) } else { Outcome::Known })
     }
 
-    /// Deletes the reports of a marker that was decided.
-    pub(super) async fn forget_reports(&self, group: GroupId, marker: Marker) -> Result<()> {
+    /// Deletes the reports of a marker that was decided; answers whether they are gone.
+    pub(super) async fn forget_reports(&self, group: GroupId, marker: Marker) -> Result<bool> {
+        let mut gone = true;
         for machine in self.reports_of(group, marker).await? {
-            self.control_delete(&report_name(group, marker, machine)).await?;
+            gone &= self.control_forget(&report_name(group, marker, machine)).await?;
         }
-        Ok(())
+        Ok(gone)
     }
 
     /// The reports of a group that wait for a decision.

@@ -1,9 +1,9 @@
 //! Which points of groups are kept, and so which of a machine's own.
 //!
 //! Each member is maintained by itself, at its own time. So what is kept must follow from what all see alike: the list of the group's points,
-//! by the time at which the last member's was stored. A policy that no longer keeps a point of that list never keeps it again, so whichever
-//! members were maintained already, those that it keeps are whole ([`crate::policy`] has the rule, which is that of a machine's points).
-//! Members with different policies keep different ones: what is offered then is what all of them keep.
+//! by the time at which the last member's was stored ([`crate::policy`] has the rule, which is that of a machine's points). What the policy keeps of it, no member
+//! lets go; what it does not keep leaves the list with the first member that lets its part go. So whichever members were maintained already, the
+//! list is whole. Members with different policies keep different ones: what is offered then is what all of them keep.
 
 use super::{Complete, Decision, decide};
 use crate::{MachineState, Result, Vault, policy::Policy};
@@ -95,7 +95,7 @@ pub(crate) async fn forget_points(vault: &Vault, state: &MachineState) -> Result
             let Some(commit) = done.commit_of(state.machine) else { continue };
             // A state that is older than the point says nothing of it.
             if commit <= state.last_commit && state.point(commit).is_err() {
-                vault.control_delete(&super::cache::decision_name(group, marker)).await?;
+                vault.control_forget(&super::cache::decision_name(group, marker)).await?;
             }
         }
     }

@@ -5,7 +5,7 @@
 
 use super::cache::{create, find};
 use crate::{Result, Vault, VaultError};
-use highwater_delta::{Code, CommitId, GroupId, MachineId};
+use highwater_delta::{Code, CommitId, GroupId, MachineId, SegmentId};
 use highwater_group::Marker;
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr, time::Duration};
@@ -20,8 +20,8 @@ const STAY: Duration = Duration::from_secs(86_400);
 pub struct RequestId(Uuid);
 
 impl RequestId {
-    fn new() -> Self {
-        Self(Uuid::now_v7())
+    fn at(ms: u64) -> Self {
+        Self(Uuid::from_bytes(*SegmentId::at_ms(ms, 0).as_bytes()))
     }
     /// When it was made, in milliseconds since 1970.
     #[must_use]
@@ -101,7 +101,7 @@ impl Vault {
     /// Asks for a point; it is waited for so long.
     pub async fn ask_point(&self, of: Of, application: bool, wait: Duration) -> Result<RequestId> {
         let at_ms = self.stamp_ms().await?;
-        let (id, until_ms) = (RequestId::new(), at_ms.saturating_add(super::millis(wait)));
+        let (id, until_ms) = (RequestId::at(at_ms), at_ms.saturating_add(super::millis(wait)));
         let request = Request { of, application, at_ms, until_ms };
         match create(self, &format!("point-requests/{id}"), &request).await? {
             true => Ok(id),
@@ -148,7 +148,7 @@ impl Vault {
             for name in self.control_list(folder).await? {
                 let id: Option<RequestId> = name.rsplit('/').next().and_then(|id| id.parse().ok());
                 if id.is_some_and(|id| id.at_ms().saturating_add(super::millis(STAY)) < now_ms) {
-                    self.control_delete(&name).await?;
+                    self.control_forget(&name).await?;
                 }
             }
         }

@@ -30,6 +30,9 @@ impl Vault {
             }
         }
         let mut swept = Swept::default();
+        let mut kept = self.groups.kept_by_store.lock().await;
+        kept.retain(|marker| reported.contains_key(marker));
+        reported.retain(|marker, _| !kept.contains(marker));
         if reported.is_empty() {
             return Ok(swept);
         }
@@ -37,7 +40,9 @@ impl Vault {
         let now_ms = self.stamp_ms().await?;
         for ((group, marker), machines) in reported {
             if self.decision(group, marker).await?.is_some() {
-                self.forget_reports(group, marker).await?;
+                if !self.forget_reports(group, marker).await? {
+                    kept.insert((group, marker));
+                }
                 continue;
             }
             let (mut epoch, mut oldest_ms) = (None, u64::MAX);
@@ -83,7 +88,7 @@ impl Vault {
                     Decision::Complete(done) => done.members.iter().any(|m| erased.contains(&m.machine)),
                 };
                 if goes {
-                    self.control_delete(&decision_name(group.id, *marker)).await?;
+                    self.control_forget(&decision_name(group.id, *marker)).await?;
                 }
             }
         }

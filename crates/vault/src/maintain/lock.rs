@@ -6,8 +6,8 @@
 //! - An object is locked for a generation: until a while after the end of every point's immutability that is known, and for all of them a moment
 //!   of few. So it is locked anew once in a generation, of a quarter of the time that is promised, an hour to a week; and what is
 //!   new in between, when maintenance next comes by. Until then it is not locked.
-//! - Locked is all that these points are recovered with: the vault's file and newest keys, policies, the machine's key, records, checkpoints and
-//!   marks, and what its runs and shortcuts name, old content too.
+//! - Locked is all that these points are recovered with: the vault's file and newest keys, policies, what is said of the machine's groups and their points, the
+//!   machine's key, records, checkpoints and marks, and what its runs and shortcuts name, old content too.
 //! - What was locked is remembered by this process alone: another one locks everything once more, which changes nothing.
 //! - Reads: the segment tables of maps that are new, and lists of records when there are new ones.
 //! - Memory: some 24 bytes an object.
@@ -204,6 +204,13 @@ impl Maintainer {
         }
         for whose in [machine.to_string(), "default".to_owned()] {
             paths.extend(listed(store::control_dir(&format!("policies/{whose}"))).await?);
+        }
+        let groups = self.journal.vault.groups_known().await.ever_of(machine);
+        if !groups.is_empty() {
+            paths.extend(listed(store::control_dir("groups")).await?);
+        }
+        for group in groups {
+            paths.extend(listed(store::control_dir(&format!("group-points/{group}"))).await?);
         }
         Ok(paths)
     }

@@ -62,15 +62,17 @@ fn reports_and_withdrawals_that_race_lead_to_one_decision() {
                 tasks.push(tokio::spawn(async move {
                     // One of three takes back what it said, sometimes at the same time.
                     if n == 3 && round % 2 == 0 {
-                        for _ in 0..round % 16 {
+                        let other = vault.clone();
+                        let withdrawn = tokio::spawn(async move {
+                            for _ in 0..round / 4 {
+                                tokio::task::yield_now().await;
+                            }
+                            other.withdraw_marker(machine(3), group, marker).await.unwrap()
+                        });
+                        for _ in 0..60 - round {
                             tokio::task::yield_now().await;
                         }
-                        let other = vault.clone();
-                        let (kept, withdrawn) = tokio::join!(
-                            vault.keep_marker(&state, report),
-                            other.withdraw_marker(machine(3), group, marker)
-                        );
-                        return (kept, withdrawn.unwrap());
+                        return (vault.keep_marker(&state, report).await, withdrawn.await.unwrap());
                     }
                     (vault.keep_marker(&state, report).await, false)
                 }));

@@ -11,8 +11,10 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-/// When the tests begin, in milliseconds since 1970.
-pub const START: u64 = 1_800_000_000_000;
+/// When the tests begin, in milliseconds since 1970: now, since erasing asks the store's clock too.
+pub fn start() -> u64 {
+    Clock::default().now_ms()
+}
 
 pub fn machine(n: u8) -> MachineId {
     MachineId::from_bytes([n; 16])
@@ -33,7 +35,7 @@ impl Site {
 
     pub async fn on(store: Arc<dyn ObjectStore>, machines: u8) -> Self {
         let key = VaultKey::generate().unwrap();
-        let now_ms = Arc::new(AtomicU64::new(START));
+        let now_ms = Arc::new(AtomicU64::new(start()));
         let vault = Vault::create(store.clone(), &key).await.unwrap();
         let site = Self { vault, store, key, now_ms };
         let site = Self { vault: site.another().await, ..site };
