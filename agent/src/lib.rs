@@ -12,6 +12,7 @@ pub mod engine;
 pub mod error;
 pub mod freeze;
 pub mod guardian;
+pub mod guests;
 pub mod hooks;
 pub mod metrics;
 pub mod mounts;

@@ -17,6 +17,7 @@ mod compare;
 mod control;
 pub mod disk;
 pub mod doubts;
+mod guests;
 mod last_point;
 pub mod ledger;
 pub mod link;
@@ -36,7 +37,8 @@ use crate::{
     control::{Ask, Board, Response},
     error::OperatorError,
     freeze::FreezeOptions,
-    guardian::GuardianHandle,
+    guardian::{GuardianHandle, GuardianOptions},
+    guests::{GuestOptions, Guests},
     metrics::Metrics,
     pulse::Pulse,
     source::BufferPool,
@@ -91,6 +93,10 @@ pub struct EngineOptions {
     pub freeze_hook: Option<Vec<String>>,
     /// Hooks of applications.
     pub application: ApplicationOptions,
+    /// Guests of this host.
+    pub guests: Vec<GuestOptions>,
+    /// How the guardians of guests are started.
+    pub guardian: GuardianOptions,
     /// Collector, for status.
     pub endpoint: Option<String>,
     /// Write-ordered mode.
@@ -194,6 +200,7 @@ pub struct Engine {
     looked_at_devices: Instant,
     ordered: Ordered,
     applications: ApplicationPoints,
+    guests: Guests,
     comparison: Comparison,
     /// The question about hashes that is open, and its answer.
     asked: Option<(DiskId, highwater_delta::BlockRange)>,
@@ -222,6 +229,7 @@ impl Engine {
         let mut engine = Self {
             ordered: Ordered::new(options.capture.clone()),
             applications: ApplicationPoints::new(options.application.clone()),
+            guests: Guests::new(options.guests.clone(), &options.guardian, options.run_dir.clone()),
             comparison: Comparison::new(options.compare_bytes_per_s),
             options,
             tracker: parts.tracker,
