@@ -16,7 +16,8 @@ fn variants(example: &str) -> anyhow::Result<[String; 2]> {
     let text = fs::read_to_string(packaging(example))?;
     let is_setting = |line: &str| {
         line.strip_prefix('#').is_some_and(|rest| {
-            rest.starts_with("[[") || rest.starts_with(|c: char| c.is_ascii_lowercase()) && rest.contains(" = ")
+            rest.starts_with("[[")
+                || rest.starts_with(|c: char| c.is_ascii_lowercase()) && rest.contains(" = ")
         })
     };
     let on = text.lines().map(|line| if is_setting(line) { &line[1..] } else { line });
