@@ -10,7 +10,7 @@ use serde_json::Value;
 use std::{
     fs,
     os::unix::fs::PermissionsExt,
-    path::Path,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
@@ -156,21 +156,28 @@ fn a_guest_that_does_not_hear_costs_the_rank_and_nothing_else() -> Result<()> {
     next_crash_point(&stand)
 }
 
+/// A hook runs as long as this file is there.
+struct Mark(PathBuf);
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        fs::remove_file(&self.0).ok();
+    }
+}
+
 #[test]
 fn with_the_agent_killed_the_guest_goes_on_within_a_second() -> Result<()> {
     let arena = Arena::enter("guests-killed")?;
     let mut stand = Stand::new(&arena, SiteOptions::default(), &VmOptions::default(), &[])?;
     stand.clean_point("filesystem")?;
     // Called while all is frozen, and does not end by itself.
-    let (mark, hook) = (arena.dir().join("frozen"), arena.dir().join("hook"));
-    fs::write(
-        &hook,
-        format!("#!/bin/sh\n[ $1 = frozen ] || exit 0\ntouch {}\nexec sleep 8\n", mark.display()),
-    )?;
+    let (mark, hook) = (Mark(arena.dir().join("frozen")), arena.dir().join("hook"));
+    let hold = format!("touch {0}\nwhile [ -e {0} ]; do sleep 0.05; done", mark.0.display());
+    fs::write(&hook, format!("#!/bin/sh\n[ $1 = frozen ] || exit 0\n{hold}\n"))?;
     fs::set_permissions(&hook, fs::Permissions::from_mode(0o755))?;
     let mut asked = stand.site.agent_command_started(&["point"])?;
     let until = Instant::now() + PATIENCE;
-    while !mark.exists() {
+    while !mark.0.exists() {
         ensure!(Instant::now() < until, "it was never frozen: {}", stand.site.agent_log());
         thread::sleep(Duration::from_millis(2));
     }
@@ -184,7 +191,7 @@ fn with_the_agent_killed_the_guest_goes_on_within_a_second() -> Result<()> {
     println!("the guest's next file was safe {took:?} after the kill");
     ensure!(took < Duration::from_secs(1), "the guest went on only after {took:?}");
     asked.wait()?;
-    fs::remove_file(&mark)?;
+    drop(mark);
     stand.site.start_agent()?;
     stand.site.wait_replicated()?;
     fs::write(&hook, "#!/bin/sh\n")?;
