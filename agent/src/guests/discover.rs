@@ -81,7 +81,12 @@ fn merge(mut domains: Vec<Domain>, processes: Vec<Domain>) -> Vec<Domain> {
             domains.push(running);
             continue;
         };
+        if running.open.is_empty() && known.pid != running.pid {
+            // It may be anybody's that calls itself so.
+            continue;
+        }
         known.pid = known.pid.or(running.pid);
+        known.open = running.open;
         if known.agent.is_none() {
             known.agent = running.agent;
         }
@@ -223,7 +228,8 @@ impl Lookup {
         })
     }
 
-    /// What is configured, and what is found for the rest, by name or UUID.
+    /// What is configured, and what is found for the rest, by name or UUID. Of processes that libvirt does not know, only one counts
+    /// that has block devices open, and of its disks only these: anybody can call a process so.
     #[must_use]
     pub fn place(&self, guest: &GuestOptions) -> Place {
         let mut place =
@@ -231,10 +237,12 @@ impl Lookup {
         if place.socket.is_some() && !place.disks.is_empty() {
             return place;
         }
-        let named =
-            |domain: &&Domain| domain.name == guest.name || domain.uuid.as_deref() == Some(&guest.name);
+        let named = |domain: &&Domain| {
+            let called = domain.name == guest.name || domain.uuid.as_deref() == Some(&guest.name);
+            called && (domain.managed || !domain.open.is_empty())
+        };
         let Some(domain) = self.domains().iter().find(named) else {
-            place.why = "no guest of this name or UUID is on this host".into();
+            place.why = "no guest of this name or UUID is on this host, with a block device open".into();
             return place;
         };
         if place.socket.is_none() {
@@ -243,7 +251,9 @@ impl Lookup {
         }
         if place.disks.is_empty() {
             let block = |disk: &GuestDisk| match &disk.source {
-                Source::Block(path) => Some(path.clone()),
+                Source::Block(path) if domain.managed || domain.open.contains(&real(path)) => {
+                    Some(path.clone())
+                }
                 _ => None,
             };
             place.disks = domain.disks.iter().filter_map(block).collect();
@@ -274,7 +284,13 @@ mod tests {
             agent: Some("/s".into()),
             ..domain("other", Some(7), &[block("/dev/none-a"), block("/dev/none-b")])
         };
-        let merged = merge(libvirt, vec![running, domain("by-hand", Some(8), &[])]);
+        let pretender = Domain {
+            agent: Some("/p".into()),
+            open: vec![],
+            ..domain("web", Some(9), &[block("/dev/none-c")])
+        };
+        let merged = merge(libvirt, vec![pretender, running, domain("by-hand", Some(8), &[])]);
+        assert_eq!(merged[1].agent, Some("/s".into()));
         let names: Vec<_> =
             merged.iter().map(|d| (d.name.as_str(), d.disks.len(), d.agent.is_some())).collect();
         assert_eq!(names, [("by-hand", 0, false), ("web", 2, true)]);
@@ -311,11 +327,17 @@ mod tests {
         let lookup = Lookup {
             domains: OnceCell::from(vec![Domain {
                 agent: Some("/t".into()),
-                ..domain("g", None, &[Source::Block("/dev/y".into()), Source::File("/z".into())])
+                open: vec!["/dev/y".into()],
+                ..domain("g", Some(1), &["/dev/y", "/dev/not-open"].map(|path| Source::Block(path.into())))
             }]),
         };
         let place = lookup.place(&GuestOptions { socket: None, disks: vec![], ..options.clone() });
         assert_eq!((place.socket, place.disks), (Some("/t".into()), vec![PathBuf::from("/dev/y")]));
+        let pretender =
+            Domain { agent: Some("/t".into()), ..domain("g", Some(1), &[Source::Block("/dev/y".into())]) };
+        let fooled = Lookup { domains: OnceCell::from(vec![pretender]) };
+        let place = fooled.place(&GuestOptions { socket: None, disks: vec![], ..options.clone() });
+        assert_eq!((place.socket, place.disks), (None, vec![]), "it only calls itself so");
         let place = lookup.place(&GuestOptions { name: "h".into(), socket: None, ..options });
         assert!(place.socket.is_none() && place.why.contains("no guest"), "{place:?}");
     }

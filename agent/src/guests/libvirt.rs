@@ -38,6 +38,8 @@ pub struct Domain {
     pub agent_taken: bool,
     /// Its disks.
     pub disks: Vec<GuestDisk>,
+    /// The block devices that its process has open. Anybody can start a process that calls itself so; who has a disk open is more.
+    pub open: Vec<PathBuf>,
 }
 
 /// A disk of a guest.
@@ -105,6 +107,7 @@ pub fn parse(text: &str) -> Result<Domain, String> {
         agent_taken: own.is_none() && usual.is_some(),
         agent: own.or(usual),
         disks: all("disk").filter_map(disk).collect(),
+        open: vec![],
     })
 }
 

@@ -161,16 +161,16 @@ fn read(dir: &Path, pid: u32) -> Option<Domain> {
             |disk| if let Source::Block(path) = &disk.source { fs::canonicalize(path).ok() } else { None },
         )
         .collect();
-    let open = fs::read_dir(dir.join("fd")).into_iter().flatten().flatten().take(FDS_MAX);
-    let mut more: Vec<PathBuf> = open
-        .filter_map(|fd| fs::read_link(fd.path()).ok())
-        .filter(|path| path.starts_with("/dev") && !known.contains(path) && is_block(path))
+    let fds = fs::read_dir(dir.join("fd")).into_iter().flatten().flatten().take(FDS_MAX);
+    domain.open = (fds.filter_map(|fd| fs::read_link(fd.path()).ok()))
+        .filter(|path| path.starts_with("/dev") && is_block(path))
         .collect();
-    more.sort();
-    more.dedup();
-    domain.disks.extend(more.into_iter().map(|path| GuestDisk {
+    domain.open.sort();
+    domain.open.dedup();
+    let more = domain.open.iter().filter(|path| !known.contains(path));
+    domain.disks.extend(more.map(|path| GuestDisk {
         target: "(open)".into(),
-        source: Source::Block(path),
+        source: Source::Block(path.clone()),
         cache: None,
         format: None,
     }));
