@@ -1,7 +1,7 @@
 //! libvirt's definitions of domains, as far as Highwater needs them. Pure, but for [`read_all`].
 //!
 //! Two forms: what was defined (`/etc/libvirt/qemu/NAME.xml`, a `<domain>`), and what runs (`/run/libvirt/qemu/NAME.xml`, a `<domstatus>` around
-//! one). Files are read up to [`FILE_BYTES_MAX`], with [`NODES_MAX`] nodes, and without a document type, so that no entity expands.
+//! one). Files are read up to [`FILE_BYTES_MAX`], with 100,000 nodes at most, and without a document type, so that no entity expands.
 
 use std::{
     fs, io,

@@ -322,7 +322,7 @@ impl FrozenGuests {
         self.frozen.len()
     }
 
-    /// Thaws them all. Answers those that stood still until now; the others are told as failed. Takes [`THAW`] at most, and is thawing on
+    /// Thaws them all. Answers those that stood still until now; the others are told as failed. Takes 2 s at most, and is thawing on
     /// after that.
     #[must_use]
     pub fn thaw(self) -> (Vec<Stood>, Vec<Failed>) {
