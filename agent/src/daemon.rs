@@ -134,6 +134,7 @@ fn work_max(config: &Config) -> Duration {
     config.limits.hang.0
         + SYNC_LIMIT * 2
         + config.replication.freeze_deadline.0 * 5
+        + config.guest.iter().map(|guest| guest.freeze_timeout.0).max().unwrap_or_default()
         + READ_MAX
         + config.limits.stall.0
 }
@@ -166,17 +167,17 @@ pub fn run(config: &Config, metrics: Arc<Metrics>) -> Result<()> {
             tracing::warn!(
                 code = "HW-1475",
                 thawed = thawed.thawed,
-                "an agent before this one left filesystems frozen; they are thawed"
+                "an agent before this one left filesystems, of this machine or of guests, frozen; they are thawed"
             );
         }
         Ok(_) => {}
         Err(error) => tracing::warn!(%error, "cannot look for filesystems left frozen"),
     }
-    let guardian = GuardianHandle::spawn(GuardianOptions {
+    let guardian_options = GuardianOptions {
         program: config.guardian_path.clone(),
         log: Some(config.run_dir.join("guardian.log")),
-    })
-    .map_err(|e| Fatal(e.operator()))?;
+    };
+    let guardian = GuardianHandle::spawn(guardian_options.clone()).map_err(|e| Fatal(e.operator()))?;
     let (tracker, origin) = Tracker::open(tracker::Options {
         bpf_dir: config.bpf_dir.clone(),
         run_dir: config.run_dir.clone(),
@@ -229,6 +230,8 @@ pub fn run(config: &Config, metrics: Arc<Metrics>) -> Result<()> {
             limits: HookLimits { call: config.application.hook_timeout.0, hold: config.application.hold.0 },
             on_failure: config.application.on_failure,
         },
+        guests: config.guest.iter().map(crate::config::Guest::options).collect(),
+        guardian: guardian_options,
         endpoint,
         stored_max: config.limits.stored.0,
         capture: config.capture.options(),

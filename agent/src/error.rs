@@ -2,7 +2,7 @@
 //!
 //! Each module of the agent has its own `thiserror` enum whose `Display` is the cause; [`Coded`] adds the code and the
 //! action. Codes of the agent are 1400 to 1499: `config` 1400–1404, `device` 1405–1419, `mounts` 1420–1424,
-//! `guardian` 1425–1429, `freeze` 1430–1434, `source` 1435–1439, `control` 1440–1444; the rest belongs to the tracker
+//! `guardian` 1425–1429, `freeze` 1430–1434, `source` 1435–1439, `control` 1440–1444, `guests` 1445–1449; the rest belongs to the tracker
 //! and the engine. A code never changes its meaning.
 
 use serde::{Deserialize, Serialize};

@@ -13,6 +13,7 @@ pub mod error;
 pub mod freeze;
 pub mod group;
 pub mod guardian;
+pub mod guests;
 pub mod hooks;
 pub mod metrics;
 pub mod mounts;

@@ -6,7 +6,7 @@ use highwater_agent::{
     control::{self, Request, Response},
     daemon,
     error::{Coded, Fatal, OperatorError, chain},
-    freeze,
+    freeze, guests,
     hooks::Report,
     metrics::Metrics,
     tracker,
@@ -94,6 +94,8 @@ enum Verb {
         /// `50MiB` (per second), or `unlimited`.
         limit: String,
     },
+    /// List the guests of this KVM host, and which of their disks can be protected from here. Needs no running agent.
+    Discover,
     /// Look at the configuration.
     Config {
         #[command(subcommand)]
@@ -196,6 +198,11 @@ fn run(args: &Args) -> Result<(), Failure> {
             return Ok(written.or_else(broken_pipe_is_fine)?);
         }
         Verb::Config { verb: ConfigVerb::Check } => return check_config(args),
+        Verb::Discover => {
+            let found = guests::discover::discover();
+            let json = serde_json::to_value(&found).unwrap_or_default();
+            return Ok(say(args, guests::discover::render(&found).trim_end(), &json)?);
+        }
         _ => {}
     }
     Ok(execute(args, load_config(args)?)?)
@@ -241,9 +248,10 @@ fn execute(args: &Args, config: Config) -> Result<(), OperatorError> {
         }
         Verb::Thaw => {
             let thawed = freeze::thaw_all(&config.run_dir).map_err(|e| e.operator())?;
-            let stuck: Vec<String> = thawed.stuck.iter().map(|p| p.display().to_string()).collect();
+            let mut stuck: Vec<String> = thawed.stuck.iter().map(|p| p.display().to_string()).collect();
+            stuck.extend(thawed.guests_stuck.iter().map(|name| format!("guest {name}")));
             let text = format!(
-                "{} of {} recorded filesystems were frozen and are thawed.",
+                "{} of {} recorded filesystems and guests were frozen and are thawed.",
                 thawed.thawed, thawed.armed
             );
             say(args, &text, &serde_json::json!({ "thawed": thawed.thawed, "stuck": stuck }))?;
@@ -253,7 +261,7 @@ fn execute(args: &Args, config: Config) -> Result<(), OperatorError> {
                 Err(OperatorError {
                     code: 1478,
                     cause: format!("still frozen: {}", stuck.join(", ")),
-                    action: "Thaw them with `fsfreeze --unfreeze MOUNTPOINT`".into(),
+                    action: "Thaw them with `fsfreeze --unfreeze MOUNTPOINT`, in a guest with the same or with `virsh domfsthaw`".into(),
                 })
             }
         }
@@ -274,7 +282,9 @@ fn execute(args: &Args, config: Config) -> Result<(), OperatorError> {
             })?;
             ask(args, &config, &Request::SetBandwidth { bandwidth })
         }
-        Verb::Completions { .. } | Verb::Man | Verb::Config { verb: ConfigVerb::Check } => Ok(()),
+        Verb::Completions { .. } | Verb::Man | Verb::Discover | Verb::Config { verb: ConfigVerb::Check } => {
+            Ok(())
+        }
     }
 }
 

@@ -42,6 +42,7 @@ pub mod sql;
 pub mod sqlite;
 pub mod synced;
 pub mod twin;
+pub mod vm;
 
 pub use arena::Arena;
 pub use azurite::Azurite;

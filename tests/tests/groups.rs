@@ -13,7 +13,7 @@ use std::{
 
 const CHAINS: usize = 4;
 /// What a disturbed group may warn of.
-const WARNINGS: [&str; 16] = [
+const WARNINGS: &[&str] = &[
     "HW-1101",
     "HW-1102",
     "HW-1104",
@@ -21,12 +21,15 @@ const WARNINGS: [&str; 16] = [
     "HW-1430",
     "HW-1433",
     "HW-1434",
-    "HW-1445",
+    "HW-1458",
+    // Agents that are killed and stopped, several on one kernel: told, and compared with the vault.
+    "HW-1460",
     "HW-1463",
     "HW-1465",
     "HW-1475",
     "HW-1485",
     "HW-1489",
+    "HW-1494",
     "session ended",
     "no recovery point this time",
     "thawed by the guardian",

@@ -16,8 +16,10 @@ fn packaging(path: &str) -> PathBuf {
 fn variants(example: &str) -> anyhow::Result<[String; 2]> {
     let text = fs::read_to_string(packaging(example))?;
     let is_setting = |line: &str| {
-        line.strip_prefix('#')
-            .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_lowercase()) && rest.contains(" = "))
+        line.strip_prefix('#').is_some_and(|rest| {
+            rest.starts_with("[[")
+                || rest.starts_with(|c: char| c.is_ascii_lowercase()) && rest.contains(" = ")
+        })
     };
     let on = text.lines().map(|line| if is_setting(line) { &line[1..] } else { line });
     Ok([text.clone(), on.collect::<Vec<_>>().join("\n")])

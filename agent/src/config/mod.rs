@@ -3,10 +3,12 @@
 //! [`Config::parse`] reports *all* problems of a file, each with its line, not only the first.
 
 mod capture;
+mod guest;
 mod reader;
 mod units;
 
 pub use capture::{Capture, CaptureMode};
+pub use guest::Guest;
 
 pub use units::{Bandwidth, ByteSize, Interval};
 
@@ -57,6 +59,9 @@ pub struct Config {
     pub group: Group,
     /// How long others may take.
     pub limits: Limits,
+    /// Guests of this KVM host.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub guest: Vec<Guest>,
 }
 
 /// Where the other members of a replication group call. Nothing listens while the machine belongs to none.
@@ -261,6 +266,7 @@ impl Default for Config {
             application: Application::default(),
             group: Group::default(),
             limits: Limits::default(),
+            guest: vec![],
         }
     }
 }
@@ -445,6 +451,14 @@ mod tests {
             command = ["/usr/bin/hook", "x"]
             [limits]
             stall = "5m"
+            [[guest]]
+            name = "web"
+            [[guest]]
+            name = "mail"
+            agent-socket = "/run/mail.qga"
+            disks = ["/dev/vg0/mail", "/dev/vg0/spool"]
+            freeze-timeout = "8s"
+            application = true
         "#;
         let config = Config::parse(text).expect("valid");
         assert_eq!(config.replication.bandwidth, Bandwidth(Some(50 << 20)));
@@ -452,6 +466,8 @@ mod tests {
         assert_eq!(config.replication.compression_level, -3);
         assert_eq!(config.log.format, LogFormat::Json);
         assert_eq!(config.limits.stall.0, Duration::from_secs(300));
+        assert_eq!(config.guest[0], Guest { name: "web".into(), ..Guest::default() });
+        assert_eq!((config.guest[1].disks.len(), config.guest[1].application), (2, true));
         assert_eq!(Config::parse(&config.effective()), Ok(config));
     }
 
@@ -477,6 +493,25 @@ mod tests {
     fn an_address_that_is_none_is_told_with_an_example() {
         let problems = Config::parse("metrics-listen = \"localhost\"").expect_err("no port");
         assert!(problems[0].message.contains("127.0.0.1:9465"), "{problems:?}");
+    }
+
+    #[test]
+    fn what_is_wrong_with_guests_is_told() {
+        let text = "[[guest]]\n[[guest]]\nname = \"a\"\ndisks = [\"sda\"]\n[[guest]]\nname = \"a\"\nfreeze-timeout = \"5m\"\n\
+                    agent-socket = \"x\"\napplication = 1\nsocket = \"/y\"\n";
+        let problems = Config::parse(text).expect_err("wrong throughout");
+        let lines: Vec<(usize, &str)> = problems.iter().map(|p| (p.line, p.key.as_str())).collect();
+        let expected = [
+            (1, "guest.name"),
+            (4, "guest.disks"),
+            (6, "guest.name"),
+            (7, "guest.freeze-timeout"),
+            (8, "guest.agent-socket"),
+            (9, "guest.application"),
+            (10, "guest.socket"),
+        ];
+        assert_eq!(lines, expected, "{problems:#?}");
+        assert!(Config::parse("guest = 1").is_err() && Config::parse("[guest]\nname = \"x\"").is_err());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! From TOML with positions to a configuration and its problems.
 
-use super::{ByteSize, Capture, CaptureMode, Config, LogFormat, OnHookFailure, Problem, Resync};
+use super::{ByteSize, Capture, CaptureMode, Config, Guest, LogFormat, OnHookFailure, Problem, Resync};
+use crate::guests::GUESTS_MAX;
 use std::{fmt::Display, net::SocketAddr, ops::Range, path::PathBuf, str::FromStr, time::Duration};
 use toml::{
     Spanned,
@@ -53,6 +54,7 @@ impl<'a> Reader<'a> {
         self.application(&mut root, &mut config);
         self.group(&mut root, &mut config);
         self.limits(&mut root, &mut config);
+        self.guests(&mut root, &mut config);
         self.rest(root, "");
         config
     }
@@ -249,6 +251,75 @@ impl<'a> Reader<'a> {
             });
         }
         self.rest(table, IN);
+    }
+
+    fn guests(&mut self, root: &mut Table<'a>, config: &mut Config) {
+        let Some(value) = take(root, "guest") else { return };
+        let span = value.span();
+        let DeValue::Array(items) = value.into_inner() else {
+            return self.problem(span, "guest", "must be a list of tables: write [[guest]]");
+        };
+        if items.len() > GUESTS_MAX {
+            return self.problem(span, "guest", &format!("are more than {GUESTS_MAX}"));
+        }
+        for item in items {
+            let span = item.span();
+            let DeValue::Table(table) = item.into_inner() else {
+                self.problem(span, "guest", "must be a list of tables: write [[guest]]");
+                continue;
+            };
+            let guest = self.guest(Some(Spanned::new(span, table)), config);
+            config.guest.push(guest);
+        }
+    }
+
+    fn guest(&mut self, mut table: Table<'a>, config: &Config) -> Guest {
+        const IN: &str = "guest.";
+        let mut guest = Guest::default();
+        let begins = table.as_ref().map_or(0..0, Spanned::span);
+        let taken = |name: &String| {
+            let wrong =
+                name.is_empty() || name.len() > 200 || name.contains(|c: char| c.is_control() || c == '/');
+            let twice = config.guest.iter().any(|other| other.name == *name);
+            wrong
+                .then(|| "is no name".to_owned())
+                .or_else(|| twice.then(|| "is the name of another guest".to_owned()))
+        };
+        let named = table.as_ref().is_some_and(|t| t.get_ref().contains_key("name"));
+        self.parsed(&mut table, IN, "name", &mut guest.name, taken);
+        if !named {
+            self.problem(begins, "guest.name", "must be given");
+        }
+        let mut socket = PathBuf::new();
+        if self.path(&mut table, IN, "agent-socket", &mut socket) {
+            guest.agent_socket = Some(socket);
+        }
+        self.parsed(&mut table, IN, "freeze-timeout", &mut guest.freeze_timeout, |v| {
+            let wrong = v.0 < Duration::from_millis(100) || v.0 > Duration::from_secs(60);
+            wrong.then(|| "must be between 100ms and 1m".to_owned())
+        });
+        if let Some(value) = take(&mut table, "disks") {
+            let paths = value.get_ref().as_array().map(|items| {
+                items
+                    .iter()
+                    .map(|item| item.get_ref().as_str().map(PathBuf::from).filter(|p| p.is_absolute()))
+                    .collect()
+            });
+            match paths {
+                Some(Some(paths)) => guest.disks = paths,
+                _ => {
+                    self.problem(value.span(), "guest.disks", "must be a list of devices, by absolute paths")
+                }
+            }
+        }
+        if let Some(value) = take(&mut table, "application") {
+            match value.get_ref().as_bool() {
+                Some(application) => guest.application = application,
+                None => self.problem(value.span(), "guest.application", "must be true or false"),
+            }
+        }
+        self.rest(table, IN);
+        guest
     }
 
     fn command(&mut self, table: &mut Table<'a>, config: &mut Config) {

@@ -19,6 +19,7 @@ mod control;
 pub mod disk;
 pub mod doubts;
 mod group;
+mod guests;
 mod last_point;
 pub mod ledger;
 pub mod link;
@@ -39,7 +40,8 @@ use crate::{
     error::OperatorError,
     freeze::FreezeOptions,
     group::{FromEngine, SharedStatus, ToEngine},
-    guardian::GuardianHandle,
+    guardian::{GuardianHandle, GuardianOptions},
+    guests::{GuestOptions, Guests},
     metrics::Metrics,
     pulse::Pulse,
     source::BufferPool,
@@ -97,6 +99,10 @@ pub struct EngineOptions {
     pub freeze_hook: Option<Vec<String>>,
     /// Hooks of applications.
     pub application: ApplicationOptions,
+    /// Guests of this host.
+    pub guests: Vec<GuestOptions>,
+    /// How the guardians of guests are started.
+    pub guardian: GuardianOptions,
     /// Collector, for status.
     pub endpoint: Option<String>,
     /// Write-ordered mode.
@@ -209,6 +215,7 @@ pub struct Engine {
     asked_points: AskedPoints,
     group: GroupPoints,
     group_status: SharedStatus,
+    guests: Guests,
     comparison: Comparison,
     /// The question about hashes that is open, and its answer.
     asked: Option<(DiskId, highwater_delta::BlockRange)>,
@@ -240,6 +247,7 @@ impl Engine {
             asked_points: AskedPoints::default(),
             group: GroupPoints::new(parts.group.0, parts.group.1),
             group_status: parts.group_status,
+            guests: Guests::new(options.guests.clone(), &options.guardian, options.run_dir.clone()),
             comparison: Comparison::new(options.compare_bytes_per_s),
             options,
             tracker: parts.tracker,

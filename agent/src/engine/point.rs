@@ -15,6 +15,7 @@
 use super::{
     Engine,
     disk::Disk,
+    guests::GuestRank,
     send::{HeldRun, OpenDelta, SendError},
     state::DiskState,
 };
@@ -26,7 +27,7 @@ use crate::{
     mounts::{self, Filesystem, MountsError, Survey},
     tracker::TrackerError,
 };
-use highwater_delta::{BlockRange, CommitKind, Consistency, DeltaId, DiskId, PointDisk, PointInfo};
+use highwater_delta::{BlockRange, CommitKind, DeltaId, DiskId, PointDisk, PointInfo};
 use highwater_wire::message::AgentMessage;
 use std::{
     collections::BTreeMap,
@@ -137,6 +138,8 @@ struct Frozen {
     freeze_us: u64,
     /// Applications stood still, from before the freeze until after it.
     application: bool,
+    /// How guests left their disks.
+    guests: Vec<GuestRank>,
 }
 
 impl Engine {
@@ -204,13 +207,8 @@ impl Engine {
             open.send_held(disk, runs)?;
         }
         open.check_complete()?;
-        let complete = survey.disks.iter().all(|d| d.has_filesystem) || self.options.freeze_hook.is_some();
         let info = PointInfo {
-            consistency: match (complete, frozen.application) {
-                (true, true) => Consistency::Application,
-                (true, false) => Consistency::Filesystem,
-                (false, _) => Consistency::Crash,
-            },
+            consistency: self.consistency(&members, frozen.application, &frozen.guests),
             taken_at_ms: frozen.taken_at_ms,
             freeze_us: frozen.freeze_us,
             disks: (self.disks.iter())
@@ -319,6 +317,7 @@ impl Engine {
         self.pulse.work();
         self.group_freeze_begins();
         self.hook("freeze")?;
+        let guests = self.freeze_guests();
         let set = match FrozenSet::freeze(&survey.filesystems, &self.guardian, &self.options.freeze) {
             Ok(set) => set,
             Err(error) => {
@@ -340,6 +339,7 @@ impl Engine {
             Ok((runs, moved))
         });
         let thawed = set.thaw();
+        let guests = self.thaw_guests(guests);
         let hooked = self.hook("thaw");
         let (runs, moved) = result?;
         let thawed = thawed?;
@@ -354,7 +354,7 @@ impl Engine {
             None => {
                 let application = self.applications.thawed();
                 self.group_thawed(true, application, thawed.total_us);
-                Attempt::Point(Frozen { runs, taken_at_ms, freeze_us: thawed.total_us, application })
+                Attempt::Point(Frozen { runs, taken_at_ms, freeze_us: thawed.total_us, application, guests })
             }
         })
     }

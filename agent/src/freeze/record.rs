@@ -43,6 +43,8 @@ pub struct ThawedAll {
     pub thawed: usize,
     /// Those that could not be reached or hang.
     pub stuck: Vec<PathBuf>,
+    /// Guests that do not answer. (Those that do are counted above.)
+    pub guests_stuck: Vec<String>,
 }
 
 pub(super) fn write(run_dir: &Path, filesystems: &[Filesystem]) -> Result<(), FreezeError> {
@@ -67,12 +69,25 @@ pub(super) fn remove(run_dir: &Path) {
     let _ = fs::remove_file(run_dir.join(NAME));
 }
 
-/// Thaws whatever a dead agent left frozen, by its record; for `ExecStopPost=`. To be called only when neither agent nor guardian
+/// Thaws whatever a dead agent left frozen, filesystems and guests, by its records; for `ExecStopPost=`. To be called only when neither agent nor guardian
 /// is at work. Returns after at most 10 s.
 ///
 /// # Errors
 /// There is a record, and it cannot be read.
 pub fn thaw_all(run_dir: &Path) -> Result<ThawedAll, FreezeError> {
+    // Beside each other: a guest that hangs holds up no filesystem.
+    let (filesystems, guests) = std::thread::scope(|scope| {
+        let guests = scope.spawn(|| crate::guests::thaw_left(run_dir));
+        (thaw_filesystems(run_dir), guests.join().unwrap_or_default())
+    });
+    let mut outcome = filesystems?;
+    outcome.armed += guests.armed;
+    outcome.thawed += guests.thawed;
+    outcome.guests_stuck = guests.stuck;
+    Ok(outcome)
+}
+
+fn thaw_filesystems(run_dir: &Path) -> Result<ThawedAll, FreezeError> {
     let path = run_dir.join(NAME);
     let fail = |source| FreezeError::Record { path: path.clone(), source };
     let mut text = Vec::new();

@@ -216,7 +216,7 @@ impl Owner {
             FromEngine::Frozen { marker, done } => self.input(Input::Frozen { marker, done }),
             FromEngine::Kept { marker, intact } => self.input(Input::Kept { marker, intact }),
             FromEngine::Lost { marker } => {
-                tracing::info!(%marker, code = "HW-1445", "what this machine kept of the group's point is not stored");
+                tracing::info!(%marker, code = "HW-1458", "what this machine kept of the group's point is not stored");
                 self.output(Output::Withdraw { marker });
             }
             FromEngine::Stored { marker, commit } => {
@@ -278,7 +278,7 @@ impl Owner {
     fn ended(&mut self, marker: Marker, kind: Kind, result: Result<(), Failure>) {
         let why = result.as_ref().err().map(|failure| self.text(failure));
         if let Some(why) = &why {
-            tracing::info!(%marker, ?kind, why, code = "HW-1445", "no point of the group this time");
+            tracing::info!(%marker, ?kind, why, code = "HW-1458", "no point of the group this time");
             let failed = self.told_of(marker, Some(why.clone()));
             self.status.change(|status| status.last_failed = Some(failed));
         } else {
@@ -495,7 +495,7 @@ impl Owner {
             }
             Err(error) => {
                 self.listen_at = Instant::now() + LISTEN_AGAIN;
-                tracing::warn!(code = "HW-1446", address = %self.options.listen, %error,
+                tracing::warn!(code = "HW-1459", address = %self.options.listen, %error,
                     "the members of the group cannot call this machine; free the port, or change group.listen in the configuration");
             }
         }
@@ -519,7 +519,7 @@ fn refused(why: &Refusal) -> &'static str {
 
 fn refusal(cause: String) -> WireRefusal {
     let action = "See `highwater-agent status` and the log on the machine that is named".to_owned();
-    WireRefusal { code: 1445, cause, action, retry: true, fatal: false }
+    WireRefusal { code: 1458, cause, action, retry: true, fatal: false }
 }
 
 fn new_life() -> Life {

@@ -8,11 +8,15 @@
 //!
 //! **Order.** Arm → take → freeze → … → thaw → release → disarm. Without an answer to the arming nothing may be frozen.
 //!
+//! **Guests** ([`crate::guests`]) have a guardian each, armed with the connection to the guest's agent; one that never answers is then
+//! nobody else's trouble.
+//!
 //! **If the guardian dies**, the next `take` fails and the freeze is given up; [`GuardianHandle::arm`] starts a new one.
 //!
 //! **What is left to the unit**: systemd must not kill the guardian with the agent (`KillMode=mixed` kills it last), and
 //! `ExecStopPost=` runs [`crate::freeze::thaw_all`] for the case that both were killed.
 
+mod guest;
 pub mod process;
 mod protocol;
 
@@ -20,13 +24,15 @@ pub use protocol::ARMED_MAX;
 
 use crate::error::Coded;
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
-use protocol::{ARM, BUSY, DISARM, DONE, EXPIRED, PING, Packet, RELEASE, Received, TAKE, receive, send};
+use protocol::{
+    ARM, ARM_GUEST, BUSY, DISARM, DONE, EXPIRED, PING, Packet, RELEASE, Received, TAKE, receive, send,
+};
 use std::{
     fs::File,
     io::{self, IoSlice},
     os::{
         fd::{AsRawFd, RawFd},
-        unix::net::UnixDatagram,
+        unix::net::{UnixDatagram, UnixStream},
     },
     path::PathBuf,
     process::{Child, Command, Stdio},
@@ -157,15 +163,27 @@ impl GuardianHandle {
     /// # Errors
     /// No answer, or it is busy. Then nothing may be frozen.
     pub fn arm(&self, files: &[File], deadline: Duration) -> Result<(), GuardianError> {
-        if files.len() > ARMED_MAX {
-            return Err(GuardianError::TooMany { count: files.len() });
+        let fds: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
+        self.arm_with(ARM, &fds, deadline)
+    }
+
+    /// Arms it with a guest, by the connection to its agent; its index is 0.
+    ///
+    /// # Errors
+    /// As [`Self::arm`].
+    pub fn arm_guest(&self, connection: &UnixStream, deadline: Duration) -> Result<(), GuardianError> {
+        self.arm_with(ARM_GUEST, &[connection.as_raw_fd()], deadline)
+    }
+
+    fn arm_with(&self, word: u32, fds: &[RawFd], deadline: Duration) -> Result<(), GuardianError> {
+        if fds.len() > ARMED_MAX {
+            return Err(GuardianError::TooMany { count: fds.len() });
         }
         let mut link = self.lock();
         link.ensure()?;
-        let fds: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
         let deadline_ms = u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX);
         let count = u32::try_from(fds.len()).unwrap_or(u32::MAX);
-        match link.ask(ARM, deadline_ms, count, &fds, ANSWER)?.word {
+        match link.ask(word, deadline_ms, count, fds, ANSWER)?.word {
             DONE => Ok(()),
             BUSY => Err(GuardianError::Busy),
             _ => Err(link.lost(io::Error::other("the guardian refused to be armed"))),

@@ -2,11 +2,12 @@
 //!
 //! After start it allocates nothing, and all its memory is locked, so that neither a frozen filesystem nor memory pressure
 //! can hold it up. Each thaw is tried in a forked child: `FITHAW` waits for locks that a freeze or a sync under way on *one*
-//! filesystem may hold for seconds, and the others must not wait for that one.
+//! filesystem may hold for seconds, and the others must not wait for that one. A guest, too, may take seconds to answer.
 
+use super::guest;
 use super::protocol::{
-    ARM, ARMED_MAX, BUSY, DISARM, DONE, EXPIRED, MALFORMED, PING, Packet, RELEASE, Received, TAKE, receive,
-    send,
+    ARM, ARM_GUEST, ARMED_MAX, BUSY, DISARM, DONE, EXPIRED, MALFORMED, PING, Packet, RELEASE, Received, TAKE,
+    receive, send,
 };
 use std::{
     ffi::CString,
@@ -21,6 +22,8 @@ const RETRY: Duration = Duration::from_millis(10);
 /// After so long past deadline or end the tries become rare, but do not cease while the agent lives.
 const EAGER: Duration = Duration::from_secs(60);
 const RETRY_RARELY: Duration = Duration::from_secs(1);
+/// Between two tries on a guest, which may be slow to answer.
+const RETRY_GUEST: Duration = Duration::from_millis(500);
 /// Successive answers "not frozen" that end the duty for a filesystem once the agent is gone.
 const CONFIRMATIONS: u8 = 2;
 
@@ -97,6 +100,8 @@ fn settle() -> Result<(), &'static str> {
 #[derive(Clone, Copy)]
 struct Ward {
     fd: RawFd,
+    /// The socket of a guest's agent, and no filesystem.
+    guest: bool,
     /// The agent said that it freezes it, and not yet that it is thawed.
     taken: bool,
     /// The try under way; 0 if none.
@@ -106,7 +111,7 @@ struct Ward {
     next_try: Option<Instant>,
 }
 
-const NO_WARD: Ward = Ward { fd: -1, taken: false, child: 0, idle: 0, next_try: None };
+const NO_WARD: Ward = Ward { fd: -1, guest: false, taken: false, child: 0, idle: 0, next_try: None };
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Duty {
@@ -132,6 +137,8 @@ struct Guardian {
     was_expired: bool,
     thawed: u32,
     disarm_seq: u32,
+    /// Numbers the questions to guests.
+    tries: u32,
     log: RawFd,
 }
 
@@ -147,6 +154,8 @@ impl Guardian {
             was_expired: false,
             thawed: 0,
             disarm_seq: 0,
+            // Another guardian's answers, which may still come, have other numbers.
+            tries: std::process::id() << 8,
             log,
         }
     }
@@ -211,21 +220,21 @@ impl Guardian {
     }
 
     fn obey(&mut self, packet: Packet, fds: &[RawFd]) {
-        if packet.word != ARM {
+        if !matches!(packet.word, ARM | ARM_GUEST) {
             close_all(fds);
         }
         match packet.word {
-            ARM if self.duty != Duty::None => {
+            ARM | ARM_GUEST if self.duty != Duty::None => {
                 close_all(fds);
                 answer(BUSY, packet.seq, 0);
             }
-            ARM if packet.b as usize != fds.len() => {
+            ARM | ARM_GUEST if packet.b as usize != fds.len() => {
                 close_all(fds);
                 answer(MALFORMED, packet.seq, 0);
             }
-            ARM => {
+            ARM | ARM_GUEST => {
                 for (ward, fd) in self.wards.iter_mut().zip(fds) {
-                    *ward = Ward { fd: *fd, ..NO_WARD };
+                    *ward = Ward { fd: *fd, guest: packet.word == ARM_GUEST, ..NO_WARD };
                 }
                 self.count = fds.len();
                 self.thawed = 0;
@@ -294,19 +303,21 @@ impl Guardian {
         }
         let settled = final_answers && ward.idle >= CONFIRMATIONS;
         if ward.taken && !settled && ward.next_try.is_none_or(|at| Instant::now() >= at) {
-            // SAFETY: this process has one thread, and the child only calls ioctl and _exit.
+            self.tries = self.tries.wrapping_add(1);
+            let tries = self.tries;
+            // SAFETY: this process has one thread, and the child only makes system calls, the last of which is _exit.
             match unsafe { libc::fork() } {
                 0 => {
                     // SAFETY: so that this child, should it hang, does not hide the guardian's end from the agent.
                     unsafe { libc::close(SOCKET) };
-                    let code = thaw(ward.fd);
+                    let code = ward.thaw(tries);
                     // SAFETY: ends the child without running anything of the parent's.
                     unsafe { libc::_exit(code) }
                 }
                 child if child > 0 => ward.child = child,
                 // No process to be had: do it here, whatever may hold it up.
                 _ => {
-                    let code = thaw(ward.fd);
+                    let code = ward.thaw(tries);
                     ward.note(code, &mut self.thawed, eager);
                 }
             }
@@ -327,8 +338,9 @@ impl Guardian {
         let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let _ = writeln!(
             cursor,
-            "{at} guardian: {why}; {} filesystems armed, {} thawed by the guardian after {} ms",
+            "{at} guardian: {why}; {} {} armed, {} thawed by the guardian after {} ms",
             self.count,
+            if self.wards[0].guest { "guests" } else { "filesystems" },
             self.thawed,
             self.since.elapsed().as_millis()
         );
@@ -339,6 +351,10 @@ impl Guardian {
 }
 
 impl Ward {
+    fn thaw(&self, tries: u32) -> i32 {
+        if self.guest { guest::thaw(self.fd, tries) } else { thaw(self.fd) }
+    }
+
     fn note(&mut self, code: i32, thawed: &mut u32, eager: bool) {
         let mut pause = if eager { RETRY } else { RETRY_RARELY };
         match code {
@@ -350,13 +366,18 @@ impl Ward {
             NOT_FROZEN => self.idle = self.idle.saturating_add(1),
             _ => self.idle = 0,
         }
+        if self.guest {
+            // It answers about all that was sent before, so once is certain.
+            self.idle = if code == FAILED { 0 } else { CONFIRMATIONS };
+            pause = pause.max(RETRY_GUEST);
+        }
         self.next_try = Some(Instant::now() + pause);
     }
 }
 
-const THAWED: i32 = 0;
-const NOT_FROZEN: i32 = 1;
-const FAILED: i32 = 2;
+pub(super) const THAWED: i32 = 0;
+pub(super) const NOT_FROZEN: i32 = 1;
+pub(super) const FAILED: i32 = 2;
 
 fn thaw(fd: RawFd) -> i32 {
     match crate::freeze::ioctl::thaw_fd(fd) {

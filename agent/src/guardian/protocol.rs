@@ -8,6 +8,8 @@ pub const ARMED_MAX: usize = 250;
 
 /// Agent to guardian. `a` = deadline in ms, `b` = number of descriptors that come along.
 pub(super) const ARM: u32 = 1;
+/// As `ARM`; the descriptors are connections to the agents of guests, and what is said of filesystems below is said of guests.
+pub(super) const ARM_GUEST: u32 = 6;
 /// No answer. The agent is about to freeze filesystem `a`: from now on the guardian is answerable for it.
 pub(super) const TAKE: u32 = 2;
 /// No answer. Filesystem `a` is thawed, or was never frozen by the agent.

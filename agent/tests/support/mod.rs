@@ -1,6 +1,8 @@
 //! Real devices for tests: loop devices on a tmpfs, mounted filesystems, all undone when dropped (also by a panic).
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod fake_guest;
+
 use std::{
     fs::File,
     os::fd::AsRawFd,
@@ -126,7 +128,7 @@ pub fn is_frozen(point: &Path) -> bool {
     }
 }
 
-pub fn eventually(limit: Duration, condition: impl Fn() -> bool) -> bool {
+pub fn eventually(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + limit;
     while Instant::now() < end {
         if condition() {

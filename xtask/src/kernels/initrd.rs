@@ -18,10 +18,11 @@ const INIT: &str = include_str!("init.sh");
 
 /// What tests may load, beyond what it depends on. A kernel that has one built in, or lacks it, is no error:
 /// the test that needs it says so.
-const MODULES: [&str; 43] = [
+const MODULES: [&str; 44] = [
     "virtio_pci",
     "virtio_blk",
     "virtio_net",
+    "virtio_console",
     "virtio_scsi",
     "nvme",
     "nvme_fabrics",

@@ -43,6 +43,13 @@ pub fn setup(purpose: Purpose) -> Result<()> {
     if purpose.uses_promtool() && promtool().is_none() {
         fetch_promtool()?;
     }
+    if purpose.uses_guest_agent()
+        && workspace::find_program("qemu-ga").is_none()
+        && !tools_dir().join("qemu-ga").is_file()
+    {
+        // Not installed: this machine is no guest, and its service has nothing to do here. Its libraries are QEMU's.
+        apt::unpack_program("qemu-guest-agent", "usr/sbin/qemu-ga", &tools_dir())?;
+    }
     if purpose.uses_azurite() {
         azurite::install_if_missing()?;
     }

@@ -34,6 +34,11 @@ impl Purpose {
         self == Purpose::Test
     }
 
+    /// Whether a virtual machine with QEMU's guest agent in it is booted.
+    pub fn uses_guest_agent(self) -> bool {
+        self == Purpose::Test
+    }
+
     /// Whether Azure's emulator is started.
     pub fn uses_azurite(self) -> bool {
         self == Purpose::Test
@@ -85,6 +90,14 @@ const TEST: &[Need] = &[
     need("mariadb-client-core", "mariadb"),
     // The server itself under another name.
     need("redis-tools", "redis-check-rdb"),
+    // A virtual machine that is protected from outside; what KERNELS has besides goes into its base file system.
+    need("qemu-system-x86", "qemu-system-x86_64"),
+    need("busybox-static", "busybox"),
+    need("kmod", "depmod"),
+    need("lvm2", "lvm"),
+    need("zstd", "zstd"),
+    need("xz-utils", "xz"),
+    need("debian-archive-keyring", "/usr/share/keyrings/debian-archive-keyring.gpg"),
 ];
 
 const BENCH: &[Need] = &[

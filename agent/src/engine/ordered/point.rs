@@ -10,6 +10,7 @@
 use super::super::{
     Engine,
     disk::Disk,
+    guests::GuestRank,
     point::PointError,
     send::{HeldRun, OpenDelta, SendError},
     state::DiskState,
@@ -68,6 +69,8 @@ struct Marked {
     exact: bool,
     /// Applications stood still, from before the freeze until after it.
     application: bool,
+    /// How guests left their disks.
+    guests: Vec<GuestRank>,
     taken_at_ms: u64,
     freeze_us: u64,
     /// Blocks read under the freeze, to be sent after what was sealed.
@@ -169,14 +172,10 @@ impl Engine {
             }
         };
         let frozen = make == Make::Frozen;
-        let complete = frozen
-            && (self.options.freeze_hook.is_some()
-                || self.disks.iter().filter(|d| members.contains(&d.id())).all(|d| d.has_filesystem));
         let info = PointInfo {
-            consistency: match (complete, marked.application) {
-                (true, true) => Consistency::Application,
-                (true, false) => Consistency::Filesystem,
-                (false, _) => Consistency::Crash,
+            consistency: match frozen {
+                true => self.consistency(&members, marked.application, &marked.guests),
+                false => Consistency::Crash,
             },
             taken_at_ms: marked.taken_at_ms,
             freeze_us: marked.freeze_us,
@@ -354,6 +353,7 @@ impl Engine {
             sealed,
             exact: true,
             application: false,
+            guests: vec![],
             taken_at_ms: moment.unix_ms(),
             freeze_us: 0,
             held: vec![],
@@ -371,6 +371,7 @@ impl Engine {
         if let Err(error) = self.hook("freeze") {
             return Ok((None, Some(error)));
         }
+        let guests = self.freeze_guests();
         let set = match FrozenSet::freeze(&survey.filesystems, &self.guardian, &self.options.freeze) {
             Ok(set) => set,
             Err(error) => {
@@ -385,6 +386,7 @@ impl Engine {
             self.hold_for_group(&set, members);
         }
         let thawed = set.thaw();
+        let stood = self.thaw_guests(guests);
         let hooked = self.hook("thaw");
         let mut marked = marked?;
         let trouble = match thawed {
@@ -392,6 +394,7 @@ impl Engine {
             Ok(thawed) => {
                 self.metrics.frozen(Duration::from_micros(thawed.total_us));
                 marked.freeze_us = thawed.total_us;
+                marked.guests = stood;
                 // If it must be frozen once more, they go on standing still.
                 marked.application = thawed.intact && marked.exact && self.applications.thawed();
                 self.group_thawed(thawed.intact, marked.application, thawed.total_us);

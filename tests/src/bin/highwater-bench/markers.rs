@@ -69,7 +69,7 @@ fn of(machines: usize, wanted: usize) -> Result<Vec<Marker>> {
         ..FleetOptions::default()
     };
     let mut fleet = Fleet::new(&arena, &options)?;
-    for warning in ["HW-1445", "HW-1463", "session ended", "no recovery point this time"] {
+    for warning in ["HW-1458", "HW-1463", "session ended", "no recovery point this time"] {
         fleet.allow(warning);
     }
     let places: Vec<_> = fleet.nodes.iter().map(|node| node.mounted.path().to_path_buf()).collect();
