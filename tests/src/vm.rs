@@ -110,8 +110,9 @@ impl Vm {
         let said = self.said()?;
         // The last line may not be all there yet.
         let whole = said.rsplit_once('\n').map_or("", |(whole, _)| whole);
-        let numbers = whole.lines().filter_map(|line| line.trim().strip_prefix("safe ")?.parse().ok());
-        Ok(numbers.last().unwrap_or(0))
+        let mut numbers =
+            whole.lines().rev().filter_map(|line| line.trim().strip_prefix("safe ")?.parse().ok());
+        Ok(numbers.next().unwrap_or(0))
     }
 
     /// Waits until so many more are safe; answers how long it took.

@@ -152,6 +152,14 @@ fn one_that_fails_or_hangs_costs_the_rank_and_nothing_else() -> Result<()> {
     ensure!(stand.point()? == "filesystem");
     stand.wait_log(&["10-a freeze", "20-b freeze", "20-b thaw", "10-a thaw"])?;
     ensure!(stand.site.agent_log().contains("the hook 20-b took too long"), "{}", stand.site.agent_log());
+    // Its application did not stand still until the file systems were thawed, and only the hook knows.
+    stand.hook("20-b", "[ $1 = freeze ] || exit 9")?;
+    let (rank, said) = stand.point_said()?;
+    ensure!(rank == "filesystem" && said.contains("the hook 20-b failed with exit code 9"), "{rank}: {said}");
+    stand.wait_log(&["10-a freeze", "20-b freeze", "30-c freeze", "30-c thaw", "20-b thaw", "10-a thaw"])?;
+    // Nor does anybody know if it does not say so in time.
+    stand.hook("20-b", "[ $1 = freeze ] || sleep 30")?;
+    ensure!(stand.point()? == "filesystem");
     Ok(())
 }
 

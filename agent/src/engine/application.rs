@@ -12,9 +12,12 @@ use crate::{
 };
 use std::{
     path::PathBuf,
-    sync::mpsc::{Receiver, TryRecvError},
+    sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError},
     time::{Duration, Instant},
 };
+
+/// So long hooks may take to say what became of their applications, before the point is made without their word.
+const THAW_SOON: Duration = Duration::from_secs(3);
 
 /// See [`crate::config::Application`].
 #[derive(Clone, Debug)]
@@ -79,11 +82,33 @@ impl ApplicationPoints {
         self.asked || self.quieting.is_some()
     }
 
-    /// The filesystems are thawed. Answers whether the applications stood still until now; they go on.
+    /// The filesystems are thawed, and the applications go on. Answers whether they stood still until now. That is for the hooks to say: a
+    /// database may have let go of its own accord, and only its hook knows.
     pub(super) fn thawed(&mut self) -> bool {
         let still = self.stand_still();
         self.release();
-        still
+        if !still {
+            return false;
+        }
+        let Some(ending) = &self.ending else { return false };
+        let said = ending.recv_timeout(THAW_SOON);
+        if said == Err(RecvTimeoutError::Timeout) {
+            // They are told of when they have ended.
+            self.trouble =
+                Some("the hooks did not say in time that their applications had stood still".to_owned());
+            return false;
+        }
+        self.ending = None;
+        let ran = said.unwrap_or_default();
+        ran.iter().for_each(tell);
+        let failed = ran.iter().find(|ran| ran.call == Call::Thaw && !ran.is_done());
+        if let Some(failed) = failed {
+            self.trouble = Some(format!(
+                "the hook {} {} when its application was to go on",
+                failed.hook, failed.outcome
+            ));
+        }
+        failed.is_none()
     }
 
     /// They may go on, whatever came of the point.
