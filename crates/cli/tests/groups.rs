@@ -272,13 +272,13 @@ fn answered(
     let vault = place.vault.clone();
     place.runtime.spawn(async move {
         loop {
-            if let Some(id) = vault.point_requests().await.unwrap().pop() {
-                if vault.request_taken(id).await.unwrap().is_none() {
-                    let request = vault.point_request(id).await.unwrap().unwrap();
-                    assert!(vault.take_request(id, machine(1)).await.unwrap());
-                    vault.answer_request(id, &answer(request.of)).await.unwrap();
-                    return;
-                }
+            if let Some(id) = vault.point_requests().await.unwrap().pop()
+                && vault.request_taken(id).await.unwrap().is_none()
+            {
+                let request = vault.point_request(id).await.unwrap().unwrap();
+                assert!(vault.take_request(id, machine(1)).await.unwrap());
+                vault.answer_request(id, &answer(request.of)).await.unwrap();
+                return;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
