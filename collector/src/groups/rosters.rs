@@ -7,11 +7,15 @@ use crate::shared::Shared;
 use highwater_delta::{GroupId, MachineId};
 use highwater_vault::VaultError;
 use highwater_vault::groups::{Group, Times};
+use highwater_wire::printable::printable;
 use highwater_wire::{Roster, RosterMember, SignedRoster};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
+
+/// Bytes of a host's name in a roster: with all members' it stays within what a roster may have.
+const NAME_BYTES_MAX: usize = 64;
 
 /// What was signed, and the names of hosts.
 #[derive(Default)]
@@ -103,6 +107,7 @@ async fn host_name(shared: &Shared, machine: MachineId) -> Result<String, VaultE
         Err(error) if error.is_damage() => String::new(),
         name => name?,
     };
+    let name = printable(&name, NAME_BYTES_MAX);
     names.insert(machine, name.clone());
     Ok(name)
 }

@@ -150,7 +150,15 @@ pub(crate) async fn points(
         }
         rules => (rules?, damage),
     };
-    let groups = marker_of_points(&vault, id).await?;
+    let (groups, damage) = match marker_of_points(&vault, id).await {
+        Err(error) if error.is_damage() => {
+            if !global.json {
+                writeln!(console.err, "{error}: which points belong to groups is not known")?;
+            }
+            (HashMap::new(), damage.or(Some(error)))
+        }
+        groups => (groups?, damage),
+    };
     let exit = if damage.is_none() { Exit::Success } else { Exit::Damaged };
     if global.json {
         let (machine, host_name) = (state.machine, state.host_name.as_str());

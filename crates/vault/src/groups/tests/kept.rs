@@ -146,8 +146,10 @@ fn maintenance_keeps_a_groups_points_whole_and_forgets_the_others() {
     runtime().block_on(async {
         let site = Site::new(2).await;
         let group = site.group("shop", &[1, 2]).await;
-        let begun = site.now_ms.load(std::sync::atomic::Ordering::SeqCst);
-        set_policy(&site.vault, None, Some(policy(0, &[(60, 600)])), start()).await.unwrap();
+        // An hour begins.
+        let begun = 1_800_000_000_000;
+        site.now_ms.store(begun, std::sync::atomic::Ordering::SeqCst);
+        set_policy(&site.vault, None, Some(policy(0, &[(60, 600)])), begun).await.unwrap();
         let settings = Settings { skew_max: None, ..Settings::default() };
         let mut markers = Vec::new();
         for number in 1..=6 {
@@ -163,6 +165,8 @@ fn maintenance_keeps_a_groups_points_whole_and_forgets_the_others() {
         site.vault.keep_marker(&state, report(&group, marker(1, 99), pending)).await.unwrap();
         site.later(MINUTE);
         site.point(1, Consistency::Filesystem).await;
+        // So that the newer one is that of its hour.
+        site.later(70 * MINUTE);
         for n in [2, 1, 2] {
             maintain::machine(&site.another().await, machine(n), &settings, &()).await.unwrap();
             site.later(MINUTE);

@@ -1,8 +1,9 @@
 //! Several collectors at once.
 
 use super::support::*;
+use crate::VaultError;
 use crate::groups::{Decision, Group, Outcome, Times};
-use crate::{VaultError, tests::support::runtime};
+use crate::tests::support::{Faulty, SLOW, memory, runtime};
 use highwater_delta::*;
 
 #[test]
@@ -104,5 +105,35 @@ fn reports_and_withdrawals_that_race_lead_to_one_decision() {
         }
         assert!(complete >= 60 && revoked > 0, "{complete} {revoked}");
         assert!(site.vault.control_list("group-kept").await.unwrap().is_empty());
+    });
+}
+
+/// The reports of all are read, and a member withdraws before that is written.
+#[test]
+fn whoever_decides_second_decides_nothing() {
+    runtime().block_on(async {
+        let faulty = Faulty::new(memory());
+        let site = Site::on(faulty.clone(), 2).await;
+        let group = site.group("shop", &[1, 2]).await;
+        let marker = marker(1, 1);
+        let mut reports = Vec::new();
+        for n in [1, 2] {
+            let commit = site.point(n, Consistency::Filesystem).await;
+            let state = site.vault.machine(machine(n)).await.unwrap();
+            reports.push((state, report(&group, marker, commit)));
+        }
+        site.vault.keep_marker(&reports[0].0, reports[0].1).await.unwrap();
+        faulty.slow_puts(true);
+        let (keeps, withdraws) = (site.another().await, site.another().await);
+        withdraws.groups().await.unwrap();
+        let (kept, withdrawn) = tokio::join!(keeps.keep_marker(&reports[1].0, reports[1].1), async {
+            // Its report is there after the first put, and the decision after the second.
+            tokio::time::sleep(SLOW / 2).await;
+            withdraws.withdraw_marker(machine(1), group.id, marker).await
+        });
+        faulty.slow_puts(false);
+        assert_eq!((kept.unwrap(), withdrawn.unwrap()), (Outcome::Known, true));
+        let decision = site.another().await.decision(group.id, marker).await.unwrap();
+        assert!(matches!(decision, Some(Decision::Revoked(_))), "{decision:?}");
     });
 }
