@@ -160,6 +160,8 @@ impl Engine {
         while let Some(ask) = self.group.next() {
             match ask {
                 ToEngine::Tell(message) => {
+                    // The session that it is meant for may have begun just now.
+                    self.take_link_events();
                     self.tell(message);
                 }
                 ToEngine::Prepare { marker, kind } => self.prepare_for_group(marker, kind),

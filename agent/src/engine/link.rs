@@ -207,6 +207,9 @@ async fn session(
     if events.send(LinkEvent::Up(Box::new(welcome), queue)).await.is_err() {
         return WireError::Closed;
     }
+    if knows_groups {
+        let _ = groups.told.try_send(Told::Session);
+    }
     let writer = Writer {
         sender,
         window,

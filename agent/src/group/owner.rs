@@ -23,6 +23,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Markers that are remembered.
 const MARKERS_MAX: usize = 64;
+/// Reports that are said again in a new session.
+const SAID_MAX: usize = 4;
 /// Requests of operators that wait.
 const REQUESTS_MAX: usize = 16;
 /// So long an operator's request is tried again, while a member is busy.
@@ -47,6 +49,8 @@ pub struct Options {
 /// What the collector tells.
 #[derive(Clone, Debug)]
 pub enum Told {
+    /// There is a new session.
+    Session,
     /// The group, or that there is none.
     Group(Option<SignedRoster>),
     /// A point of the group is wanted.
@@ -86,6 +90,8 @@ struct Owner {
     /// Kept, and perhaps not stored yet.
     reports: BTreeMap<Marker, u64>,
     stored: BTreeMap<Marker, CommitId>,
+    /// What the collector was told lately: nobody says that it was heard, and saying it twice does no harm.
+    said: VecDeque<Kept>,
     requests: Vec<Request>,
     /// Wanted again then.
     again: Option<(Instant, Kind)>,
@@ -119,6 +125,7 @@ pub async fn run(
         kinds: BTreeMap::new(),
         reports: BTreeMap::new(),
         stored: BTreeMap::new(),
+        said: VecDeque::new(),
         requests: vec![],
         again: None,
         part: None,
@@ -163,6 +170,7 @@ impl Owner {
 
     fn on_told(&mut self, told: Told) {
         match told {
+            Told::Session => self.tell_again(),
             Told::Group(Some(signed)) => self.adopt(&signed, true),
             Told::Group(None) => self.leave(),
             Told::Wanted { request, kind } => {
@@ -265,6 +273,7 @@ impl Owner {
             }
             Output::Withdraw { marker } => {
                 self.reports.remove(&marker);
+                self.said.retain(|kept| kept.marker != marker);
                 if let Some(member) = &self.member {
                     let group = member.roster.group;
                     self.ask(ToEngine::Tell(AgentMessage::Withdrawn { group, marker }));
@@ -317,6 +326,10 @@ impl Owner {
             let group = member.roster.group;
             let kept = Kept { group, epoch: *epoch, marker, kind: *kind, commit: *commit };
             self.ask(ToEngine::Tell(AgentMessage::Kept(kept)));
+            self.said.push_back(kept);
+            if self.said.len() > SAID_MAX {
+                self.said.pop_front();
+            }
             self.reports.remove(&marker);
             self.stored.remove(&marker);
         }
@@ -325,6 +338,12 @@ impl Owner {
                 self.reports.pop_first();
                 self.stored.pop_first();
             }
+        }
+    }
+
+    fn tell_again(&self) {
+        for kept in &self.said {
+            self.ask(ToEngine::Tell(AgentMessage::Kept(*kept)));
         }
     }
 
@@ -463,6 +482,7 @@ impl Owner {
         self.peers.set_roster(None);
         self.status.set(None);
         self.reports.clear();
+        self.said.clear();
         for request in std::mem::take(&mut self.requests) {
             let cause = "this machine belongs to its group no longer".to_owned();
             self.answer(request.number, PointAnswer::Failed(refusal(cause)));

@@ -299,10 +299,17 @@ fn complete(
     if all.iter().any(|(_, report)| (report.epoch, report.kind) != (epoch, kind)) {
         return None;
     }
+    let least = all.iter().map(|(_, report)| report.consistency).min()?;
+    // A member with hooks keeps such a marker only if they all did what they should. One without has no application to ask, and its own
+    // point is filesystem-consistent.
+    let consistency = match (kind, least) {
+        (Kind::Application, Consistency::Filesystem) => Consistency::Application,
+        _ => least,
+    };
     Some(Complete {
         epoch,
         kind,
-        consistency: all.iter().map(|(_, report)| report.consistency).min()?,
+        consistency,
         taken_at_ms: coordinator.taken_at_ms,
         stored_at_ms: all.iter().map(|(_, report)| report.stored_at_ms).max()?,
         decided_at_ms: now_ms,
