@@ -21,8 +21,8 @@ use std::{
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// Markers that are remembered.
-const MARKERS_MAX: usize = 64;
+/// Markers that wait until this machine's point is stored.
+const KEPT_MAX: usize = 16;
 /// Reports that are said again in a new session.
 const SAID_MAX: usize = 4;
 /// Requests of operators that wait.
@@ -86,10 +86,8 @@ struct Owner {
     status: SharedStatus,
     listening: Option<DropGuard>,
     listen_at: Instant,
-    kinds: BTreeMap<Marker, Kind>,
-    /// Kept, and perhaps not stored yet.
-    reports: BTreeMap<Marker, u64>,
-    stored: BTreeMap<Marker, CommitId>,
+    /// Kept in which epoch, and not stored yet; oldest first.
+    kept: VecDeque<(Marker, Kind, u64)>,
     /// What the collector was told lately: nobody says that it was heard, and saying it twice does no harm.
     said: VecDeque<Kept>,
     requests: Vec<Request>,
@@ -122,9 +120,7 @@ pub async fn run(
         status,
         listening: None,
         listen_at: Instant::now(),
-        kinds: BTreeMap::new(),
-        reports: BTreeMap::new(),
-        stored: BTreeMap::new(),
+        kept: VecDeque::new(),
         said: VecDeque::new(),
         requests: vec![],
         again: None,
@@ -227,10 +223,7 @@ impl Owner {
                 tracing::info!(%marker, code = "HW-1458", "what this machine kept of the group's point is not stored");
                 self.output(Output::Withdraw { marker });
             }
-            FromEngine::Stored { marker, commit } => {
-                self.stored.insert(marker, commit);
-                self.report(marker);
-            }
+            FromEngine::Stored { marker, commit } => self.stored(marker, commit),
         }
     }
 
@@ -251,10 +244,6 @@ impl Owner {
                 self.table.say(&self.peers, to, address, PeerMessage::Said { group, message });
             }
             Output::Prepare { marker, kind } => {
-                self.kinds.insert(marker, kind);
-                while self.kinds.len() > MARKERS_MAX {
-                    self.kinds.pop_first();
-                }
                 self.part = Some(marker);
                 self.ask(ToEngine::Prepare { marker, kind });
             }
@@ -264,15 +253,15 @@ impl Owner {
                 self.part = None;
                 self.ask(ToEngine::Drop { marker });
             }
-            Output::Report { marker, epoch } => {
+            Output::Report { marker, epoch, kind } => {
                 self.part = None;
-                self.reports.insert(marker, epoch);
-                self.report(marker);
-                let kept = self.told_of(marker, None);
-                self.status.change(|status| status.last_kept = Some(kept));
+                if self.kept.len() >= KEPT_MAX {
+                    self.kept.pop_front();
+                }
+                self.kept.push_back((marker, kind, epoch));
             }
             Output::Withdraw { marker } => {
-                self.reports.remove(&marker);
+                self.kept.retain(|(kept, ..)| *kept != marker);
                 self.said.retain(|kept| kept.marker != marker);
                 if let Some(member) = &self.member {
                     let group = member.roster.group;
@@ -288,7 +277,7 @@ impl Owner {
         let why = result.as_ref().err().map(|failure| self.text(failure));
         if let Some(why) = &why {
             tracing::info!(%marker, ?kind, why, code = "HW-1458", "no point of the group this time");
-            let failed = self.told_of(marker, Some(why.clone()));
+            let failed = told_of(marker, kind, Some(why.clone()));
             self.status.change(|status| status.last_failed = Some(failed));
         } else {
             tracing::debug!(%marker, ?kind, "every member keeps the marker");
@@ -318,27 +307,18 @@ impl Owner {
         }
     }
 
-    /// Tells the collector, once it is kept by the protocol and stored by the vault.
-    fn report(&mut self, marker: Marker) {
-        if let (Some(epoch), Some(commit)) = (self.reports.get(&marker), self.stored.get(&marker))
-            && let (Some(member), Some(kind)) = (&self.member, self.kinds.get(&marker))
-        {
-            let group = member.roster.group;
-            let kept = Kept { group, epoch: *epoch, marker, kind: *kind, commit: *commit };
-            self.ask(ToEngine::Tell(AgentMessage::Kept(kept)));
-            self.said.push_back(kept);
-            if self.said.len() > SAID_MAX {
-                self.said.pop_front();
-            }
-            self.reports.remove(&marker);
-            self.stored.remove(&marker);
+    /// Tells the collector: it is kept by the protocol, and stored by the vault.
+    fn stored(&mut self, marker: Marker, commit: CommitId) {
+        let Some(at) = self.kept.iter().position(|(kept, ..)| *kept == marker) else { return };
+        let (Some((_, kind, epoch)), Some(member)) = (self.kept.remove(at), &self.member) else { return };
+        let kept = Kept { group: member.roster.group, epoch, marker, kind, commit };
+        self.ask(ToEngine::Tell(AgentMessage::Kept(kept)));
+        if self.said.len() >= SAID_MAX {
+            self.said.pop_front();
         }
-        for map_len in [self.reports.len(), self.stored.len()] {
-            if map_len > MARKERS_MAX {
-                self.reports.pop_first();
-                self.stored.pop_first();
-            }
-        }
+        self.said.push_back(kept);
+        let told = told_of(marker, kind, None);
+        self.status.change(|status| status.last_kept = Some(told));
     }
 
     fn tell_again(&self) {
@@ -382,11 +362,6 @@ impl Owner {
             }
             Failure::Refused(machine, why) => format!("{} {}", self.name(*machine), refused(why)),
         }
-    }
-
-    fn told_of(&self, marker: Marker, why: Option<String>) -> MarkerStatus {
-        let kind = self.kinds.get(&marker).copied().unwrap_or(Kind::Crash);
-        MarkerStatus { marker: marker.to_string(), kind, at_ms: now_ms(), why }
     }
 
     /// Takes over a roster that is newer, whoever brought it. `collector`: it may also be of another group.
@@ -481,7 +456,7 @@ impl Owner {
         self.listening = None;
         self.peers.set_roster(None);
         self.status.set(None);
-        self.reports.clear();
+        self.kept.clear();
         self.said.clear();
         for request in std::mem::take(&mut self.requests) {
             let cause = "this machine belongs to its group no longer".to_owned();
@@ -540,6 +515,10 @@ fn refused(why: &Refusal) -> &'static str {
 fn refusal(cause: String) -> WireRefusal {
     let action = "See `highwater-agent status` and the log on the machine that is named".to_owned();
     WireRefusal { code: 1458, cause, action, retry: true, fatal: false }
+}
+
+fn told_of(marker: Marker, kind: Kind, why: Option<String>) -> MarkerStatus {
+    MarkerStatus { marker: marker.to_string(), kind, at_ms: now_ms(), why }
 }
 
 fn new_life() -> Life {

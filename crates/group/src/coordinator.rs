@@ -57,6 +57,11 @@ impl Coordinator {
         self.running.is_some()
     }
 
+    /// What it takes the members through now.
+    pub fn running(&self) -> Option<Marker> {
+        self.running.as_ref().map(|running| running.marker)
+    }
+
     pub fn begin(
         &mut self,
         now: Tick,
@@ -91,11 +96,15 @@ impl Coordinator {
         out: &mut Vec<Output>,
     ) {
         if let Message::Refuse { marker, why: Refusal::Old { life } } = message
-            && marker.coordinator == self.own
+            && self
+                .running
+                .as_ref()
+                .is_some_and(|running| running.marker == *marker && running.membership.contains(from))
             && *life >= self.life
+            && let Some(since) = life.since.checked_add(1)
         {
-            // An earlier life of this machine had a greater number: its clock was set back.
-            (self.life.since, self.number) = (life.since.saturating_add(1), 0);
+            // An earlier life of this machine had a greater number: its clock was set back. No name comes twice: this life has not had it.
+            (self.life.since, self.number) = (since, 0);
         }
         let Some(running) = self.running.as_mut().filter(|r| r.marker == message.marker()) else { return };
         let (phase, life) = match message {

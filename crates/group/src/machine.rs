@@ -86,6 +86,8 @@ pub enum Output {
         marker: Marker,
         /// Of the membership, every member of which must keep it.
         epoch: u64,
+        /// What was to be frozen.
+        kind: Kind,
     },
     /// Tell the vault that the marker came to nothing. If it was complete before, it stays.
     Withdraw {
@@ -113,7 +115,12 @@ pub struct Machine {
     coordinator: Coordinator,
     /// When this machine would coordinate, by kind.
     due: [Option<Tick>; 2],
+    /// How many markers in a row that it coordinated came to nothing, by kind.
+    failures: [u32; 2],
 }
+
+/// After so many failures in a row the pause until the next marker grows no more: by then it is 32 times the first.
+const FAILURES_MAX: u32 = 5;
 
 impl Machine {
     /// In a new life; a member of nothing yet.
@@ -126,6 +133,7 @@ impl Machine {
             member: Member::new(life),
             coordinator: Coordinator::new(own, life),
             due: [None, None],
+            failures: [0; 2],
         }
     }
 
@@ -154,6 +162,12 @@ impl Machine {
         all
     }
 
+    /// The marker that it takes the members through now.
+    #[must_use]
+    pub fn coordinates(&self) -> Option<Marker> {
+        self.coordinator.running()
+    }
+
     /// When [`Input::Tick`] is due at the latest.
     #[must_use]
     pub fn next(&self) -> Option<Tick> {
@@ -162,6 +176,24 @@ impl Machine {
     }
 
     fn take(&mut self, now: Tick, input: Input, out: &mut Vec<Output>) {
+        let (part, before) = (self.member.part(), out.len());
+        self.act(now, input, out);
+        self.unless_kept(now, part, &out[before..]);
+    }
+
+    /// If what it took part in came to nothing, this machine may be the better one to coordinate: the other may not reach all.
+    fn unless_kept(&mut self, now: Tick, part: Option<(Marker, Kind)>, out: &[Output]) {
+        let Some((marker, kind)) = part.filter(|part| self.member.part() != Some(*part)) else { return };
+        let kept = |output: &Output| matches!(output, Output::Report { marker: of, .. } if *of == marker);
+        if marker.coordinator == self.own || out.iter().any(kept) || self.every(kind).is_none() {
+            return;
+        }
+        let next = now + self.pause(kind) + self.behind();
+        let due = &mut self.due[kind as usize];
+        *due = due.map(|due| due.min(next));
+    }
+
+    fn act(&mut self, now: Tick, input: Input, out: &mut Vec<Output>) {
         match input {
             Input::Tick => self.tick(now, out),
             Input::Message { from, message } => self.told(now, from, &message, out),
@@ -175,7 +207,7 @@ impl Machine {
 
     fn told(&mut self, now: Tick, from: MachineId, message: &Message, out: &mut Vec<Output>) {
         let Some(membership) = &self.membership else { return };
-        if !membership.contains(from) {
+        if !membership.contains(from) || !membership.contains(self.own) {
             return;
         }
         let (epoch, marker) = (membership.epoch(), message.marker());
@@ -220,17 +252,28 @@ impl Machine {
         }
     }
 
-    /// If a marker has come to nothing, the next comes sooner.
+    /// If a marker has come to nothing, the next comes sooner: but not ever again at once, while a member is away.
     fn after(&mut self, now: Tick, before: usize, out: &[Output]) {
         for output in &out[before..] {
-            if let Output::Ended { kind, result: Err(_), .. } = output
-                && let Some(every) = self.every(*kind)
-            {
-                let next = now + self.timing.retry.min(every) + self.behind();
+            let Output::Ended { kind, result, .. } = output else { continue };
+            let failures = &mut self.failures[*kind as usize];
+            match result {
+                Ok(()) => *failures = 0,
+                Err(Failure::Silent(_)) => *failures = (*failures + 1).min(FAILURES_MAX),
+                Err(_) => {}
+            }
+            if result.is_err() {
+                let next = now + self.pause(*kind) + self.behind();
                 let due = &mut self.due[*kind as usize];
                 *due = due.map(|due| due.min(next));
             }
         }
+    }
+
+    /// After a marker that came to nothing, so long until the next.
+    fn pause(&self, kind: Kind) -> Tick {
+        let pause = self.timing.retry << self.failures[kind as usize].saturating_sub(1);
+        self.every(kind).map_or(pause, |every| pause.min(every))
     }
 
     fn begin(&mut self, now: Tick, kind: Kind, out: &mut Vec<Output>) {
@@ -276,6 +319,7 @@ impl Machine {
         self.membership = Some(membership);
         if !belongs {
             self.due = [None, None];
+            self.member.abandon(now, out);
             return;
         }
         let behind = self.behind();

@@ -52,7 +52,20 @@ pub struct Member {
 /// they were made to stand still: whatever a coordinator does, the machine has most of its time for itself.
 const REST: Tick = 4;
 
+/// And for so long at least.
+const REST_MIN: Tick = 200;
+
 impl Member {
+    /// What it takes part in, and of what kind.
+    pub fn part(&self) -> Option<(Marker, Kind)> {
+        self.part.map(|part| (part.marker, part.kind))
+    }
+
+    /// It belongs to the group no longer.
+    pub fn abandon(&mut self, now: Tick, out: &mut Vec<Output>) {
+        self.give_up(now, None, out);
+    }
+
     pub fn new(life: Life) -> Self {
         Self { life, part: None, newest: BTreeMap::new(), rests_until: [0; 2] }
     }
@@ -184,7 +197,7 @@ impl Member {
     pub fn kept(&mut self, now: Tick, marker: Marker, intact: bool, out: &mut Vec<Output>) {
         let life = self.life;
         let Some(part) = self.at(marker, Stage::Keeping).copied() else { return };
-        let epoch = part.epoch;
+        let (epoch, kind) = (part.epoch, part.kind);
         self.part = None;
         self.rest(now, &part);
         if !intact {
@@ -193,7 +206,7 @@ impl Member {
         }
         self.newest.insert(marker.coordinator, kept(marker));
         out.push(say(marker.coordinator, Message::Marked { marker, life }));
-        out.push(Output::Report { marker, epoch });
+        out.push(Output::Report { marker, epoch, kind });
     }
 
     pub fn revoke(&mut self, now: Tick, marker: Marker, out: &mut Vec<Output>) {
@@ -229,9 +242,11 @@ impl Member {
 
     fn rest(&mut self, now: Tick, part: &Part) {
         let busy = |since: Tick| now + REST * (now - since);
-        if let Some(since) = part.frozen_from {
-            self.rests_until[Kind::Crash as usize] = busy(since);
-        }
+        self.rests_until[Kind::Crash as usize] = match part.frozen_from {
+            Some(since) => busy(since).max(now + REST_MIN),
+            // To prepare costs something, too.
+            None => now + REST_MIN.max(now - part.prepared_from),
+        };
         if part.kind == Kind::Application {
             self.rests_until[Kind::Application as usize] = busy(part.prepared_from);
         }

@@ -442,7 +442,7 @@ impl World {
                     self.nodes[node].frozen = None;
                 }
             }
-            Output::Report { marker, epoch } => {
+            Output::Report { marker, epoch, .. } => {
                 let delay = self.random.below(3_000);
                 self.after(delay, Event::Reported { node, generation, marker, epoch });
             }
