@@ -35,6 +35,9 @@ const WARNINGS: &[&str] = &[
     "thawed by the guardian",
 ];
 
+const SLOW: &str =
+    "[freeze-hook]\ncommand = [\"/bin/sh\", \"-c\", \"[ $1 != freeze ] || sleep 0.2\", \"hook\"]\n";
+
 fn is_long() -> bool {
     std::env::var_os("HIGHWATER_TEST_LONG").is_some()
 }
@@ -78,7 +81,12 @@ fn wait_points(fleet: &Fleet, count: usize, limit: Duration) -> Result<Vec<Value
 #[test]
 fn no_point_holds_an_effect_without_its_cause() -> Result<()> {
     let arena = Arena::enter("groups")?;
-    let options = FleetOptions { ordered: vec![0, 2], ..FleetOptions::default() };
+    // One is slower to freeze than the others: whoever did not wait for it would be thawed long before.
+    let options = FleetOptions {
+        ordered: vec![0, 2],
+        agent: |at| if at == 3 { SLOW.to_owned() } else { String::new() },
+        ..FleetOptions::default()
+    };
     let mut fleet = Fleet::new(&arena, &options)?;
     for warning in WARNINGS {
         fleet.allow(warning);
@@ -86,7 +94,7 @@ fn no_point_holds_an_effect_without_its_cause() -> Result<()> {
     fleet.group("shop", &[0, 1, 2, 3, 4], &["--crash-every", "1s"])?;
     let places: Vec<_> = fleet.nodes.iter().map(|node| node.mounted.path().to_path_buf()).collect();
     let places: Vec<&Path> = places.iter().map(std::path::PathBuf::as_path).collect();
-    let causal = Causal::start(&places, CHAINS, 300)?;
+    let causal = Causal::start(&places, CHAINS, 150)?;
     // Undisturbed first.
     wait_points(&fleet, 5, Duration::from_secs(60))?;
     let seed = std::env::var("HIGHWATER_SEED").ok().and_then(|seed| seed.parse().ok());

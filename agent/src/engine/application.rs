@@ -189,6 +189,10 @@ impl Engine {
             if !due || !possible {
                 return Applications::Alone;
             }
+            if self.group.is_under_way() {
+                // A freeze of the group's would end what they stand still for.
+                return if self.applications.asked { Applications::Wait } else { Applications::Alone };
+            }
             let began = self.applications.begin(&self.options.run_dir);
             return self.unless_aborted(began);
         };
@@ -205,7 +209,8 @@ impl Engine {
             Quiet::Failed(why) => {
                 self.applications.release();
                 let failed = self.applications.fail(why);
-                self.unless_aborted(failed)
+                // Of a point of the group, nobody here waits.
+                if self.group.has_applications() { failed } else { self.unless_aborted(failed) }
             }
         }
     }

@@ -98,7 +98,7 @@ pub(super) fn refused(code: u16, cause: &str) -> Response {
 }
 
 /// Why disks in these states can have no recovery point, and what to do; none if they can.
-fn why_no_point<'a>(
+pub(super) fn why_no_point<'a>(
     disks: impl Iterator<Item = (&'a str, &'a DiskState)> + Clone,
 ) -> Option<(String, &'static str)> {
     let told = |(name, state): (&str, &DiskState)| match state.reason() {

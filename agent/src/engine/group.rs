@@ -33,7 +33,7 @@ enum Stage {
     /// Waits for hooks of a point of this machine's own.
     Waiting,
     /// Hooks are being called, filesystems are being written out.
-    Preparing { written_out: Receiver<()>, is_out: bool, quiet: bool },
+    Preparing { is_out: bool, quiet: bool },
     /// All is prepared.
     Ready,
     /// The word to freeze has come.
@@ -53,7 +53,12 @@ struct Part {
     /// There are hooks, and they were called for it.
     hooked: bool,
     stage: Stage,
+    /// It is asked no more by then, or somebody has forgotten to say so.
+    until: Instant,
 }
+
+/// Longer than any roster lets a member wait for the word to freeze.
+const PART_MAX: Duration = Duration::from_secs(2 * 3600);
 
 /// What the engine keeps of it.
 pub(super) struct GroupPoints {
@@ -62,7 +67,12 @@ pub(super) struct GroupPoints {
     part: Option<Part>,
     /// Came while the machine was frozen for something else.
     put_off: VecDeque<ToEngine>,
+    /// Filesystems are being written out: one thread at a time, however slow they are.
+    written_out: Option<Receiver<()>>,
 }
+
+/// What the kernel had counted as written to each disk, in sectors, when nothing was being written to any.
+pub(super) type AtRest = Vec<(u64, u64)>;
 
 /// What is to be done for the group now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +87,7 @@ pub(super) enum ForGroup {
 
 impl GroupPoints {
     pub(super) fn new(asks: mpsc::Receiver<ToEngine>, done: mpsc::UnboundedSender<FromEngine>) -> Self {
-        Self { asks, done, part: None, put_off: VecDeque::new() }
+        Self { asks, done, part: None, put_off: VecDeque::new(), written_out: None }
     }
 
     fn say(&self, what: FromEngine) {
@@ -103,6 +113,17 @@ impl GroupPoints {
     /// Whether something has to be looked at soon.
     pub(super) fn is_busy(&self) -> bool {
         self.part.is_some()
+    }
+
+    /// Whether applications are to stand still for it, or do.
+    pub(super) fn has_applications(&self) -> bool {
+        let begun = |part: &Part| !matches!(part.stage, Stage::Waiting);
+        self.part.as_ref().is_some_and(|part| part.kind == Kind::Application && begun(part))
+    }
+
+    /// Whether it is prepared, or nearly: no hooks for others now.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.part.as_ref().is_some_and(|part| !matches!(part.stage, Stage::Waiting))
     }
 
     /// A second freeze is another instant.
@@ -162,7 +183,10 @@ impl Engine {
                 ToEngine::Tell(message) => {
                     // The session that it is meant for may have begun just now.
                     self.take_link_events();
-                    self.tell(message);
+                    // An older collector would take it for nonsense, and end the session.
+                    if matches!(&self.link, super::Link::Up(session) if session.knows_groups) {
+                        self.tell(message);
+                    }
                 }
                 ToEngine::Prepare { marker, kind } => self.prepare_for_group(marker, kind),
                 ToEngine::Freeze { marker } => match &mut self.group.part {
@@ -174,9 +198,7 @@ impl Engine {
                 // It is frozen no longer.
                 ToEngine::Keep { marker } => self.group.say(FromEngine::Kept { marker, intact: false }),
                 ToEngine::Drop { marker } => {
-                    if self.group.part.take_if(|part| part.marker == marker).is_some() {
-                        self.applications.release();
-                    }
+                    self.drop_part(|part| part.marker == marker);
                 }
             }
         }
@@ -184,9 +206,15 @@ impl Engine {
 
     fn prepare_for_group(&mut self, marker: Marker, kind: Kind) {
         if !self.frozen_points_possible() {
+            let states = self.disks.iter().map(|d| (d.protected.name.as_str(), d.state.state()));
+            let why = super::control::why_no_point(states)
+                .map_or_else(|| "the stream begins anew".to_owned(), |(cause, _)| cause);
+            tracing::info!(%marker, why, "this machine cannot take part in its group's point now");
             return self.group.say(FromEngine::Prepared { marker, done: false });
         }
-        self.group.part = Some(Part { marker, kind, hooked: false, stage: Stage::Waiting });
+        self.drop_part(|_| true);
+        let until = Instant::now() + PART_MAX;
+        self.group.part = Some(Part { marker, kind, hooked: false, stage: Stage::Waiting, until });
         self.move_group_on(&Applications::Alone);
     }
 
@@ -196,13 +224,24 @@ impl Engine {
             && (self.in_order() || (!self.ordered.is_streaming() && self.points_possible()))
     }
 
+    /// What is done for it is undone.
+    fn drop_part(&mut self, which: impl FnOnce(&Part) -> bool) {
+        if self.group.part.take_if(|part| which(part)).is_some_and(|part| part.hooked) {
+            self.applications.release();
+        }
+    }
+
     /// Moves preparations on, and says what is to be done.
     pub(super) fn see_to_group(&mut self, applications: &Applications) -> ForGroup {
+        let now = Instant::now();
+        self.drop_part(|part| now > part.until);
         self.move_group_on(applications);
         let Some(part) = &self.group.part else { return ForGroup::Nothing };
         match part.stage {
             Stage::Waiting => ForGroup::Nothing,
-            Stage::Preparing { .. } | Stage::Ready => ForGroup::Wait,
+            // Applications stand still for one freeze only.
+            Stage::Preparing { .. } | Stage::Ready if part.kind == Kind::Application => ForGroup::Wait,
+            Stage::Preparing { .. } | Stage::Ready => ForGroup::Nothing,
             Stage::Freezing if self.frozen_points_possible() => ForGroup::Freeze,
             Stage::Freezing | Stage::Marked | Stage::Making | Stage::Spoilt => {
                 self.group.over();
@@ -222,15 +261,19 @@ impl Engine {
                     Err(()) => return self.unprepared(marker),
                 },
             };
-            let written_out = self.write_out_meanwhile();
+            if self.group.written_out.is_none() {
+                self.group.written_out = Some(self.write_out_meanwhile());
+            }
             if let Some(part) = &mut self.group.part {
                 part.hooked = !quiet;
-                part.stage = Stage::Preparing { written_out, is_out: false, quiet };
+                part.stage = Stage::Preparing { is_out: false, quiet };
             }
             return;
         }
-        let Stage::Preparing { written_out, is_out, quiet } = stage else { return };
-        if !*is_out && !matches!(written_out.try_recv(), Err(TryRecvError::Empty)) {
+        let Stage::Preparing { is_out, quiet } = stage else { return };
+        let still = |wait: &Receiver<()>| matches!(wait.try_recv(), Err(TryRecvError::Empty));
+        if !*is_out && !self.group.written_out.as_ref().is_some_and(still) {
+            self.group.written_out = None;
             *is_out = true;
         }
         if !*quiet {
@@ -250,8 +293,7 @@ impl Engine {
     }
 
     fn unprepared(&mut self, marker: Marker) {
-        self.group.part = None;
-        self.applications.release();
+        self.drop_part(|_| true);
         self.group.say(FromEngine::Prepared { marker, done: false });
     }
 
@@ -284,12 +326,18 @@ impl Engine {
         self.group.begin_freeze();
     }
 
-    /// Under a freeze that is complete, the state of the disks taken: if it is the group's, waits for the word to mark. `members`: the disks
-    /// that are in the point.
-    pub(super) fn hold_for_group(&mut self, set: &FrozenSet, members: &[DiskId]) {
+    /// Under a freeze that is complete, before the state of the disks is taken.
+    pub(super) fn rest_for_group(&self, members: &[DiskId]) -> Option<AtRest> {
+        self.group.is_freezing().and_then(|_| self.at_rest(members))
+    }
+
+    /// Under the freeze, the state of the disks taken: if it is the group's, waits for the word to mark. `members`: the disks that are in the
+    /// point; `before`: how they stood before their state was taken. Whatever was written since may be what a message to another member
+    /// told of.
+    pub(super) fn hold_for_group(&mut self, set: &FrozenSet, members: &[DiskId], before: Option<AtRest>) {
         let Some(marker) = self.group.is_freezing() else { return };
-        let Some(before) = self.at_rest(members) else {
-            tracing::info!(%marker, "a disk that no freeze holds still is being written to: no point of the group");
+        let Some(before) = before.filter(|before| self.at_rest(members).as_ref() == Some(before)) else {
+            tracing::info!(%marker, "a disk is written to though its filesystems are frozen, or its I/O is not counted: no point of the group");
             return self.group.over();
         };
         self.group.say(FromEngine::Frozen { marker, done: true });
@@ -343,9 +391,12 @@ impl Engine {
     }
 
     /// What the kernel counts as written to each disk, if nothing is being written to any; else none.
-    fn at_rest(&self, members: &[DiskId]) -> Option<Vec<(u64, u64)>> {
+    fn at_rest(&self, members: &[DiskId]) -> Option<AtRest> {
         let count = |id: &DiskId| {
             let device = self.disks.iter().find(|disk| disk.id() == *id)?.device.as_ref()?;
+            if !device::iostats_on(device.whole).unwrap_or(true) {
+                return None;
+            }
             // In this order: what is over by the first look has been counted by the second.
             let (_, writes) = device::inflight(device.dev).ok()?;
             let stat = device::stat(device.dev).ok()?;

@@ -429,9 +429,9 @@ async fn read(
             Ok(CollectorMessage::Group(roster)) => {
                 let _ = groups.try_send(Told::Group(roster));
             }
-            Ok(CollectorMessage::PointWanted { request, group: Some(_), application }) => {
+            Ok(CollectorMessage::PointWanted { request, group: Some(group), application }) => {
                 let kind = if application { Kind::Application } else { Kind::Crash };
-                let _ = groups.try_send(Told::Wanted { request, kind });
+                let _ = groups.try_send(Told::Wanted { request, group, kind });
             }
             Ok(CollectorMessage::Refused(refusal)) if refusal.fatal => return WireError::Refused(refusal),
             Ok(message) => {

@@ -161,6 +161,8 @@ pub(crate) struct Session {
     key: HashKey,
     vault: VaultId,
     since: Instant,
+    /// The collector knows of groups.
+    knows_groups: bool,
 }
 
 /// A delta that is committed and not yet known to be stored.

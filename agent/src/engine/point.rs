@@ -326,6 +326,7 @@ impl Engine {
             }
         };
         let taken_at_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+        let rest = self.rest_for_group(members);
         // Whatever happens from here on, the set is thawed: by us, by its drop, or by the guardian.
         let result = self.read_frozen(open, members, budget).and_then(|(runs, moved, written)| {
             let moved = match moved {
@@ -334,7 +335,7 @@ impl Engine {
             };
             if moved.is_none() {
                 self.hook("frozen")?;
-                self.hold_for_group(&set, members);
+                self.hold_for_group(&set, members, rest);
             }
             Ok((runs, moved))
         });

@@ -7,7 +7,10 @@ use super::{
     state::DiskState,
 };
 use highwater_delta::{BlockRange, CommitId, Consistency, DeltaId, DiskId, StoredBlock};
-use highwater_wire::message::{AgentMessage, CollectorMessage, DiskInfo, MAX_HASH_BLOCKS, Welcome};
+use highwater_wire::{
+    Version,
+    message::{AgentMessage, CollectorMessage, DiskInfo, MAX_HASH_BLOCKS, Welcome},
+};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc;
 
@@ -73,8 +76,13 @@ impl Engine {
             self.last_point = None;
             self.kept.forget(&self.options.run_dir, &self.options.state_dir);
         }
-        self.link =
-            Link::Up(Session { queue, key: welcome.hash_key, vault: welcome.vault, since: Instant::now() });
+        self.link = Link::Up(Session {
+            queue,
+            key: welcome.hash_key,
+            vault: welcome.vault,
+            since: Instant::now(),
+            knows_groups: welcome.version >= Version::V3.number(),
+        });
         self.remember(welcome.vault, welcome.last_commit);
         let unknown: Vec<DiskId> = (self.disks.iter().filter(|d| !welcome.disks.contains(&d.id())))
             .filter(|d| {

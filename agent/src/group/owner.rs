@@ -4,7 +4,7 @@ use super::{
     FromEngine, GroupStatus, MarkerStatus, SharedStatus, ToEngine,
     peers::{self, Connection, Event, Shared, Table},
 };
-use highwater_delta::{CommitId, DeltaId, MachineId};
+use highwater_delta::{CommitId, DeltaId, GroupId, MachineId};
 use highwater_group::{Failure, Input, Kind, Life, Machine, Marker, Output, Refusal, Tick};
 use highwater_wire::{
     Credential, Identity, PeerMessage, Roster, SignedRoster, codec,
@@ -12,7 +12,7 @@ use highwater_wire::{
     message::{AgentMessage, Kept, PointAnswer, Refusal as WireRefusal},
 };
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::VecDeque,
     net::SocketAddr,
     path::PathBuf,
     sync::Arc,
@@ -33,7 +33,7 @@ const REQUEST_MAX: Duration = Duration::from_secs(60);
 const STRANGERS_MAX: usize = 16;
 const STRANGER_MAX: Duration = Duration::from_secs(10);
 /// Between two attempts to listen.
-const LISTEN_AGAIN: Duration = Duration::from_secs(10);
+const LISTEN_AGAIN: Duration = Duration::from_secs(2);
 /// Where the newest roster lies, in the run directory.
 const ROSTER_FILE: &str = "group-roster";
 
@@ -53,8 +53,10 @@ pub enum Told {
     Session,
     /// The group, or that there is none.
     Group(Option<SignedRoster>),
-    /// A point of the group is wanted.
+    /// A point of this group is wanted.
     Wanted {
+        /// Which.
+        group: GroupId,
         /// Its number.
         request: u64,
         /// What is to be frozen.
@@ -66,6 +68,7 @@ struct Request {
     number: u64,
     kind: Kind,
     until: Instant,
+    not_by: Option<Marker>,
 }
 
 struct Member {
@@ -86,13 +89,14 @@ struct Owner {
     status: SharedStatus,
     listening: Option<DropGuard>,
     listen_at: Instant,
+    listen_failures: u32,
     /// Kept in which epoch, and not stored yet; oldest first.
     kept: VecDeque<(Marker, Kind, u64)>,
     /// What the collector was told lately: nobody says that it was heard, and saying it twice does no harm.
     said: VecDeque<Kept>,
     requests: Vec<Request>,
     /// Wanted again then.
-    again: Option<(Instant, Kind)>,
+    again: [Option<Instant>; 2],
     /// What the engine is busy with.
     part: Option<Marker>,
 }
@@ -120,10 +124,11 @@ pub async fn run(
         status,
         listening: None,
         listen_at: Instant::now(),
+        listen_failures: 0,
         kept: VecDeque::new(),
         said: VecDeque::new(),
         requests: vec![],
-        again: None,
+        again: [None; 2],
         part: None,
     };
     owner.recall();
@@ -148,16 +153,23 @@ impl Owner {
     fn due(&self) -> Instant {
         let next = self.member.as_ref().and_then(|member| member.machine.next());
         let machine = next.map(|tick| self.began + Duration::from_millis(tick));
-        let again = self.again.map(|(at, _)| at);
         let idle = Instant::now() + Duration::from_secs(1);
-        [machine, again].into_iter().flatten().fold(idle, Instant::min)
+        self.again.into_iter().chain([machine]).flatten().fold(idle, Instant::min)
     }
 
     fn tick(&mut self) {
         let now = Instant::now();
         self.strangers.retain(|(since, _)| now.duration_since(*since) < STRANGER_MAX);
-        if let Some((_, kind)) = self.again.take_if(|(at, _)| now >= *at) {
-            self.input(Input::Wanted(kind));
+        for kind in [Kind::Application, Kind::Crash] {
+            if self.again[kind as usize].take_if(|at| now >= *at).is_some() {
+                self.input(Input::Wanted(kind));
+            }
+        }
+        // Each marker ends, and answers; this is for requests that no marker answers.
+        let late = |request: &Request| now > request.until + REQUEST_MAX * 10;
+        for request in self.requests.extract_if(.., |request| late(request)).collect::<Vec<_>>() {
+            let cause = "there was no marker that could answer".to_owned();
+            self.answer(request.number, PointAnswer::Failed(refusal(cause)));
         }
         self.input(Input::Tick);
         let connected = self.table.len();
@@ -169,26 +181,31 @@ impl Owner {
             Told::Session => self.tell_again(),
             Told::Group(Some(signed)) => self.adopt(&signed, true),
             Told::Group(None) => self.leave(),
-            Told::Wanted { request, kind } => {
-                if self.member.is_none() || self.requests.len() >= REQUESTS_MAX {
-                    let cause = if self.member.is_none() {
-                        "this machine belongs to no group"
-                    } else {
-                        "too many requests"
-                    };
-                    return self.answer(request, PointAnswer::Failed(refusal(cause.to_owned())));
-                }
-                let until = Instant::now() + REQUEST_MAX;
-                self.requests.push(Request { number: request, kind, until });
-                self.input(Input::Wanted(kind));
-            }
+            Told::Wanted { request, group, kind } => self.wanted(request, group, kind),
         }
+    }
+
+    fn wanted(&mut self, number: u64, group: GroupId, kind: Kind) {
+        let member = self.member.as_ref().filter(|member| member.roster.group == group);
+        let (Some(member), true) = (member, self.requests.len() < REQUESTS_MAX) else {
+            let cause = match member {
+                None => "this machine does not belong to that group",
+                Some(_) => "too many points are asked for at once",
+            };
+            return self.answer(number, PointAnswer::Failed(refusal(cause.to_owned())));
+        };
+        // One that is under way may have been frozen before it was asked for.
+        let not_by = member.machine.coordinates();
+        self.requests.push(Request { number, kind, until: Instant::now() + REQUEST_MAX, not_by });
+        self.input(Input::Wanted(kind));
     }
 
     fn on_event(&mut self, event: Event) {
         match event {
-            Event::Up(connection) if self.belongs(&connection.credential) => self.table.up(connection),
+            Event::Up(connection) if self.belongs(&connection.credential) => self.welcome(connection),
             Event::Up(connection) => {
+                // What was to be said to whoever was called is not for this certificate.
+                self.table.unreachable(connection.credential.machine);
                 if self.strangers.len() >= STRANGERS_MAX {
                     self.strangers.pop_front();
                 }
@@ -203,15 +220,24 @@ impl Owner {
                 tracing::debug!(%machine, name, why, "a member of the group cannot be reached");
                 self.table.unreachable(machine);
             }
-            Event::Said(_, PeerMessage::Roster(signed)) => self.adopt(&signed, false),
-            Event::Said(from, PeerMessage::Said { group, message }) => {
+            Event::Said(_, _, PeerMessage::Roster(signed)) => self.adopt(&signed, false),
+            Event::Said(from, number, PeerMessage::Said { group, message }) => {
+                // By the connection, not by the name: another of this machine's may have shown a certificate that was revoked.
                 let is_known = self.member.as_ref().is_some_and(|member| member.roster.group == group)
-                    && self.table.is_connected(from);
+                    && self.table.has(from, number);
                 if is_known {
                     self.input(Input::Message { from, message });
                 }
             }
         }
+    }
+
+    /// A member is connected: it is told the roster, since it may have an older one.
+    fn welcome(&mut self, connection: Connection) {
+        if let Some(member) = &self.member {
+            connection.say(PeerMessage::Roster(member.signed.clone()));
+        }
+        self.table.up(connection);
     }
 
     fn on_done(&mut self, done: FromEngine) {
@@ -291,9 +317,10 @@ impl Owner {
             Err(Failure::Refused(_, Refusal::Busy | Refusal::OtherMembership { .. }) | Failure::Changed)
         );
         let now = Instant::now();
-        let (over, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.requests)
-            .into_iter()
-            .partition(|request| request.kind == kind && !(is_busy && now < request.until));
+        let (over, waiting): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.requests).into_iter().partition(|request| {
+                request.kind == kind && request.not_by != Some(marker) && !(is_busy && now < request.until)
+            });
         self.requests = waiting;
         for request in over {
             let answer = match &why {
@@ -302,8 +329,8 @@ impl Owner {
             };
             self.answer(request.number, answer);
         }
-        if let Some(request) = self.requests.iter().find(|request| request.kind == kind) {
-            self.again = Some((now + Duration::from_secs(1), request.kind));
+        if self.requests.iter().any(|request| request.kind == kind) {
+            self.again[kind as usize] = Some(now + Duration::from_secs(1));
         }
     }
 
@@ -355,7 +382,17 @@ impl Owner {
         match failure {
             Failure::Changed => "the members of the group changed meanwhile".to_owned(),
             Failure::Silent(silent) => {
-                let names: Vec<String> = silent.iter().take(8).map(|machine| self.name(*machine)).collect();
+                let member = |machine: &MachineId| self.member.as_ref()?.roster.member(*machine);
+                let told = |machine: &MachineId| match member(machine) {
+                    Some(member) if member.address.is_none() => {
+                        format!(
+                            "{} (it is not known where that is reached: does its agent run?)",
+                            self.name(*machine)
+                        )
+                    }
+                    _ => self.name(*machine),
+                };
+                let names: Vec<String> = silent.iter().take(8).map(told).collect();
                 let more = silent.len().saturating_sub(8);
                 let more = if more > 0 { format!(" and {more} more") } else { String::new() };
                 format!("no answer in time from {}{more}", names.join(", "))
@@ -369,19 +406,21 @@ impl Owner {
         if self.member.as_ref().is_some_and(|member| member.signed == *signed) {
             return;
         }
-        let roster = match signed.open(&self.peers.identity().ca) {
-            Ok(roster) => roster,
-            Err(error) => {
-                return tracing::warn!(code = error.code(), %error, "a group's roster is not believed");
+        let opened = signed.open(&self.peers.identity().ca);
+        let (roster, membership) = match opened.and_then(|roster| Ok((roster.membership()?, roster))) {
+            Ok((membership, roster)) => (roster, membership),
+            Err(error) if collector => {
+                return tracing::warn!(code = error.code(), %error, "the collector's roster of the group is not believed");
             }
-        };
-        let membership = match roster.membership() {
-            Ok(membership) => membership,
-            Err(error) => return tracing::warn!(%error, "a group's roster is not believed"),
+            // Any machine of the vault may say so as often as it likes.
+            Err(error) => return tracing::debug!(%error, "a roster that was passed on is not believed"),
         };
         match &self.member {
+            // What the collector says of the present epoch holds, whatever time it is there.
             Some(member)
-                if member.roster.group == roster.group && roster.order() <= member.roster.order() =>
+                if member.roster.group == roster.group
+                    && roster.order() <= member.roster.order()
+                    && !(collector && roster.epoch == member.roster.epoch) =>
             {
                 return;
             }
@@ -400,7 +439,6 @@ impl Owner {
             }
         };
         machine.set_timing(timing);
-        self.peers.set_roster(Some(signed.clone()));
         self.status.set(Some(self.new_status(&roster)));
         let path = self.options.run_dir.join(ROSTER_FILE);
         let kept =
@@ -412,7 +450,7 @@ impl Owner {
         let strangers = std::mem::take(&mut self.strangers);
         for (since, connection) in strangers {
             if self.belongs(&connection.credential) {
-                self.table.up(connection);
+                self.welcome(connection);
             } else {
                 self.strangers.push_back((since, connection));
             }
@@ -454,7 +492,6 @@ impl Owner {
         self.table = Table::default();
         self.strangers.clear();
         self.listening = None;
-        self.peers.set_roster(None);
         self.status.set(None);
         self.kept.clear();
         self.said.clear();
@@ -475,21 +512,25 @@ impl Owner {
 
     /// Listens while there is somebody to listen to.
     async fn listen(&mut self) {
-        let Some(member) = &self.member else { return };
-        if self.listening.is_some() || Instant::now() < self.listen_at {
+        if self.member.is_none() || self.listening.is_some() || Instant::now() < self.listen_at {
             return;
         }
-        let members = member.roster.members.len();
         match peers::bind(self.options.listen).await {
             Ok(listener) => {
                 let stop = CancellationToken::new();
-                tokio::spawn(peers::listen(self.peers.clone(), listener, members, stop.clone()));
+                tokio::spawn(peers::listen(self.peers.clone(), listener, stop.clone()));
                 self.listening = Some(stop.drop_guard());
+                self.listen_failures = 0;
                 let listening = self.options.listen.to_string();
                 self.status.change(|status| status.listening = Some(listening));
             }
             Err(error) => {
                 self.listen_at = Instant::now() + LISTEN_AGAIN;
+                self.listen_failures += 1;
+                // Its own last listener may not have gone yet; then now and then only.
+                if self.listen_failures % 16 != 3 {
+                    return;
+                }
                 tracing::warn!(code = "HW-1459", address = %self.options.listen, %error,
                     "the members of the group cannot call this machine; free the port, or change group.listen in the configuration");
             }

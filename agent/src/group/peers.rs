@@ -8,8 +8,7 @@
 use highwater_delta::MachineId;
 use highwater_serve::Place;
 use highwater_wire::{
-    Credential, Frame, FrameReader, FrameWriter, Identity, PeerMessage, SignedRoster, Timeouts, WireError,
-    codec,
+    Credential, Frame, FrameReader, FrameWriter, Identity, PeerMessage, Timeouts, WireError, codec,
     peer::{Stream, call, meet},
 };
 use std::{
@@ -38,15 +37,15 @@ const PAUSE: Duration = Duration::from_millis(300);
 const QUEUE_MAX: usize = 64;
 /// Frames that a peer may send a second, and at once: with more it is cut off.
 const RATE: (f64, f64) = (200.0, 1000.0);
-/// Connections that have not shown yet who they are, beside those of members.
-const STRANGERS_MAX: usize = 32;
+/// Connections that have not shown yet who they are; those that have are bounded by the owner, which keeps a few a machine.
+const PLACES: usize = 64;
 
 /// What connections tell the owner.
 pub enum Event {
     /// A member is connected.
     Up(Connection),
-    /// It said something.
-    Said(MachineId, PeerMessage),
+    /// It said something, over the connection of this number.
+    Said(MachineId, u64, PeerMessage),
     /// A connection is over.
     Down(MachineId, u64),
     /// A member cannot be reached.
@@ -78,8 +77,6 @@ impl Connection {
 pub struct Shared {
     identity: Box<dyn Fn() -> Arc<Identity> + Send + Sync>,
     events: mpsc::Sender<Event>,
-    /// What is said first.
-    roster: std::sync::RwLock<Option<SignedRoster>>,
     numbers: AtomicU64,
 }
 
@@ -89,11 +86,7 @@ impl Shared {
         events: mpsc::Sender<Event>,
     ) -> Arc<Self> {
         let identity = Box::new(identity);
-        Arc::new(Self { identity, events, roster: std::sync::RwLock::default(), numbers: AtomicU64::new(1) })
-    }
-
-    pub fn set_roster(&self, roster: Option<SignedRoster>) {
-        *self.roster.write().unwrap_or_else(std::sync::PoisonError::into_inner) = roster;
+        Arc::new(Self { identity, events, numbers: AtomicU64::new(1) })
     }
 
     pub fn identity(&self) -> Arc<Identity> {
@@ -102,9 +95,9 @@ impl Shared {
 }
 
 /// Listens until told to stop.
-pub async fn listen(shared: Arc<Shared>, listener: TcpListener, members_max: usize, stop: CancellationToken) {
-    let (over, places) = (stop.clone(), STRANGERS_MAX + 2 * members_max);
-    highwater_serve::accept(listener, places, stop, Duration::from_millis(100), move |stream, _, place| {
+pub async fn listen(shared: Arc<Shared>, listener: TcpListener, stop: CancellationToken) {
+    let over = stop.clone();
+    highwater_serve::accept(listener, PLACES, stop, Duration::from_millis(100), move |stream, _, place| {
         let (shared, over) = (shared.clone(), over.child_token());
         async move { called(shared, stream, place, over).await }
     })
@@ -120,7 +113,11 @@ async fn called(shared: Arc<Shared>, stream: TcpStream, place: Arc<Place>, over:
         () = over.cancelled() => return,
     };
     match met {
-        Ok((credential, stream)) => carry(&shared, credential, stream, over, Some(place)).await,
+        Ok((credential, stream)) => {
+            // Whoever has shown a certificate needs none of the places of those who have not.
+            drop(place);
+            carry(&shared, credential, stream, over).await;
+        }
         Err(error) => {
             tracing::debug!(%error, "a caller at the group's port has not shown that it is a machine")
         }
@@ -130,7 +127,7 @@ async fn called(shared: Arc<Shared>, stream: TcpStream, place: Arc<Place>, over:
 /// Calls a member; answers when the connection is over, or could not be made.
 async fn reach(shared: Arc<Shared>, machine: MachineId, address: String) {
     match call(&shared.identity(), machine, &address).await {
-        Ok((credential, stream)) => carry(&shared, credential, stream, CancellationToken::new(), None).await,
+        Ok((credential, stream)) => carry(&shared, credential, stream, CancellationToken::new()).await,
         Err(error) => {
             tokio::time::sleep(PAUSE).await;
             let _ = shared.events.send(Event::Unreachable(machine, error.to_string())).await;
@@ -139,37 +136,19 @@ async fn reach(shared: Arc<Shared>, machine: MachineId, address: String) {
 }
 
 /// Moves messages both ways until one way fails.
-async fn carry(
-    shared: &Shared,
-    credential: Credential,
-    stream: Box<dyn Stream>,
-    over: CancellationToken,
-    place: Option<Arc<Place>>,
-) {
+async fn carry(shared: &Shared, credential: Credential, stream: Box<dyn Stream>, over: CancellationToken) {
     let (machine, number) = (credential.machine, shared.numbers.fetch_add(1, Ordering::Relaxed));
     let timeouts = Timeouts { idle: IDLE_MAX, frame: FRAME_MAX, write: FRAME_MAX };
     let (input, output) = tokio::io::split(stream);
     let (queue, waiting) = mpsc::channel(QUEUE_MAX);
-    let roster = shared.roster.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-    if let Some(roster) = roster {
-        // There is room.
-        let _ = queue.try_send(PeerMessage::Roster(roster));
-    }
     let up = Event::Up(Connection { credential, number, queue, over: over.clone() });
     if shared.events.send(up).await.is_err() {
         return;
     }
-    let evicted = async {
-        match &place {
-            Some(place) => place.evicted.cancelled().await,
-            None => std::future::pending().await,
-        }
-    };
     let ended = tokio::select! {
-        ended = read(shared, machine, FrameReader::new(input, timeouts)) => ended,
+        ended = read(shared, (machine, number), FrameReader::new(input, timeouts)) => ended,
         ended = write(waiting, FrameWriter::new(output, timeouts)) => ended,
         () = over.cancelled() => Ok(()),
-        () = evicted => Ok(()),
     };
     if let Err(error) = ended {
         tracing::debug!(%machine, %error, "a connection to a member has ended");
@@ -179,7 +158,7 @@ async fn carry(
 
 async fn read<R: AsyncRead + Unpin>(
     shared: &Shared,
-    machine: MachineId,
+    (machine, number): (MachineId, u64),
     mut frames: FrameReader<R>,
 ) -> Result<(), WireError> {
     let mut allowance = Allowance::new(Instant::now());
@@ -189,7 +168,7 @@ async fn read<R: AsyncRead + Unpin>(
             return Err(WireError::Unexpected("more messages than the protocol has use for"));
         }
         let message = codec::decode::<PeerMessage>(&body)?;
-        if shared.events.send(Event::Said(machine, message)).await.is_err() {
+        if shared.events.send(Event::Said(machine, number, message)).await.is_err() {
             break;
         }
     }
@@ -271,6 +250,8 @@ impl Table {
     }
 
     pub fn down(&mut self, machine: MachineId, number: u64) {
+        // Perhaps it was the one that was called, and showed a certificate that counts no longer.
+        self.calling.remove(&machine);
         if let Some(connections) = self.connected.get_mut(&machine) {
             connections.retain(|connection| connection.number != number);
             if connections.is_empty() {
@@ -302,8 +283,11 @@ impl Table {
         self.connected.len()
     }
 
-    pub fn is_connected(&self, machine: MachineId) -> bool {
-        self.connected.contains_key(&machine)
+    /// Whether this is a connection of a member: with a certificate that counts.
+    pub fn has(&self, machine: MachineId, number: u64) -> bool {
+        let connections = self.connected.get(&machine);
+        connections
+            .is_some_and(|connections| connections.iter().any(|connection| connection.number == number))
     }
 }
 

@@ -19,6 +19,8 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
+const GROUP: GroupId = GroupId::from_bytes([9; 16]);
+
 fn port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
@@ -108,7 +110,7 @@ fn roster(members: &[Member], epoch: u64) -> Roster {
         generation_min: 0,
     };
     Roster {
-        group: GroupId::from_bytes([9; 16]),
+        group: GROUP,
         name: "shop".into(),
         epoch,
         issued_ms: 1,
@@ -139,7 +141,7 @@ async fn together(authority: &Authority, count: u8) -> (Vec<Member>, Roster) {
 }
 
 async fn marker(members: &mut [Member], kind: Kind) -> Marker {
-    members[1].told.send(Told::Wanted { request: 5, kind }).await.unwrap();
+    members[1].told.send(Told::Wanted { request: 5, group: GROUP, kind }).await.unwrap();
     let mut kept = vec![];
     for member in members.iter_mut() {
         loop {
@@ -191,7 +193,7 @@ async fn a_member_that_is_away_is_named_and_nobody_stays_frozen() {
     let (mut members, _) = together(&authority, 3).await;
     members[2].task.abort();
     sleep(Duration::from_millis(50)).await;
-    members[0].told.send(Told::Wanted { request: 8, kind: Kind::Crash }).await.unwrap();
+    members[0].told.send(Told::Wanted { request: 8, group: GROUP, kind: Kind::Crash }).await.unwrap();
     let mut why = None;
     while why.is_none() {
         if let AgentMessage::Answer { request: 8, answer: PointAnswer::Failed(refusal) } =
@@ -246,7 +248,7 @@ fn prepare(from: &Identity, number: u64) -> PeerMessage {
     let life = highwater_group::Life { since: u64::MAX / 2, nonce: 1 };
     let marker = Marker { coordinator: from.machine, life, number };
     let message = highwater_group::Message::Prepare { marker, kind: Kind::Crash, epoch: 1 };
-    PeerMessage::Said { group: GroupId::from_bytes([9; 16]), message }
+    PeerMessage::Said { group: GROUP, message }
 }
 
 /// Calls a member, and says these things; answers how the connection ended, if it did within a moment.
@@ -298,6 +300,14 @@ async fn whoever_is_no_member_is_not_listened_to() {
     let renewed = identity(&authority, members[1].id, 1);
     call(&members[0], &renewed, &say(&renewed)).await;
     assert!(matches!(members[0].asked()[..], [ToEngine::Prepare { .. }, ..]), "{:?}", members[0].asked());
+    // While that is connected, the revoked one is not heard.
+    let (_, held) = peer::call(&renewed, members[0].id, &members[0].address.to_string()).await.unwrap();
+    sleep(Duration::from_millis(100)).await;
+    let before = members[0].asked().len();
+    let again = vec![codec::encode(&prepare(&own, 9)).unwrap()];
+    call(&members[0], &own, &again).await;
+    assert_eq!(members[0].asked().len(), before, "{:?}", members[0].asked());
+    drop(held);
     let _ = members[0].said.try_recv();
 }
 
@@ -330,7 +340,7 @@ async fn a_member_that_means_harm_costs_little() {
 
 /// A member rests after what was asked of it; then all is as before.
 async fn marker_after_rest(members: &mut [Member]) {
-    members[0].told.send(Told::Wanted { request: 5, kind: Kind::Crash }).await.unwrap();
+    members[0].told.send(Told::Wanted { request: 5, group: GROUP, kind: Kind::Crash }).await.unwrap();
     let until = Instant::now() + Duration::from_secs(40);
     loop {
         assert!(Instant::now() < until, "no marker");

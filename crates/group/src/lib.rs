@@ -8,6 +8,9 @@
 //! said so. So there is an instant, when the last word came in, at which every member that keeps the marker was frozen. No clock is
 //! compared with another.
 //!
+//! **Trust.** That the mark comes after the last word is the coordinator's doing: a member that means harm can coordinate a marker that was no
+//! instant. It can as well send false content of its own.
+//!
 //! **Who decides.** A marker is a point of the group when *every* member of its membership has told the vault that it keeps it. The vault is
 //! one place, so it is so everywhere or nowhere. Who coordinates decides nothing: any member may, at any time, also two at once.
 //!

@@ -380,10 +380,11 @@ impl Engine {
             }
         };
         // Whatever happens from here on, the set is thawed: by us, by its drop, or by the guardian.
+        let rest = self.rest_for_group(members);
         let marked = self.mark_frozen();
         let seen = if marked.is_ok() { self.hook("frozen") } else { Ok(()) };
         if seen.is_ok() && marked.as_ref().is_ok_and(|marked| marked.exact) {
-            self.hold_for_group(&set, members);
+            self.hold_for_group(&set, members, rest);
         }
         let thawed = set.thaw();
         let stood = self.thaw_guests(guests);
