@@ -36,7 +36,7 @@ const WARNINGS: &[&str] = &[
 ];
 
 const SLOW: &str =
-    "[freeze-hook]\ncommand = [\"/bin/sh\", \"-c\", \"[ $1 != freeze ] || sleep 0.2\", \"hook\"]\n";
+    "[freeze-hook]\ncommand = [\"/bin/sh\", \"-c\", \"[ $1 != freeze ] || sleep 0.1\", \"hook\"]\n";
 
 fn is_long() -> bool {
     std::env::var_os("HIGHWATER_TEST_LONG").is_some()
