@@ -9,8 +9,8 @@
 //! - [`markers`]: what members say of markers; once a minute, what nobody decided.
 //! - [`wanted`]: every two seconds, points that are asked for.
 //!
-//! **Limits.** A machine's words on markers come out of an allowance, and where it is reached out of another; who says more than that is sent
-//! away. What waits for a decision is bounded by the vault.
+//! **Limits.** A machine's words on markers come out of an allowance, and where it is reached out of another; what is
+//! said beyond that is passed over, and counted. What waits for a decision is bounded by the vault.
 //!
 //! **Failure.** While the groups cannot be read, members go by the rosters that they have.
 

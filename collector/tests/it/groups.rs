@@ -198,7 +198,7 @@ async fn what_cannot_be_so_is_passed_over() {
     for folder in ["group-kept", "group-points", "group-addresses"] {
         assert!(vault.control_list(folder).await.unwrap().is_empty(), "{folder}");
     }
-    let refusals = "highwater_collector_refusals_total{code=\"HW-1370\"} 5";
+    let refusals = "highwater_collector_group_words_passed_over_total{code=\"HW-1370\"} 5";
     let metrics = site.metrics().await;
     assert!(metrics.lines().any(|line| line == refusals), "{metrics}");
     // One point of the machine is one of the group, and not two.
@@ -208,42 +208,66 @@ async fn what_cannot_be_so_is_passed_over() {
     assert_eq!(vault.group_points(other.id).await.unwrap().len(), 1);
 }
 
+/// How many words of machines were passed over, for this reason.
+async fn passed_over(site: &Site, code: &str) -> u64 {
+    let begin = format!("highwater_collector_group_words_passed_over_total{{code=\"{code}\"}} ");
+    let metrics = site.metrics().await;
+    metrics.lines().find_map(|line| line.strip_prefix(&begin)).map_or(0, |number| number.parse().unwrap())
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn who_says_too_much_is_sent_away_and_one_who_may_not_know_of_groups_at_once() {
+async fn who_may_not_know_of_groups_is_sent_away() {
     let site = Site::new().await;
-    let (one, disk) = (site.machine().await, DiskId::new());
-    let made = group(&site, "shop", &[&one]).await;
-    let mut before = site.agent(&one, disk).await;
+    let mut before = site.agent(&site.machine().await, DiskId::new()).await;
     before.send(AgentMessage::Reachable(Reachable { host: None, port: 1 })).await;
     assert_eq!(refused(&mut before).await, 1311);
+}
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_said_beyond_the_allowance_is_passed_over_and_replication_goes_on() {
+    let site = Site::new().await;
+    let (one, two) = (site.machine().await, site.machine().await);
+    let made = group(&site, "shop", &[&one]).await;
+    let other = group(&site, "other", &[&two]).await;
+    let vault = site.vault().await;
+
+    let disk = disk_of(&one);
     let mut flood = site.member(&one, disk).await;
     let commit = flood.deliver(disk, 1, &[1]).await;
-    for number in 1..=400 {
-        // It may be cut off meanwhile.
-        if flood.sender.send(&kept(&made, marker(one.machine, number), commit)).await.is_err() {
-            break;
-        }
+    for number in 1..=600 {
+        flood.send(kept(&made, marker(one.machine, number), commit)).await;
     }
-    let _ = flood.sender.flush().await;
-    assert_eq!(refused(&mut flood).await, 1329);
-    let vault = site.vault().await;
+    ping(&mut flood).await;
+    let over = passed_over(&site, "HW-1329").await;
+    assert!((100..=300).contains(&over), "{over}");
     assert_eq!(vault.group_points(made.id).await.unwrap().len(), 1);
+    flood.deliver(disk, 2, &[2]).await;
 
-    let two = site.machine().await;
-    let made = group(&site, "other", &[&two]).await;
-    let mut flood = site.member(&two, disk_of(&two)).await;
+    let disk = disk_of(&two);
+    let mut flood = site.member(&two, disk).await;
     for number in 1..=100 {
-        let withdrawn = AgentMessage::Withdrawn { group: made.id, marker: marker(two.machine, number) };
-        if flood.sender.send(&withdrawn).await.is_err() {
-            break;
-        }
+        flood.send(AgentMessage::Withdrawn { group: other.id, marker: marker(two.machine, number) }).await;
     }
-    let _ = flood.sender.flush().await;
-    assert_eq!(refused(&mut flood).await, 1329);
-    let revoked = vault.control_list(&format!("group-points/{}", made.id)).await.unwrap();
+    ping(&mut flood).await;
+    let revoked = vault.control_list(&format!("group-points/{}", other.id)).await.unwrap();
     assert!((60..=70).contains(&revoked.len()), "{}", revoked.len());
-    assert!(vault.groups().await.unwrap().living().len() == 2);
+    assert_eq!(passed_over(&site, "HW-1329").await - over, 100 - revoked.len() as u64);
+    flood.deliver(disk, 1, &[1]).await;
+}
+
+/// With a point each second a coordinator says of each that it keeps it, that it came to nothing, and that it has ended.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_allowance_is_enough_for_a_marker_each_second() {
+    let site = Site::new().await;
+    let one = site.machine().await;
+    let shared = &site.running.shared;
+    let _member = site.member(&one, DiskId::new()).await;
+    let begun = tokio::time::Instant::now();
+    while shared.allow_word(one.machine).is_ok() {}
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let seconds = begun.elapsed().as_secs();
+    let more = (0..100).take_while(|_| shared.allow_word(one.machine).is_ok()).count() as u64;
+    assert!((3 * seconds..=5 * (seconds + 1)).contains(&more), "{more} in {seconds} s");
 }
 
 fn disk_of(identity: &Identity) -> DiskId {
