@@ -29,14 +29,11 @@ impl<W: AsyncWrite + Unpin> Owner<'_, W> {
         self.out.send(&message).await
     }
 
-    /// What cannot be so is passed over, and so is what is said beyond the machine's allowance: either is counted and logged, and the session goes on.
+    /// What cannot be so is passed over, and so is what is said beyond the machine's allowance, or what the vault does not take: it is counted and
+    /// logged, and the session goes on. What its last markers were the machine says again in its next one.
     pub(super) async fn word(&mut self, word: Word) -> Result<(), CollectorError> {
         let (shared, machine) = (self.shared, self.machine);
         let Err(error) = self.take(word).await? else { return Ok(()) };
-        match error {
-            CollectorError::Marker(_) | CollectorError::Address(_) | CollectorError::Quota(_) => {}
-            error => return Err(error),
-        }
         shared.metrics.word_passed_over(error.code());
         if let Some(left_out) = shared.say_of_machine(machine, Level::WARN) {
             tracing::warn!(%machine, code = %Code(error.code()), action = error.action(), %error, left_out, "a word on groups is passed over");

@@ -3,7 +3,7 @@
 use crate::support::{Agent, Site};
 use highwater_delta::{CommitId, DiskId, GroupId, MachineId};
 use highwater_group::{Kind, Life, Marker};
-use highwater_vault::groups::{Answer, Group, Of, Times};
+use highwater_vault::groups::{Answer, Group, Of, Report, Times};
 use highwater_wire::message::{AgentMessage, CollectorMessage, Kept, PointAnswer, Reachable};
 use highwater_wire::{Identity, Roster};
 use std::time::Duration;
@@ -36,6 +36,10 @@ fn marker(coordinator: MachineId, number: u64) -> Marker {
 
 fn kept(group: &Group, marker: Marker, commit: CommitId) -> AgentMessage {
     AgentMessage::Kept(Kept { group: group.id, epoch: group.epoch, marker, kind: Kind::Crash, commit })
+}
+
+fn report_of(group: &Group, marker: Marker, commit: CommitId) -> Report {
+    Report { group: group.id, epoch: group.epoch, marker, kind: Kind::Crash, commit }
 }
 
 async fn ping(agent: &mut Agent) {
@@ -253,6 +257,37 @@ async fn what_is_said_beyond_the_allowance_is_passed_over_and_replication_goes_o
     assert!((60..=70).contains(&revoked.len()), "{}", revoked.len());
     assert_eq!(passed_over(&site, "HW-1329").await - over, 100 - revoked.len() as u64);
     flood.deliver(disk, 1, &[1]).await;
+}
+
+/// The group's own document cannot be read, nor what another marker came to: replication goes on, and so do other groups.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_vault_does_not_take_is_passed_over() {
+    let site = Site::new().await;
+    let (one, two) = (site.machine().await, site.machine().await);
+    let (disk, made) = (disk_of(&one), group(&site, "shop", &[&one]).await);
+    let mut agent = site.member(&one, disk).await;
+    let (first, second) = (marker(one.machine, 1), marker(one.machine, 2));
+    let commit = agent.deliver(disk, 1, &[1]).await;
+    agent.send(kept(&made, first, commit)).await;
+    ping(&mut agent).await;
+    let damage =
+        |name: String| std::fs::write(site.vault_dir().join("control").join(name), [7; 100]).unwrap();
+    damage(format!("group-points/{}/{first}", made.id));
+    let state = site.vault().await.machine(one.machine).await.unwrap();
+    assert!(site.vault().await.keep_marker(&state, report_of(&made, first, commit)).await.is_err());
+    let commit = agent.deliver(disk, 2, &[2]).await;
+    agent.send(kept(&made, second, commit)).await;
+    ping(&mut agent).await;
+    let points = site.vault().await.group_points(made.id).await.unwrap();
+    assert_eq!(points.iter().map(|point| point.marker).collect::<Vec<_>>(), [second]);
+
+    group(&site, "other", &[&two]).await;
+    damage("groups/00000002".to_owned());
+    let of_next = Group { epoch: 2, ..made.clone() };
+    agent.send(kept(&of_next, marker(one.machine, 3), commit)).await;
+    ping(&mut agent).await;
+    assert_eq!(passed_over(&site, "HW-1206").await, 1);
+    agent.deliver(disk, 3, &[3]).await;
 }
 
 /// With a point each second a coordinator says of each that it keeps it, that it came to nothing, and that it has ended.

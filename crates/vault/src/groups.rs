@@ -32,7 +32,7 @@ pub(crate) use cache::Cache;
 pub use decide::{Complete, Decision, MemberPoint, Outcome, Report, Revoked};
 pub(crate) use keep::forget_points;
 pub use keep::{Shared, SharedPoint};
-pub use points::{GroupPoint, Pending};
+pub use points::{GroupPoint, Health, Pending};
 pub use register::{Group, Groups, NAME_CHARS_MAX, Times};
 pub use requests::{Answer, Of, Request, RequestId, Taken};
 pub use sweep::Swept;

@@ -155,7 +155,10 @@ impl Vault {
             return refuse("the recovery point was stored too long ago");
         }
         let decisions = self.decisions(group).await?;
-        match decisions.get(&marker).map(|decision| &**decision) {
+        if decisions.damaged.contains_key(&marker) {
+            return refuse("it was decided before, and the document is damaged");
+        }
+        match decisions.decided.get(&marker).map(|decision| &**decision) {
             Some(Decision::Complete(done)) if done.commit_of(machine) == Some(commit) => {
                 return Ok(Outcome::Known);
             }
@@ -164,12 +167,12 @@ impl Vault {
         }
         // Or a machine could have any number of points of its group made of one of its own.
         let is_it = |decision: &Decision| matches!(decision, Decision::Complete(done) if done.commit_of(machine) == Some(commit));
-        if decisions.values().any(|decision| is_it(decision)) {
+        if decisions.decided.values().any(|decision| is_it(decision)) {
             return refuse("the recovery point belongs to another point of the group");
         }
         let reports = self.reports(group).await?;
         // Where the store keeps everything for a while, some are decided.
-        let waits = |other: &Marker| *other != marker && !decisions.contains_key(other);
+        let waits = |other: &Marker| *other != marker && !decisions.has(other);
         let own = reports.iter().filter(|(other, by)| *by == machine && waits(other)).count();
         if own >= PENDING_OF_MACHINE_MAX {
             return Err(VaultError::Limit("markers of a machine that wait for other members"));

@@ -6,18 +6,20 @@ use super::{
     decide::{self, Reported},
     millis,
 };
-use crate::{Result, Vault};
+use crate::{Result, Vault, VaultError};
 use highwater_delta::{GroupId, MachineId};
 use highwater_group::Marker;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What was decided by [`Vault::sweep_groups`].
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct Swept {
     /// Markers that became points of their groups.
     pub made: Vec<(GroupId, Marker)>,
     /// Markers that came to nothing.
     pub revoked: Vec<(GroupId, Marker)>,
+    /// Documents that cannot be read, and so were passed over: each with what is wrong with it.
+    pub damaged: Vec<VaultError>,
 }
 
 impl Vault {
@@ -39,22 +41,41 @@ impl Vault {
         let groups = self.groups().await?;
         let now_ms = self.stamp_ms().await?;
         for ((group, marker), machines) in reported {
-            if self.decision(group, marker).await?.is_some() {
-                if !self.forget_reports(group, marker).await? {
-                    kept.insert((group, marker));
+            match self.decision(group, marker).await {
+                Ok(Some(_)) => {
+                    if !self.forget_reports(group, marker).await? {
+                        kept.insert((group, marker));
+                    }
+                    continue;
                 }
-                continue;
+                Ok(None) => {}
+                // It was decided: the reports stay, should the document be brought back.
+                Err(error) if error.is_damage() => {
+                    swept.damaged.push(error);
+                    continue;
+                }
+                Err(error) => return Err(error),
             }
-            let (mut epoch, mut oldest_ms) = (None, u64::MAX);
+            let (mut epoch, mut oldest_ms, mut whole) = (None, u64::MAX, true);
             for machine in machines {
-                let report = find::<Reported>(self, &decide::report_name(group, marker, machine)).await?;
-                if let Some(report) = report {
-                    epoch = epoch.or(Some(report.epoch));
-                    oldest_ms = oldest_ms.min(report.reported_at_ms);
+                let name = decide::report_name(group, marker, machine);
+                match find::<Reported>(self, &name).await {
+                    Ok(Some(report)) => {
+                        epoch = epoch.or(Some(report.epoch));
+                        oldest_ms = oldest_ms.min(report.reported_at_ms);
+                    }
+                    Ok(None) => {}
+                    // No point without it; and it waits no longer than another.
+                    Err(error) if error.is_damage() => {
+                        swept.damaged.push(error);
+                        oldest_ms = oldest_ms.min(self.control_modified_ms(&name).await?);
+                        whole = false;
+                    }
+                    Err(error) => return Err(error),
                 }
             }
             let members = epoch.and_then(|epoch| groups.membership(group, epoch));
-            if let Some(members) = members {
+            if let Some(members) = members.filter(|_| whole) {
                 match self.decide(group, marker, members).await? {
                     Outcome::Made(_) => {
                         swept.made.push((group, marker));
@@ -80,7 +101,7 @@ impl Vault {
         let erased: BTreeSet<MachineId> = self.erased_machines().await?.into_iter().collect();
         let now_ms = self.stamp_ms().await?;
         for group in groups.ever() {
-            for (marker, decision) in self.decisions(group.id).await?.iter() {
+            for (marker, decision) in self.decisions(group.id).await?.decided.iter() {
                 let goes = match &**decision {
                     Decision::Revoked(revoked) => {
                         revoked.decided_at_ms.saturating_add(millis(REVOKED_FOR)) < now_ms
