@@ -25,9 +25,9 @@ pub struct GroupPoint {
 pub struct Pending {
     /// Its name.
     pub marker: Marker,
-    /// As the first report says.
+    /// As its coordinator's report says, or the first.
     pub epoch: u64,
-    /// As the first report says.
+    /// As that report says.
     pub kind: Kind,
     /// When the first member reported it, in milliseconds since 1970.
     pub since_ms: u64,
@@ -85,7 +85,8 @@ impl Vault {
         }
         let mut pending = Vec::new();
         for (marker, reported) in reported {
-            let name = decide::report_name(group, marker, reported[0]);
+            let coordinator = reported.iter().find(|machine| **machine == marker.coordinator);
+            let name = decide::report_name(group, marker, *coordinator.unwrap_or(&reported[0]));
             // What is damaged waits for nobody.
             let read = async {
                 match self.decision(group, marker).await? {

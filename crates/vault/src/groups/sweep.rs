@@ -56,22 +56,29 @@ impl Vault {
                 }
                 Err(error) => return Err(error),
             }
-            let (mut epoch, mut oldest_ms, mut whole) = (None, u64::MAX, true);
-            for machine in machines {
+            // Whoever is no member any more makes no marker late that the others have not begun.
+            let (mut epoch, mut oldest_ms, mut newest_ms, mut whole) = (None, u64::MAX, 0, true);
+            for machine in machines.iter().copied() {
                 let name = decide::report_name(group, marker, machine);
-                match find::<Reported>(self, &name).await {
+                let reported_ms = match find::<Reported>(self, &name).await {
                     Ok(Some(report)) => {
-                        epoch = epoch.or(Some(report.epoch));
-                        oldest_ms = oldest_ms.min(report.reported_at_ms);
+                        if machine == marker.coordinator {
+                            epoch = Some(report.epoch);
+                        }
+                        report.reported_at_ms
                     }
-                    Ok(None) => {}
+                    Ok(None) => continue,
                     // No point without it; and it waits no longer than another.
                     Err(error) if error.is_damage() => {
                         swept.damaged.push(error);
-                        oldest_ms = oldest_ms.min(self.control_modified_ms(&name).await?);
                         whole = false;
+                        self.control_modified_ms(&name).await?
                     }
                     Err(error) => return Err(error),
+                };
+                newest_ms = newest_ms.max(reported_ms);
+                if groups.is_member(group, machine) {
+                    oldest_ms = oldest_ms.min(reported_ms);
                 }
             }
             let members = epoch.and_then(|epoch| groups.membership(group, epoch));
@@ -85,9 +92,15 @@ impl Vault {
                     Outcome::Waiting(_) => {}
                 }
             }
-            if oldest_ms.saturating_add(millis(PENDING_MAX)) < now_ms
-                && self.revoke(group, marker, None).await?
-            {
+            let is_late = |since_ms: u64| since_ms.saturating_add(millis(PENDING_MAX)) < now_ms;
+            if oldest_ms == u64::MAX {
+                // None of a member: nothing is to be decided, and nothing will come of them.
+                if is_late(newest_ms) {
+                    for machine in machines {
+                        self.control_forget(&decide::report_name(group, marker, machine)).await?;
+                    }
+                }
+            } else if is_late(oldest_ms) && self.revoke(group, marker, None).await? {
                 swept.revoked.push((group, marker));
             }
         }
