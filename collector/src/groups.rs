@@ -5,6 +5,7 @@
 //! have their sessions with any collectors of it.
 //!
 //! - [`desk`]: the sessions, and what each is to hear.
+//! - [`failures`]: markers that came to nothing one after the other.
 //! - [`rosters`]: every two seconds, what groups there are.
 //! - [`markers`]: what members say of markers; once a minute, what nobody decided.
 //! - [`wanted`]: every two seconds, points that are asked for.
@@ -16,6 +17,7 @@
 
 pub mod address;
 pub mod desk;
+pub mod failures;
 pub mod markers;
 pub mod rosters;
 pub mod wanted;

@@ -3,7 +3,7 @@
 use crate::bucket::Bucket;
 use crate::cache::Cache;
 use crate::clock::now_ms;
-use crate::groups::{Desk, rosters::Signed};
+use crate::groups::{Desk, failures::Failures, rosters::Signed};
 use crate::lock::locked;
 use crate::log_limit::LogLimit;
 use crate::memory::{Memory, Share};
@@ -65,6 +65,8 @@ pub struct Shared {
     pub desk: Arc<Desk>,
     /// Rosters that were signed.
     pub signed: Signed,
+    /// What came of groups' markers.
+    pub failures: Failures,
     /// Asks everybody to end.
     pub shutdown: CancellationToken,
     /// Connections of machines that have no seat.
@@ -164,6 +166,7 @@ impl Shared {
             revoked_read: Mutex::new(Instant::now()),
             desk: Arc::default(),
             signed: Signed::default(),
+            failures: Failures::default(),
             shutdown: CancellationToken::new(),
             visits: Visits::default(),
             sessions,

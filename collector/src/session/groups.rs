@@ -64,7 +64,7 @@ impl<W: AsyncWrite + Unpin> Owner<'_, W> {
                 if known { Ok(()) } else { Err(CollectorError::Address(machine)) }
             }
             Word::Ended(group, marker, kind, failed) => {
-                tracing::debug!(%machine, %group, %marker, ?kind, failed, "a marker has ended");
+                markers::ended(shared, machine, group, marker, kind, failed).await;
                 Ok(())
             }
             Word::Answer(request, answer) => {

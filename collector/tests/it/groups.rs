@@ -290,6 +290,42 @@ async fn what_the_vault_does_not_take_is_passed_over() {
     agent.deliver(disk, 3, &[3]).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn markers_that_fail_are_counted_and_a_group_without_points_has_an_age() {
+    let site = Site::new().await;
+    let (one, two) = (site.machine().await, site.machine().await);
+    let made = group(&site, "shop", &[&one, &two]).await;
+    let mut agent = site.member(&one, disk_of(&one)).await;
+    told(&mut agent, &site).await;
+    let ended = |number, coordinator, failed: Option<&str>| AgentMessage::MarkerEnded {
+        group: made.id,
+        marker: marker(coordinator, number),
+        kind: Kind::Crash,
+        failed: failed.map(str::to_owned),
+    };
+    for number in 1..=6 {
+        agent.send(ended(number, one.machine, Some("db-1 is not connected"))).await;
+    }
+    // Of another's nobody says anything.
+    agent.send(ended(7, two.machine, None)).await;
+    ping(&mut agent).await;
+    let failures = &site.running.shared.failures;
+    let row = failures.last(made.id, Kind::Crash).unwrap();
+    assert_eq!((row.count, row.why.as_str()), (6, "db-1 is not connected"));
+    agent.send(ended(8, one.machine, None)).await;
+    ping(&mut agent).await;
+    assert_eq!(failures.last(made.id, Kind::Crash), None);
+    highwater_collector::groups::markers::sweep(&site.running.shared, false, &mut Default::default())
+        .await
+        .unwrap();
+    let metrics = site.metrics().await;
+    let failed = "highwater_collector_group_markers_failed_total{group=\"shop\"} 6";
+    assert!(metrics.lines().any(|line| line == failed), "{metrics}");
+    let age = "highwater_collector_group_rpo_age_seconds{group=\"shop\"} ";
+    let age: f64 = metrics.lines().find_map(|line| line.strip_prefix(age)).unwrap().parse().unwrap();
+    assert!((0.0..120.0).contains(&age), "{age}");
+}
+
 /// With a point each second a coordinator says of each that it keeps it, that it came to nothing, and that it has ended.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_allowance_is_enough_for_a_marker_each_second() {
