@@ -296,7 +296,8 @@ async fn markers_that_fail_are_counted_and_a_group_without_points_has_an_age() {
     let (one, two) = (site.machine().await, site.machine().await);
     let made = group(&site, "shop", &[&one, &two]).await;
     let mut agent = site.member(&one, disk_of(&one)).await;
-    told(&mut agent, &site).await;
+    // The collector may not have read yet what groups there are.
+    while told(&mut agent, &site).await.is_none() {}
     let ended = |number, coordinator, failed: Option<&str>| AgentMessage::MarkerEnded {
         group: made.id,
         marker: marker(coordinator, number),
