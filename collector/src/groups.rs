@@ -5,17 +5,19 @@
 //! have their sessions with any collectors of it.
 //!
 //! - [`desk`]: the sessions, and what each is to hear.
+//! - [`failures`]: markers that came to nothing one after the other.
 //! - [`rosters`]: every two seconds, what groups there are.
 //! - [`markers`]: what members say of markers; once a minute, what nobody decided.
 //! - [`wanted`]: every two seconds, points that are asked for.
 //!
-//! **Limits.** A machine's words on markers come out of an allowance, and where it is reached out of another; who says more than that is sent
-//! away. What waits for a decision is bounded by the vault.
+//! **Limits.** A machine's words on markers come out of an allowance, and where it is reached out of another; what is
+//! said beyond that is passed over, and counted. What waits for a decision is bounded by the vault.
 //!
 //! **Failure.** While the groups cannot be read, members go by the rosters that they have.
 
 pub mod address;
 pub mod desk;
+pub mod failures;
 pub mod markers;
 pub mod rosters;
 pub mod wanted;
@@ -26,6 +28,7 @@ use crate::rounds::{self, Rounds};
 use crate::shared::Shared;
 use highwater_delta::Code;
 use highwater_vault::VaultError;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,7 +45,7 @@ const FAILURES_A_LINE: u32 = 30;
 pub async fn run(shared: Arc<Shared>) {
     let mut watch =
         Watch { shared: shared.clone(), wanted: wanted::Wanted::new(shared.clone()), failures: 0 };
-    let mut sweep = Sweep { shared: shared.clone(), n: 0, failures: 0 };
+    let mut sweep = Sweep { shared: shared.clone(), n: 0, failures: 0, damaged: HashSet::new() };
     tokio::join!(
         rounds::run(&shared.shutdown, EVERY, &mut watch),
         rounds::run(&shared.shutdown, Duration::from_secs(1), &mut sweep)
@@ -70,13 +73,15 @@ struct Sweep {
     shared: Arc<Shared>,
     n: u32,
     failures: u32,
+    /// What was told of documents that cannot be read.
+    damaged: HashSet<String>,
 }
 
 impl Rounds for Sweep {
     async fn round(&mut self) -> Duration {
         let tidy = self.n.is_multiple_of(SWEEPS_A_TIDYING);
         self.n = self.n.wrapping_add(1);
-        told(markers::sweep(&self.shared, tidy).await, &mut self.failures);
+        told(markers::sweep(&self.shared, tidy, &mut self.damaged).await, &mut self.failures);
         SWEEP_EVERY
     }
 }

@@ -291,6 +291,7 @@ pub struct Metrics {
     commits: Family<CommitLabel, Counter>,
     commit_seconds: Histogram,
     refusals: Family<CodeLabel, Counter>,
+    words_passed_over: Family<CodeLabel, Counter>,
     vault_errors: Counter,
     enrolments: Counter,
     renewals: Counter,
@@ -331,6 +332,7 @@ impl Default for Metrics {
             commits: Family::default(),
             commit_seconds: Histogram::new(buckets),
             refusals: Family::default(),
+            words_passed_over: Family::default(),
             vault_errors: Counter::default(),
             enrolments: Counter::default(),
             renewals: Counter::default(),
@@ -375,6 +377,11 @@ impl Default for Metrics {
             "refusals",
             "Sessions and handshakes ended by an error, by its code",
             metrics.refusals.clone(),
+        );
+        registry.register(
+            "group_words_passed_over",
+            "Words of machines on groups that were not taken, by the code of why; the session went on",
+            metrics.words_passed_over.clone(),
         );
         registry.register(
             "vault_errors",
@@ -440,6 +447,10 @@ impl Metrics {
         if (1200..1300).contains(&code) {
             self.vault_errors.inc();
         }
+    }
+    /// A machine's word on groups was not taken.
+    pub fn word_passed_over(&self, code: u16) {
+        self.words_passed_over.get_or_create(&CodeLabel { code: format!("HW-{code:04}") }).inc();
     }
     /// A machine was enrolled.
     pub fn enrolled(&self) {

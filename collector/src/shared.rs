@@ -3,7 +3,7 @@
 use crate::bucket::Bucket;
 use crate::cache::Cache;
 use crate::clock::now_ms;
-use crate::groups::{Desk, rosters::Signed};
+use crate::groups::{Desk, failures::Failures, rosters::Signed};
 use crate::lock::locked;
 use crate::log_limit::LogLimit;
 use crate::memory::{Memory, Share};
@@ -34,9 +34,10 @@ pub const CLAIMS_A_DAY: u32 = 512;
 const STATE_WARNING: f64 = 0.75;
 /// Minutes' worth of commits that may come at once.
 const COMMITS_BURST_MINUTES: f64 = 5.0;
-/// Words of a machine on groups, at once and each minute afterwards: a member has a few to say on each marker.
+/// Words of a machine on groups, at once and each minute afterwards: a member has two to say on each marker and its coordinator three, and there is one
+/// a second at most.
 const WORDS_BURST: f64 = 300.0;
-const WORDS_A_MINUTE: f64 = 60.0;
+const WORDS_A_MINUTE: f64 = 240.0;
 /// Of them, markers that came to nothing: after one, members wait for a minute.
 const WITHDRAWALS_BURST: f64 = 60.0;
 const WITHDRAWALS_A_MINUTE: f64 = 6.0;
@@ -64,6 +65,8 @@ pub struct Shared {
     pub desk: Arc<Desk>,
     /// Rosters that were signed.
     pub signed: Signed,
+    /// What came of groups' markers.
+    pub failures: Failures,
     /// Asks everybody to end.
     pub shutdown: CancellationToken,
     /// Connections of machines that have no seat.
@@ -163,6 +166,7 @@ impl Shared {
             revoked_read: Mutex::new(Instant::now()),
             desk: Arc::default(),
             signed: Signed::default(),
+            failures: Failures::default(),
             shutdown: CancellationToken::new(),
             visits: Visits::default(),
             sessions,

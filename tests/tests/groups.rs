@@ -157,3 +157,94 @@ fn no_point_holds_an_effect_without_its_cause() -> Result<()> {
     ensure!(slowest < Duration::from_secs(12), "a write took {slowest:?}");
     fleet.operator(&["verify"]).map(drop)
 }
+
+/// Asks for a point of the group, and answers it.
+fn asked_for(fleet: &Fleet, kind: &str) -> Result<Value> {
+    fleet.asked(&["point", "create", kind, "--group", "shop", "--timeout", "60s"])
+}
+
+fn members(point: &Value) -> usize {
+    point["members"].as_array().map_or(0, Vec::len)
+}
+
+/// On demand, in either mode; members come and go, one is away, one takes another's place; with applications.
+#[test]
+fn a_group_lives() -> Result<()> {
+    let arena = Arena::enter("groups-life")?;
+    let options = FleetOptions { machines: 3, ordered: vec![1], ..FleetOptions::default() };
+    let mut fleet = Fleet::new(&arena, &options)?;
+    for warning in WARNINGS.iter().chain(&["HW-1498", "HW-1376"]) {
+        fleet.allow(warning);
+    }
+    let never = ["--crash-every", "never", "--application-every", "never", "--prepare", "5s"];
+    fleet.group("shop", &[0, 1], &never)?;
+    for at in [0, 1] {
+        fleet.wait(at, "its group", |status| status["group"]["listening"].is_string())?;
+    }
+    let first = asked_for(&fleet, "--crash")?;
+    ensure!(members(&first) == 2 && first["consistency"] == "filesystem", "{first:#}");
+
+    // One more, online.
+    fleet.operator(&["group", "add", "shop", &fleet.nodes[2].id])?;
+    for at in 0..3 {
+        fleet.wait(at, "three members", |status| status["group"]["members"] == 3)?;
+    }
+    let second = asked_for(&fleet, "--crash")?;
+    ensure!(members(&second) == 3, "{second:#}");
+
+    // A machine's own hook fails: it is named, and there is none. It is the second, of three of one name.
+    let hook = fleet.hooks_dir(1).join("10-database");
+    std::fs::create_dir(fleet.hooks_dir(1))?;
+    let write = |text: &str| -> Result<()> {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::write(&hook, format!("#!/bin/sh\n{text}\n"))?;
+        Ok(std::fs::set_permissions(&hook, std::fs::Permissions::from_mode(0o755))?)
+    };
+    write("[ $1 = thaw ] || exit 3")?;
+    let refused = asked_for(&fleet, "--application").err().context("there is a point")?.to_string();
+    ensure!(refused.contains("could not prepare"), "{refused}");
+    // It does what it should.
+    write("exit 0")?;
+    let third = asked_for(&fleet, "--application")?;
+    ensure!(members(&third) == 3 && third["consistency"] == "application", "{third:#}");
+    // Its application did not stand still until the end.
+    thread::sleep(Duration::from_secs(3));
+    write("[ $1 = freeze ] || exit 4")?;
+    let refused = asked_for(&fleet, "--application").err().context("there is a point")?.to_string();
+    println!("{refused}");
+    ensure!(fleet.group_points("shop")?.len() == 3);
+
+    // All of them recover, or some, and it is said what that means.
+    let dir = tempfile::Builder::new().prefix("hwtest-recovered-").tempdir_in("/dev/shm")?;
+    let to = dir.path().to_string_lossy().into_owned();
+    fleet.operator(&["recover", "--group", "shop", "--point", "latest-application", "--to", &to])?;
+    let recovered = std::fs::read_dir(dir.path())?.count();
+    ensure!(recovered == 3, "{recovered} machines");
+
+    // The first in line is away: nobody else's are frozen for long, and it is told who is missed.
+    fleet.kill_agent(0)?;
+    let refused = asked_for(&fleet, "--crash").err().context("there is a point")?.to_string();
+    println!("{refused}");
+    ensure!(refused.contains("no answer in time"), "{refused}");
+    // Without it, another takes its place.
+    fleet.operator(&["group", "remove", "shop", &fleet.nodes[0].id, "--yes"])?;
+    for at in 1..3 {
+        fleet.wait(at, "two members", |status| status["group"]["members"] == 2)?;
+    }
+    let until = Instant::now() + Duration::from_secs(60);
+    let fourth = loop {
+        match asked_for(&fleet, "--crash") {
+            Ok(point) => break point,
+            Err(error) => ensure!(Instant::now() < until, "{error:#}"),
+        }
+    };
+    ensure!(members(&fourth) == 2, "{fourth:#}");
+    // It comes back, and belongs to none: it learns so from its collector.
+    fleet.start_agent(0)?;
+    fleet.wait(0, "no group", |status| status["group"].is_null())?;
+    // A point of one machine alone, asked for in the same way.
+    let own =
+        fleet.asked(&["point", "create", "--crash", "--machine", &fleet.nodes[0].id, "--timeout", "60s"])?;
+    ensure!(own["machine"] == fleet.nodes[0].id, "{own:#}");
+    fleet.operator(&["verify"]).map(drop)
+}

@@ -17,6 +17,7 @@ struct GroupLabel {
 pub struct GroupMetrics {
     made: Family<GroupLabel, Counter>,
     revoked: Family<GroupLabel, Counter>,
+    failed: Family<GroupLabel, Counter>,
     age: Family<GroupLabel, Gauge<f64, AtomicU64>>,
     newest_ms: Mutex<HashMap<String, u64>>,
     /// Groups of which something was told.
@@ -41,6 +42,11 @@ impl GroupMetrics {
         locked(&self.told).insert(group.to_owned());
         self.revoked.get_or_create(&label(group)).inc();
     }
+    /// A coordinator says that a marker came to nothing.
+    pub fn failed(&self, group: &str) {
+        locked(&self.told).insert(group.to_owned());
+        self.failed.get_or_create(&label(group)).inc();
+    }
     /// The newest point is of this time, in milliseconds since 1970, or a later one.
     pub fn newest(&self, group: &str, taken_at_ms: u64) {
         locked(&self.told).insert(group.to_owned());
@@ -57,6 +63,7 @@ impl GroupMetrics {
                 self.age.remove(&label(name));
                 self.made.remove(&label(name));
                 self.revoked.remove(&label(name));
+                self.failed.remove(&label(name));
             }
             is_there
         });
@@ -81,8 +88,13 @@ impl GroupMetrics {
             self.revoked.clone(),
         );
         registry.register(
+            "group_markers_failed",
+            "Markers that came to nothing, as their coordinators say that have their sessions here",
+            self.failed.clone(),
+        );
+        registry.register(
             "group_rpo_age_seconds",
-            "Age of a group's latest point, by its marker",
+            "Age of a group's latest point, by its marker; of one that never had a point, the group's own age",
             self.age.clone(),
         );
     }

@@ -29,14 +29,33 @@ impl<W: AsyncWrite + Unpin> Owner<'_, W> {
         self.out.send(&message).await
     }
 
-    /// What cannot be so is passed over, and said: the session goes on. One who says too much is sent away.
+    /// What cannot be so is passed over, and so is what is said beyond the machine's allowance, or what the vault does not take: it is counted and
+    /// logged, and the session goes on. What its last markers were the machine says again in its next one.
     pub(super) async fn word(&mut self, word: Word) -> Result<(), CollectorError> {
         let (shared, machine) = (self.shared, self.machine);
-        shared.allow_word(machine)?;
-        let done = match word {
+        let Err(error) = self.take(word).await? else { return Ok(()) };
+        shared.metrics.word_passed_over(error.code());
+        if let Some(left_out) = shared.say_of_machine(machine, Level::WARN) {
+            tracing::warn!(%machine, code = %Code(error.code()), action = error.action(), %error, left_out, "a word on groups is passed over");
+        }
+        Ok(())
+    }
+
+    /// Fails where the session has to end; what is answered says what became of the word.
+    async fn take(&mut self, word: Word) -> Result<Result<(), CollectorError>, CollectorError> {
+        let (shared, machine) = (self.shared, self.machine);
+        // Whoever asked waits for an answer, and it costs nothing.
+        if !matches!(word, Word::Answer(..))
+            && let Err(error) = shared.allow_word(machine)
+        {
+            return Ok(Err(error));
+        }
+        Ok(match word {
             Word::Kept(kept) => self.out.alive(markers::kept(shared, self.writer.state(), kept)).await?,
             Word::Withdrawn(group, marker) => {
-                shared.allow_withdrawal(machine)?;
+                if let Err(error) = shared.allow_withdrawal(machine) {
+                    return Ok(Err(error));
+                }
                 self.out.alive(markers::withdrawn(shared, machine, group, marker)).await?
             }
             Word::Reachable(reachable) => {
@@ -45,7 +64,7 @@ impl<W: AsyncWrite + Unpin> Owner<'_, W> {
                 if known { Ok(()) } else { Err(CollectorError::Address(machine)) }
             }
             Word::Ended(group, marker, kind, failed) => {
-                tracing::debug!(%machine, %group, %marker, ?kind, failed, "a marker has ended");
+                markers::ended(shared, machine, group, marker, kind, failed).await;
                 Ok(())
             }
             Word::Answer(request, answer) => {
@@ -54,16 +73,6 @@ impl<W: AsyncWrite + Unpin> Owner<'_, W> {
                 }
                 Ok(())
             }
-        };
-        match done {
-            Err(error @ (CollectorError::Marker(_) | CollectorError::Address(_))) => {
-                shared.metrics.refused(error.code());
-                if let Some(left_out) = shared.say_of_machine(machine, Level::WARN) {
-                    tracing::warn!(%machine, code = %Code(error.code()), action = error.action(), %error, left_out, "a word on groups is passed over");
-                }
-                Ok(())
-            }
-            done => done,
-        }
+        })
     }
 }

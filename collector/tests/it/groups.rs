@@ -3,7 +3,7 @@
 use crate::support::{Agent, Site};
 use highwater_delta::{CommitId, DiskId, GroupId, MachineId};
 use highwater_group::{Kind, Life, Marker};
-use highwater_vault::groups::{Answer, Group, Of, Times};
+use highwater_vault::groups::{Answer, Group, Of, Report, Times};
 use highwater_wire::message::{AgentMessage, CollectorMessage, Kept, PointAnswer, Reachable};
 use highwater_wire::{Identity, Roster};
 use std::time::Duration;
@@ -36,6 +36,10 @@ fn marker(coordinator: MachineId, number: u64) -> Marker {
 
 fn kept(group: &Group, marker: Marker, commit: CommitId) -> AgentMessage {
     AgentMessage::Kept(Kept { group: group.id, epoch: group.epoch, marker, kind: Kind::Crash, commit })
+}
+
+fn report_of(group: &Group, marker: Marker, commit: CommitId) -> Report {
+    Report { group: group.id, epoch: group.epoch, marker, kind: Kind::Crash, commit }
 }
 
 async fn ping(agent: &mut Agent) {
@@ -198,7 +202,7 @@ async fn what_cannot_be_so_is_passed_over() {
     for folder in ["group-kept", "group-points", "group-addresses"] {
         assert!(vault.control_list(folder).await.unwrap().is_empty(), "{folder}");
     }
-    let refusals = "highwater_collector_refusals_total{code=\"HW-1370\"} 5";
+    let refusals = "highwater_collector_group_words_passed_over_total{code=\"HW-1370\"} 5";
     let metrics = site.metrics().await;
     assert!(metrics.lines().any(|line| line == refusals), "{metrics}");
     // One point of the machine is one of the group, and not two.
@@ -208,42 +212,134 @@ async fn what_cannot_be_so_is_passed_over() {
     assert_eq!(vault.group_points(other.id).await.unwrap().len(), 1);
 }
 
+/// How many words of machines were passed over, for this reason.
+async fn passed_over(site: &Site, code: &str) -> u64 {
+    let begin = format!("highwater_collector_group_words_passed_over_total{{code=\"{code}\"}} ");
+    let metrics = site.metrics().await;
+    metrics.lines().find_map(|line| line.strip_prefix(&begin)).map_or(0, |number| number.parse().unwrap())
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn who_says_too_much_is_sent_away_and_one_who_may_not_know_of_groups_at_once() {
+async fn who_may_not_know_of_groups_is_sent_away() {
     let site = Site::new().await;
-    let (one, disk) = (site.machine().await, DiskId::new());
-    let made = group(&site, "shop", &[&one]).await;
-    let mut before = site.agent(&one, disk).await;
+    let mut before = site.agent(&site.machine().await, DiskId::new()).await;
     before.send(AgentMessage::Reachable(Reachable { host: None, port: 1 })).await;
     assert_eq!(refused(&mut before).await, 1311);
+}
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_said_beyond_the_allowance_is_passed_over_and_replication_goes_on() {
+    let site = Site::new().await;
+    let (one, two) = (site.machine().await, site.machine().await);
+    let made = group(&site, "shop", &[&one]).await;
+    let other = group(&site, "other", &[&two]).await;
+    let vault = site.vault().await;
+
+    let disk = disk_of(&one);
     let mut flood = site.member(&one, disk).await;
     let commit = flood.deliver(disk, 1, &[1]).await;
-    for number in 1..=400 {
-        // It may be cut off meanwhile.
-        if flood.sender.send(&kept(&made, marker(one.machine, number), commit)).await.is_err() {
-            break;
-        }
+    for number in 1..=600 {
+        flood.send(kept(&made, marker(one.machine, number), commit)).await;
     }
-    let _ = flood.sender.flush().await;
-    assert_eq!(refused(&mut flood).await, 1329);
-    let vault = site.vault().await;
+    ping(&mut flood).await;
+    let over = passed_over(&site, "HW-1329").await;
+    assert!((100..=300).contains(&over), "{over}");
     assert_eq!(vault.group_points(made.id).await.unwrap().len(), 1);
+    flood.deliver(disk, 2, &[2]).await;
 
-    let two = site.machine().await;
-    let made = group(&site, "other", &[&two]).await;
-    let mut flood = site.member(&two, disk_of(&two)).await;
+    let disk = disk_of(&two);
+    let mut flood = site.member(&two, disk).await;
     for number in 1..=100 {
-        let withdrawn = AgentMessage::Withdrawn { group: made.id, marker: marker(two.machine, number) };
-        if flood.sender.send(&withdrawn).await.is_err() {
-            break;
-        }
+        flood.send(AgentMessage::Withdrawn { group: other.id, marker: marker(two.machine, number) }).await;
     }
-    let _ = flood.sender.flush().await;
-    assert_eq!(refused(&mut flood).await, 1329);
-    let revoked = vault.control_list(&format!("group-points/{}", made.id)).await.unwrap();
+    ping(&mut flood).await;
+    let revoked = vault.control_list(&format!("group-points/{}", other.id)).await.unwrap();
     assert!((60..=70).contains(&revoked.len()), "{}", revoked.len());
-    assert!(vault.groups().await.unwrap().living().len() == 2);
+    assert_eq!(passed_over(&site, "HW-1329").await - over, 100 - revoked.len() as u64);
+    flood.deliver(disk, 1, &[1]).await;
+}
+
+/// The group's own document cannot be read, nor what another marker came to: replication goes on, and so do other groups.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_vault_does_not_take_is_passed_over() {
+    let site = Site::new().await;
+    let (one, two) = (site.machine().await, site.machine().await);
+    let (disk, made) = (disk_of(&one), group(&site, "shop", &[&one]).await);
+    let mut agent = site.member(&one, disk).await;
+    let (first, second) = (marker(one.machine, 1), marker(one.machine, 2));
+    let commit = agent.deliver(disk, 1, &[1]).await;
+    agent.send(kept(&made, first, commit)).await;
+    ping(&mut agent).await;
+    let damage =
+        |name: String| std::fs::write(site.vault_dir().join("control").join(name), [7; 100]).unwrap();
+    damage(format!("group-points/{}/{first}", made.id));
+    let state = site.vault().await.machine(one.machine).await.unwrap();
+    assert!(site.vault().await.keep_marker(&state, report_of(&made, first, commit)).await.is_err());
+    let commit = agent.deliver(disk, 2, &[2]).await;
+    agent.send(kept(&made, second, commit)).await;
+    ping(&mut agent).await;
+    let points = site.vault().await.group_points(made.id).await.unwrap();
+    assert_eq!(points.iter().map(|point| point.marker).collect::<Vec<_>>(), [second]);
+
+    group(&site, "other", &[&two]).await;
+    damage("groups/00000002".to_owned());
+    let of_next = Group { epoch: 2, ..made.clone() };
+    agent.send(kept(&of_next, marker(one.machine, 3), commit)).await;
+    ping(&mut agent).await;
+    assert_eq!(passed_over(&site, "HW-1206").await, 1);
+    agent.deliver(disk, 3, &[3]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn markers_that_fail_are_counted_and_a_group_without_points_has_an_age() {
+    let site = Site::new().await;
+    let (one, two) = (site.machine().await, site.machine().await);
+    let made = group(&site, "shop", &[&one, &two]).await;
+    let mut agent = site.member(&one, disk_of(&one)).await;
+    // The collector may not have read yet what groups there are.
+    while told(&mut agent, &site).await.is_none() {}
+    let ended = |number, coordinator, failed: Option<&str>| AgentMessage::MarkerEnded {
+        group: made.id,
+        marker: marker(coordinator, number),
+        kind: Kind::Crash,
+        failed: failed.map(str::to_owned),
+    };
+    for number in 1..=6 {
+        agent.send(ended(number, one.machine, Some("db-1 is not connected"))).await;
+    }
+    // Of another's nobody says anything.
+    agent.send(ended(7, two.machine, None)).await;
+    ping(&mut agent).await;
+    let failures = &site.running.shared.failures;
+    let row = failures.last(made.id, Kind::Crash).unwrap();
+    assert_eq!((row.count, row.why.as_str()), (6, "db-1 is not connected"));
+    agent.send(ended(8, one.machine, None)).await;
+    ping(&mut agent).await;
+    assert_eq!(failures.last(made.id, Kind::Crash), None);
+    highwater_collector::groups::markers::sweep(&site.running.shared, false, &mut Default::default())
+        .await
+        .unwrap();
+    let metrics = site.metrics().await;
+    let failed = "highwater_collector_group_markers_failed_total{group=\"shop\"} 6";
+    assert!(metrics.lines().any(|line| line == failed), "{metrics}");
+    let age = "highwater_collector_group_rpo_age_seconds{group=\"shop\"} ";
+    let age: f64 = metrics.lines().find_map(|line| line.strip_prefix(age)).unwrap().parse().unwrap();
+    assert!((0.0..120.0).contains(&age), "{age}");
+}
+
+/// With a point each second a coordinator says of each that it keeps it, that it came to nothing, and that it has ended.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_allowance_is_enough_for_a_marker_each_second() {
+    let site = Site::new().await;
+    let one = site.machine().await;
+    let shared = &site.running.shared;
+    let _member = site.member(&one, DiskId::new()).await;
+    let begun = tokio::time::Instant::now();
+    while shared.allow_word(one.machine).is_ok() {}
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let seconds = begun.elapsed().as_secs();
+    let more = (0..100).take_while(|_| shared.allow_word(one.machine).is_ok()).count() as u64;
+    assert!((3 * seconds..=5 * (seconds + 1)).contains(&more), "{more} in {seconds} s");
 }
 
 fn disk_of(identity: &Identity) -> DiskId {

@@ -91,6 +91,11 @@ impl Place {
         self.runtime.block_on(keep(&self.vault, group.parse().unwrap(), marker, n, commit));
     }
 
+    /// The name of a machine's report of a marker.
+    fn report(&self, group: &str, number: u64, n: u8) -> String {
+        format!("group-kept/{group}/{}.{}", marker(number), machine(n))
+    }
+
     /// A group `shop` of machines 1 and 2; answers its id.
     fn shop(&self) -> String {
         let made =
@@ -223,6 +228,16 @@ fn only_whole_points_are_listed_and_members_are_recovered_together() {
     );
     let text = place.run(&["group", "show", "shop"]).good().out;
     assert!(text.contains("is not offered before it is stored by db-1"), "{text}");
+    // All have said so, and whoever was to decide died.
+    let (name, other) = (place.report(&id, 3, 1), place.report(&id, 3, 2));
+    let report = place.runtime.block_on(place.vault.control_get(&name)).unwrap().unwrap();
+    assert!(place.runtime.block_on(place.vault.control_create(&other, &report)).unwrap());
+    let text = place.run(&["group", "show", "shop"]).good().out;
+    assert!(
+        text.contains("is not offered yet: a collector has still to decide") && !text.contains("by ."),
+        "{text}"
+    );
+    std::fs::remove_file(place.path("vault").join("control").join(&other)).unwrap();
     let own = place.run(&["points", "web-1", "--json"]).good().json();
     assert_eq!(own["points"][0]["group-point"]["point"], first.to_string());
     assert_eq!(own["points"][2]["group-point"], Value::Null);

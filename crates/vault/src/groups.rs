@@ -9,6 +9,8 @@
 //! - **One decision.** A marker becomes a point of the group when every member of its epoch has reported, and it comes to nothing when a member
 //!   says so first, or when one has not reported within [`PENDING_MAX`]. Either is `group-points/<group>/<marker>`, created if absent: it is one
 //!   or the other everywhere and for ever. A point is decided only by whoever has read the reports of all members.
+//! - **Who was taken out** has no say in what the others do afterwards: reports of an epoch that is over are taken for [`PENDING_MAX`], and count for that
+//!   epoch only.
 //! - **A crash** between a report and the decision, or between the decision and the deletion of the reports, is made good by whoever
 //!   comes next: another report of the marker, or [`Vault::sweep_groups`], which collectors do now and then.
 //! - **Offered** is only what is whole: of a point of a group, each member's own point still exists ([`Vault::group_points`]).
@@ -32,7 +34,7 @@ pub(crate) use cache::Cache;
 pub use decide::{Complete, Decision, MemberPoint, Outcome, Report, Revoked};
 pub(crate) use keep::forget_points;
 pub use keep::{Shared, SharedPoint};
-pub use points::{GroupPoint, Pending};
+pub use points::{GroupPoint, Health, Pending};
 pub use register::{Group, Groups, NAME_CHARS_MAX, Times};
 pub use requests::{Answer, Of, Request, RequestId, Taken};
 pub use sweep::Swept;

@@ -102,12 +102,15 @@ pub(super) async fn show(
     }
     if let Some(newest) = pending.first() {
         let missing: Vec<String> = newest.missing.iter().map(|machine| plain(&names[machine])).collect();
-        writeln!(
-            console.out,
-            "A point of {} is not offered before it is stored by {}.",
-            rfc3339(newest.since_ms),
-            missing.join(", "),
-        )?;
+        let since = rfc3339(newest.since_ms);
+        if missing.is_empty() {
+            let text =
+                "is not offered yet: a collector has still to decide on it, which takes a minute or two";
+            writeln!(console.out, "A point of {since} {text}.")?;
+        } else {
+            let missing = missing.join(", ");
+            writeln!(console.out, "A point of {since} is not offered before it is stored by {missing}.")?;
+        }
     }
     Ok(Exit::Success)
 }

@@ -13,7 +13,20 @@ use std::{
 use tokio::sync::Mutex;
 
 /// Decisions on the markers of a group.
-pub(super) type Decisions = BTreeMap<Marker, Arc<Decision>>;
+#[derive(Default)]
+pub(super) struct Decisions {
+    pub(super) decided: BTreeMap<Marker, Arc<Decision>>,
+    /// Those of which the document is damaged: they were decided, and nobody can tell how. They are read again each time, since a document may be
+    /// brought back from a copy.
+    pub(super) damaged: BTreeMap<Marker, Arc<VaultError>>,
+}
+
+impl Decisions {
+    /// Whether a marker was decided.
+    pub(super) fn has(&self, marker: &Marker) -> bool {
+        self.decided.contains_key(marker) || self.damaged.contains_key(marker)
+    }
+}
 
 /// Shared by all copies of a [`Vault`].
 #[derive(Default)]
@@ -55,30 +68,37 @@ impl Vault {
         self.groups.groups.lock().await.clone()
     }
 
-    /// All decisions on the markers of a group.
+    /// All decisions on the markers of a group. One that is damaged does not stop the others.
     pub(super) async fn decisions(&self, group: GroupId) -> Result<Arc<Decisions>> {
         let folder = format!("group-points/{group}");
         let names = self.control_list(&folder).await?;
         let markers: Vec<Marker> =
             names.iter().filter_map(|name| name.rsplit('/').next()?.parse().ok()).collect();
         let known = self.groups.decisions.lock().await.get(&group).cloned().unwrap_or_default();
-        let (mut decisions, mut new) = (Decisions::new(), Vec::new());
+        let (mut decisions, mut new) = (Decisions::default(), Vec::new());
         for marker in markers {
-            match known.get(&marker) {
-                Some(decision) => drop(decisions.insert(marker, decision.clone())),
+            match known.decided.get(&marker) {
+                Some(decision) => drop(decisions.decided.insert(marker, decision.clone())),
                 None => new.push(marker),
             }
         }
-        if new.is_empty() && decisions.len() == known.len() {
+        if new.is_empty() && decisions.decided.len() == known.decided.len() && known.damaged.is_empty() {
             return Ok(known);
         }
         let mut read = stream::iter(new)
-            .map(|marker| async move { Ok::<_, VaultError>((marker, self.decision(group, marker).await?)) })
+            .map(|marker| async move { (marker, self.decision(group, marker).await) })
             .buffer_unordered(READ_DEPTH);
-        while let Some((marker, decision)) = read.try_next().await? {
-            // Deleted meanwhile?
-            decisions.extend(decision.map(|decision| (marker, Arc::new(decision))));
+        while let Some((marker, decision)) = read.next().await {
+            match decision {
+                // Deleted meanwhile?
+                Ok(decision) => {
+                    decisions.decided.extend(decision.map(|decision| (marker, Arc::new(decision))));
+                }
+                Err(error) if error.is_damage() => drop(decisions.damaged.insert(marker, Arc::new(error))),
+                Err(error) => return Err(error),
+            }
         }
+        drop(read);
         let decisions = Arc::new(decisions);
         self.groups.decisions.lock().await.insert(group, decisions.clone());
         Ok(decisions)

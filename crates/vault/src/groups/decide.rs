@@ -151,11 +151,18 @@ impl Vault {
             return refuse("what it is said to be kept as is no recovery point of the machine");
         };
         let now_ms = self.stamp_ms().await?;
+        let is_over = |ended_ms: u64| now_ms.saturating_sub(ended_ms) > millis(PENDING_MAX);
+        if groups.ended_ms(group, epoch).is_some_and(is_over) {
+            return refuse("this epoch of the group ended too long ago");
+        }
         if now_ms.saturating_sub(point.stored_at_ms) > millis(PENDING_MAX) {
             return refuse("the recovery point was stored too long ago");
         }
         let decisions = self.decisions(group).await?;
-        match decisions.get(&marker).map(|decision| &**decision) {
+        if decisions.damaged.contains_key(&marker) {
+            return refuse("it was decided before, and the document is damaged");
+        }
+        match decisions.decided.get(&marker).map(|decision| &**decision) {
             Some(Decision::Complete(done)) if done.commit_of(machine) == Some(commit) => {
                 return Ok(Outcome::Known);
             }
@@ -164,17 +171,19 @@ impl Vault {
         }
         // Or a machine could have any number of points of its group made of one of its own.
         let is_it = |decision: &Decision| matches!(decision, Decision::Complete(done) if done.commit_of(machine) == Some(commit));
-        if decisions.values().any(|decision| is_it(decision)) {
+        if decisions.decided.values().any(|decision| is_it(decision)) {
             return refuse("the recovery point belongs to another point of the group");
         }
         let reports = self.reports(group).await?;
         // Where the store keeps everything for a while, some are decided.
-        let waits = |other: &Marker| *other != marker && !decisions.contains_key(other);
+        let waits = |other: &Marker| *other != marker && !decisions.has(other);
         let own = reports.iter().filter(|(other, by)| *by == machine && waits(other)).count();
         if own >= PENDING_OF_MACHINE_MAX {
             return Err(VaultError::Limit("markers of a machine that wait for other members"));
         }
-        let another = reports.iter().find(|(other, by)| *other == marker && *by != machine);
+        // Who is no member in this epoch says nothing of it.
+        let counts = |by: &MachineId| *by != machine && members.binary_search(by).is_ok();
+        let another = reports.iter().find(|(other, by)| *other == marker && counts(by));
         if let Some((_, by)) = another
             && let Some(before) = find::<Reported>(self, &report_name(group, marker, *by)).await?
             && (before.epoch, before.kind) != (epoch, kind)
@@ -203,21 +212,24 @@ impl Vault {
     }
 
     /// A machine learnt that a marker came to nothing. If it is a point of the group already, it stays one. Answers whether it was
-    /// decided with this.
+    /// decided with this. One that was taken out of the group can say so only of markers of before: it has reported it, and so has its coordinator, with
+    /// the same epoch.
     ///
     /// # Errors
-    /// [`VaultError::Marker`]: it is no marker that this machine could know of.
+    /// [`VaultError::Marker`]: it is no marker on which this machine could say anything.
     pub async fn withdraw_marker(&self, machine: MachineId, group: GroupId, marker: Marker) -> Result<bool> {
-        let mut groups = self.groups_known().await;
-        let knows = |groups: &super::Groups| {
-            groups.ever_of(machine).contains(&group) && groups.ever_of(marker.coordinator).contains(&group)
-        };
-        if !knows(&groups) {
-            groups = self.groups().await?;
+        // As they are now: whoever was taken out just before is out.
+        let groups = self.groups().await?;
+        let refuse = |cause| Err(VaultError::Marker { marker, machine, cause });
+        if !groups.ever_of(marker.coordinator).contains(&group) {
+            return refuse("its coordinator never was a member of this group");
         }
-        if !knows(&groups) {
-            let cause = "the machine, or its coordinator, never was a member of this group";
-            return Err(VaultError::Marker { marker, machine, cause });
+        if !groups.is_member(group, machine) {
+            let own = find::<Reported>(self, &report_name(group, marker, machine)).await?;
+            let first = find::<Reported>(self, &report_name(group, marker, marker.coordinator)).await?;
+            if own.is_none() || own.map(|report| report.epoch) != first.map(|report| report.epoch) {
+                return refuse("the machine is no member of this group, and had no part in it");
+            }
         }
         self.revoke(group, marker, Some(machine)).await
     }

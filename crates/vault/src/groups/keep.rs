@@ -47,6 +47,10 @@ impl Shared {
                     shared.pending.extend(report.map(|report| report.commit));
                 }
             }
+            // What belongs to a point of which nothing can be read is kept by letting nothing go.
+            for marker in vault.decisions(group).await?.damaged.keys() {
+                vault.decision(group, *marker).await?;
+            }
             let points = completed(vault, group).await?;
             shared
                 .groups
@@ -78,10 +82,10 @@ impl SharedPoint {
     }
 }
 
-/// All points of a group for which there is a document.
+/// All points of a group for which there is a document that can be read.
 async fn completed(vault: &Vault, group: GroupId) -> Result<Vec<(Marker, Complete)>> {
     let decisions = vault.decisions(group).await?;
-    let done = decisions.iter().filter_map(|(marker, decision)| match &**decision {
+    let done = decisions.decided.iter().filter_map(|(marker, decision)| match &**decision {
         Decision::Complete(done) => Some((*marker, done.clone())),
         Decision::Revoked(_) => None,
     });

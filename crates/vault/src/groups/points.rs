@@ -6,6 +6,7 @@ use futures::{StreamExt, stream};
 use highwater_delta::{CommitId, GroupId, MachineId};
 use highwater_group::{Kind, Marker};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 /// Machines that are read at once.
 const MACHINES_AT_ONCE: usize = 8;
@@ -24,9 +25,9 @@ pub struct GroupPoint {
 pub struct Pending {
     /// Its name.
     pub marker: Marker,
-    /// As the first report says.
+    /// As its coordinator's report says, or the first.
     pub epoch: u64,
-    /// As the first report says.
+    /// As that report says.
     pub kind: Kind,
     /// When the first member reported it, in milliseconds since 1970.
     pub since_ms: u64,
@@ -34,6 +35,15 @@ pub struct Pending {
     pub reported: Vec<MachineId>,
     /// Members that have not said so yet.
     pub missing: Vec<MachineId>,
+}
+
+/// How a group stands.
+#[derive(Clone, Debug)]
+pub struct Health {
+    /// When the newest of its points was taken, in milliseconds since 1970.
+    pub newest_ms: Option<u64>,
+    /// Documents on what became of markers that cannot be read, each with what is wrong with it.
+    pub damaged: Vec<Arc<VaultError>>,
 }
 
 impl Vault {
@@ -44,7 +54,7 @@ impl Vault {
     pub async fn group_points(&self, group: GroupId) -> Result<Vec<GroupPoint>> {
         self.known(group).await?;
         let decisions = self.decisions(group).await?;
-        let done = decisions.iter().filter_map(|(marker, decision)| match &**decision {
+        let done = decisions.decided.iter().filter_map(|(marker, decision)| match &**decision {
             Decision::Complete(done) => Some((*marker, done)),
             Decision::Revoked(_) => None,
         });
@@ -75,11 +85,21 @@ impl Vault {
         }
         let mut pending = Vec::new();
         for (marker, reported) in reported {
-            if self.decision(group, marker).await?.is_some() {
-                continue;
-            }
-            let name = decide::report_name(group, marker, reported[0]);
-            let Some(first) = find::<decide::Reported>(self, &name).await? else { continue };
+            let coordinator = reported.iter().find(|machine| **machine == marker.coordinator);
+            let name = decide::report_name(group, marker, *coordinator.unwrap_or(&reported[0]));
+            // What is damaged waits for nobody.
+            let read = async {
+                match self.decision(group, marker).await? {
+                    Some(_) => Ok(None),
+                    None => find::<decide::Reported>(self, &name).await,
+                }
+            };
+            let first = match read.await {
+                Ok(Some(first)) => first,
+                Ok(None) => continue,
+                Err(error) if error.is_damage() => continue,
+                Err(error) => return Err(error),
+            };
             let members = groups.membership(group, first.epoch).unwrap_or_default();
             let missing = members.iter().filter(|machine| !reported.contains(machine)).copied().collect();
             let decide::Reported { epoch, kind, reported_at_ms, .. } = first;
@@ -89,17 +109,17 @@ impl Vault {
         Ok(pending)
     }
 
-    /// Of a group, when the newest of its points was taken, in milliseconds since 1970; without a look whether it is whole still.
-    pub async fn group_newest_ms(&self, group: GroupId) -> Result<Option<u64>> {
+    /// How a group stands; without a look whether its points are whole still.
+    pub async fn group_health(&self, group: GroupId) -> Result<Health> {
         let decisions = self.decisions(group).await?;
-        let taken = decisions.values().filter_map(|decision| match &**decision {
+        let taken = decisions.decided.values().filter_map(|decision| match &**decision {
             Decision::Complete(done) => Some(done.taken_at_ms),
             Decision::Revoked(_) => None,
         });
-        Ok(taken.max())
+        Ok(Health { newest_ms: taken.max(), damaged: decisions.damaged.values().cloned().collect() })
     }
 
-    async fn known(&self, group: GroupId) -> Result<std::sync::Arc<Groups>> {
+    async fn known(&self, group: GroupId) -> Result<Arc<Groups>> {
         let groups = self.groups().await?;
         if groups.get(group).is_none() {
             return Err(VaultError::UnknownGroup(group));

@@ -113,6 +113,10 @@ pub struct Groups {
     numbers: BTreeSet<u64>,
     groups: BTreeMap<GroupId, Group>,
     epochs: BTreeMap<(GroupId, u64), Vec<MachineId>>,
+    /// When epochs that are over ended, in milliseconds since 1970.
+    ended: BTreeMap<(GroupId, u64), u64>,
+    /// When each was made.
+    made: BTreeMap<GroupId, u64>,
 }
 
 impl Groups {
@@ -142,6 +146,21 @@ impl Groups {
     #[must_use]
     pub fn membership(&self, group: GroupId, epoch: u64) -> Option<&[MachineId]> {
         self.epochs.get(&(group, epoch)).map(Vec::as_slice)
+    }
+    /// When an epoch ended, in milliseconds since 1970; none: it is the newest of a group that there is, or there was none such.
+    #[must_use]
+    pub fn ended_ms(&self, group: GroupId, epoch: u64) -> Option<u64> {
+        self.ended.get(&(group, epoch)).copied()
+    }
+    /// When a group was made, in milliseconds since 1970.
+    #[must_use]
+    pub fn made_ms(&self, group: GroupId) -> Option<u64> {
+        self.made.get(&group).copied()
+    }
+    /// Whether a machine belongs to a group now.
+    #[must_use]
+    pub fn is_member(&self, group: GroupId, machine: MachineId) -> bool {
+        self.get(group).is_some_and(|group| !group.deleted && group.members.binary_search(&machine).is_ok())
     }
     /// The groups that a machine belongs to, or did.
     #[must_use]
@@ -182,6 +201,10 @@ impl Groups {
         if self.next(group.clone()).ok().as_ref() != Some(&group) {
             return;
         }
+        if let Some(before) = self.groups.get(&group.id).filter(|before| before.epoch < group.epoch) {
+            self.ended.insert((group.id, before.epoch), group.since_ms);
+        }
+        self.made.entry(group.id).or_insert(group.since_ms);
         if !group.deleted {
             self.epochs.insert((group.id, group.epoch), group.members.clone());
         }

@@ -2,7 +2,7 @@
 
 use super::support::*;
 use crate::groups::{
-    Answer, Decision, Group, Of, Outcome, PENDING_MAX, PENDING_OF_MACHINE_MAX, Report, Times,
+    Answer, Complete, Decision, Group, Of, Outcome, PENDING_MAX, PENDING_OF_MACHINE_MAX, Report, Times,
 };
 use crate::{VaultError, erase, tests::support::runtime};
 use highwater_delta::*;
@@ -216,5 +216,65 @@ fn requests_and_addresses_come_and_go() {
         for folder in ["point-requests", "point-requests-taken", "point-requests-answered"] {
             assert!(vault.control_list(folder).await.unwrap().is_empty(), "{folder}");
         }
+    });
+}
+
+/// One that was taken out knows how the markers to come are called.
+#[test]
+fn a_machine_that_was_taken_out_hinders_nobody() {
+    runtime().block_on(async {
+        let site = Site::new(3).await;
+        let before = site.group("shop", &[1, 2, 3]).await;
+        let old = marker(1, 1);
+        let reports = async |group: &Group, marker, n| {
+            let commit = site.point(n, Consistency::Filesystem).await;
+            let state = site.vault.machine(machine(n)).await.unwrap();
+            site.vault.keep_marker(&state, report(group, marker, commit)).await
+        };
+        reports(&before, old, 1).await.unwrap();
+        reports(&before, old, 3).await.unwrap();
+        let fewer = Group { members: vec![machine(1), machine(2)], ..before.clone() };
+        let now = site.vault.change_groups(|_| Ok(fewer.clone())).await.unwrap();
+        let groups = site.vault.groups().await.unwrap();
+        assert!(groups.ended_ms(before.id, 1).is_some() && groups.ended_ms(before.id, 2).is_none());
+        let withdraws = async |marker, n| site.vault.withdraw_marker(machine(n), before.id, marker).await;
+        let is_refused = |error: VaultError| assert!(matches!(error, VaultError::Marker { .. }), "{error}");
+
+        // It cannot take back a marker to come, with a report of its own neither.
+        let next = marker(1, 2);
+        is_refused(withdraws(next, 3).await.unwrap_err());
+        reports(&before, next, 3).await.unwrap();
+        is_refused(withdraws(next, 3).await.unwrap_err());
+        // Nor make the others' reports be refused.
+        reports(&now, next, 2).await.unwrap();
+        assert!(site.vault.sweep_groups().await.unwrap().made.is_empty());
+        let outcome = reports(&now, next, 1).await.unwrap();
+        assert!(matches!(outcome, Outcome::Made(Complete { epoch: 2, .. })), "{outcome:?}");
+        is_refused(reports(&before, next, 3).await.unwrap_err());
+
+        // What was under way is done with as before.
+        assert!(withdraws(old, 3).await.unwrap());
+        let whole = marker(1, 3);
+        for n in [3, 2, 1] {
+            reports(&before, whole, n).await.unwrap();
+        }
+        assert!(matches!(
+            site.vault.decision(before.id, whole).await.unwrap(),
+            Some(Decision::Complete(Complete { epoch: 1, .. }))
+        ));
+
+        // Nor does a report of it make a marker late that the others begin afterwards.
+        let (later, never) = (marker(1, 4), marker(1, 5));
+        for marker in [later, never] {
+            reports(&before, marker, 3).await.unwrap();
+        }
+        site.later(PENDING_MAX.as_millis() as u64 + 1);
+        reports(&now, later, 2).await.unwrap();
+        let swept = site.vault.sweep_groups().await.unwrap();
+        assert!(swept.revoked.is_empty() && swept.made.is_empty(), "{swept:?}");
+        assert_eq!(site.vault.decision(before.id, never).await.unwrap(), None);
+        assert!(matches!(reports(&now, later, 1).await.unwrap(), Outcome::Made(_)));
+        assert!(site.vault.control_list("group-kept").await.unwrap().is_empty());
+        is_refused(reports(&before, marker(1, 6), 3).await.unwrap_err());
     });
 }

@@ -1,11 +1,12 @@
 //! A store that fails, and collectors that die: at every call.
 
 use super::support::*;
-use crate::groups::{Decision, Group, PENDING_MAX, Report};
+use crate::groups::{Decision, Group, PENDING_MAX, Report, decide};
 use crate::tests::support::{Faulty, When, memory, runtime};
 use crate::{MachineState, Vault};
 use highwater_delta::*;
 use highwater_group::Marker;
+use object_store::ObjectStoreExt;
 
 struct Place {
     site: Site,
@@ -143,5 +144,60 @@ fn without_all_reports_there_is_no_point_whatever_fails() {
                 }
             }
         }
+    });
+}
+
+/// Overwrites a document with something that cannot be read.
+async fn damage(site: &Site, name: &str) {
+    let path = object_store::path::Path::from(format!("control/{name}"));
+    assert!(site.store.head(&path).await.is_ok(), "{name} is not there");
+    site.store.put(&path, vec![7; 100].into()).await.unwrap();
+}
+
+#[test]
+fn a_damaged_document_stops_nothing_but_what_it_says() {
+    runtime().block_on(async {
+        let site = Site::new(2).await;
+        let group = site.group("shop", &[1, 2]).await;
+        let first = site.made(&group, &[1, 2], 1).await;
+        let name = crate::groups::cache::decision_name(group.id, first);
+        damage(&site, &name).await;
+        let site = Site { vault: site.another().await, ..site };
+        let second = site.made(&group, &[1, 2], 2).await;
+        let points = async || {
+            let points = site.another().await.group_points(group.id).await.unwrap();
+            points.iter().map(|point| point.marker).collect::<Vec<_>>()
+        };
+        assert_eq!(points().await, [second]);
+        let health = site.vault.group_health(group.id).await.unwrap();
+        assert!(health.newest_ms.is_some() && health.damaged.len() == 1, "{health:?}");
+        site.vault.tidy_groups().await.unwrap();
+        // Its points are not let go.
+        assert!(crate::groups::Shared::load(&site.vault, machine(1)).await.unwrap_err().is_damage());
+
+        // Of the damaged one itself nothing is decided again.
+        let commit = site.point(1, Consistency::Filesystem).await;
+        let state = site.vault.machine(machine(1)).await.unwrap();
+        let error = site.vault.keep_marker(&state, report(&group, first, commit)).await.unwrap_err();
+        assert!(matches!(error, crate::VaultError::Marker { .. }), "{error}");
+        assert!(!site.vault.withdraw_marker(machine(1), group.id, first).await.unwrap());
+        assert!(site.vault.decision(group.id, first).await.unwrap_err().is_damage());
+
+        // One of a decision that is damaged, one that is damaged itself, and one that is not.
+        let left = decide::report_name(group.id, first, machine(1));
+        site.vault.control_create(&left, b"{}").await.unwrap();
+        for n in [3, 4] {
+            site.vault.keep_marker(&state, report(&group, marker(1, n), commit)).await.unwrap();
+        }
+        damage(&site, &decide::report_name(group.id, marker(1, 3), machine(1))).await;
+        let pending = site.vault.group_pending(group.id).await.unwrap();
+        assert_eq!(pending.iter().map(|p| p.marker).collect::<Vec<_>>(), [marker(1, 4)]);
+        let swept = site.vault.sweep_groups().await.unwrap();
+        assert_eq!((swept.damaged.len(), swept.made.len(), swept.revoked.len()), (2, 0, 0), "{swept:?}");
+        site.later(PENDING_MAX.as_millis() as u64 + 60_000);
+        let swept = site.another().await.sweep_groups().await.unwrap();
+        assert_eq!(swept.revoked, [(group.id, marker(1, 3)), (group.id, marker(1, 4))]);
+        assert_eq!(site.vault.control_list("group-kept").await.unwrap(), [left]);
+        assert!(site.vault.decision(group.id, first).await.unwrap_err().is_damage());
     });
 }
