@@ -227,7 +227,7 @@ fn a_group_lives() -> Result<()> {
     println!("{refused}");
     ensure!(refused.contains("no answer in time"), "{refused}");
     // Without it, another takes its place.
-    fleet.operator(&["group", "remove", "shop", &fleet.nodes[0].id, "--yes"])?;
+    fleet.operator(&["group", "remove", "shop", &fleet.nodes[0].id])?;
     for at in 1..3 {
         fleet.wait(at, "two members", |status| status["group"]["members"] == 2)?;
     }
