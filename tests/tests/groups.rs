@@ -197,8 +197,11 @@ fn a_group_lives() -> Result<()> {
     std::fs::create_dir(fleet.hooks_dir(1))?;
     let write = |text: &str| -> Result<()> {
         use std::os::unix::fs::PermissionsExt;
-        std::fs::write(&hook, format!("#!/bin/sh\n{text}\n"))?;
-        Ok(std::fs::set_permissions(&hook, std::fs::Permissions::from_mode(0o755))?)
+        // The one before may be running still. What begins with a dot is no hook.
+        let new = hook.with_file_name(".new");
+        std::fs::write(&new, format!("#!/bin/sh\n{text}\n"))?;
+        std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o755))?;
+        Ok(std::fs::rename(&new, &hook)?)
     };
     write("[ $1 = thaw ] || exit 3")?;
     let refused = asked_for(&fleet, "--application").err().context("there is a point")?.to_string();
