@@ -94,7 +94,7 @@ impl Vault {
         SegmentId::at_ms(newest.0, newest.1)
     }
 
-    /// Now, in milliseconds since 1970, for what is recorded: within [`AGREES_MS`] and a minute of the store's clock, unless the clock was
+    /// Now, in milliseconds since 1970, for what is recorded: within `AGREES_MS` and a minute of the store's clock, unless the clock was
     /// given as right.
     pub async fn stamp_ms(&self) -> Result<u64> {
         let clock = self.clock();

@@ -12,8 +12,8 @@
 //! - **Who was taken out** has no say in what the others do afterwards: reports of an epoch that is over are taken for [`PENDING_MAX`], and count for that
 //!   epoch only.
 //! - **A crash** between a report and the decision, or between the decision and the deletion of the reports, is made good by whoever
-//!   comes next: another report of the marker, or [`Vault::sweep_groups`], which collectors do now and then.
-//! - **Offered** is only what is whole: of a point of a group, each member's own point still exists ([`Vault::group_points`]).
+//!   comes next: another report of the marker, or [`crate::Vault::sweep_groups`], which collectors do now and then.
+//! - **Offered** is only what is whole: of a point of a group, each member's own point still exists ([`crate::Vault::group_points`]).
 //! - **Kept together.** Maintenance of a machine keeps its points that belong to points of a group, as the policy says for the list of the group's
 //!   points ([`Shared`]). The list is the same for all members; so what the policy keeps of it stays whole. When one member's point is gone, the
 //!   document of the group's point goes.
