@@ -18,6 +18,7 @@ const WARNINGS: &[&str] = &[
     "HW-1102",
     "HW-1104",
     "HW-1307",
+    "HW-1376",
     "HW-1430",
     "HW-1433",
     "HW-1434",
@@ -173,7 +174,7 @@ fn a_group_lives() -> Result<()> {
     let arena = Arena::enter("groups-life")?;
     let options = FleetOptions { machines: 3, ordered: vec![1], ..FleetOptions::default() };
     let mut fleet = Fleet::new(&arena, &options)?;
-    for warning in WARNINGS.iter().chain(&["HW-1498", "HW-1376"]) {
+    for warning in WARNINGS.iter().chain(&["HW-1498"]) {
         fleet.allow(warning);
     }
     let never = ["--crash-every", "never", "--application-every", "never", "--prepare", "5s"];
