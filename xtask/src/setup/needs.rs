@@ -81,6 +81,10 @@ const TEST: &[Need] = &[
     need("mount", "losetup"),
     need("util-linux", "addpart"),
     need("util-linux", "setpriv"),
+    // Networks of machines of a group.
+    need("iproute2", "ip"),
+    need("iproute2", "tc"),
+    need("util-linux", "nsenter"),
     need("fio", "fio"),
     // Its server; programs of the server itself lie in a directory named by their version.
     need("postgresql", "pg_ctlcluster"),
