@@ -115,11 +115,11 @@ pub struct Machine {
     coordinator: Coordinator,
     /// When this machine would coordinate, by kind.
     due: [Option<Tick>; 2],
-    /// How many markers in a row that it coordinated came to nothing, by kind.
+    /// How many markers in a row came to nothing, by kind: that it coordinated, or took part in.
     failures: [u32; 2],
 }
 
-/// After so many failures in a row the pause until the next marker grows no more: by then it is 32 times the first.
+/// After so many failures in a row the pause until the next marker grows no more: by then it is 16 times the first.
 const FAILURES_MAX: u32 = 5;
 
 impl Machine {
@@ -185,9 +185,20 @@ impl Machine {
     fn unless_kept(&mut self, now: Tick, part: Option<(Marker, Kind)>, out: &[Output]) {
         let Some((marker, kind)) = part.filter(|part| self.member.part() != Some(*part)) else { return };
         let kept = |output: &Output| matches!(output, Output::Report { marker: of, .. } if *of == marker);
-        if marker.coordinator == self.own || out.iter().any(kept) || self.every(kind).is_none() {
+        let failures = &mut self.failures[kind as usize];
+        if out.iter().any(kept) {
+            *failures = 0;
+            if marker.coordinator != self.own {
+                self.heard(now, kind);
+            }
             return;
         }
+        if marker.coordinator == self.own || self.every(kind).is_none() {
+            return;
+        }
+        // All in line pause longer, or each of them would keep the others busy.
+        let failures = &mut self.failures[kind as usize];
+        *failures = (*failures + 1).min(FAILURES_MAX);
         let next = now + self.pause(kind) + self.behind();
         let due = &mut self.due[kind as usize];
         *due = due.map(|due| due.min(next));
@@ -225,9 +236,8 @@ impl Machine {
                 out.push(Output::Send { to: from, message: Message::Refuse { marker, why } });
             }
             Message::Prepare { kind, .. } => {
-                if self.member.prepare(now, &self.timing, (marker, kind, epoch), out) {
-                    self.heard(now, kind);
-                }
+                // Its own turn comes later when this one is kept: one that comes to nothing must not put off who may do better.
+                self.member.prepare(now, &self.timing, (marker, kind, epoch), out);
             }
             Message::Freeze { life, .. } => self.member.freeze(now, &self.timing, marker, life, out),
             Message::Mark { life, .. } => self.member.mark(now, &self.timing, marker, life, out),
@@ -287,7 +297,7 @@ impl Machine {
         self.coordinator.begin(now, &self.timing, &membership, kind, out);
     }
 
-    /// A marker of this kind has begun, here or elsewhere.
+    /// A marker of this kind has begun here, or was kept.
     fn heard(&mut self, now: Tick, kind: Kind) {
         let behind = self.behind();
         let next = |every: Option<Tick>| every.map(|every| now + every + behind);

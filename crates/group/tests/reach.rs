@@ -1,0 +1,73 @@
+//! A coordinator that does not reach all, and a member that is away: by machines that do at once what they are told.
+
+use highwater_delta::MachineId;
+use highwater_group::{Input, Kind, Life, Machine, Membership, Output, Tick, Timing};
+use std::collections::VecDeque;
+
+const STEP: Tick = 10;
+
+/// Runs three machines, of which some pairs do not hear of each other. Answers when markers ended, by whom, and whether as points.
+fn run(reaches: fn(usize, usize) -> bool, until: Tick) -> Vec<(Tick, usize, bool)> {
+    let timing = Timing {
+        crash_every: Some(60_000),
+        application_every: None,
+        prepare_max: 1_000,
+        freeze_max: 500,
+        hold_max: 1_000,
+        mark_max: 1_000,
+        resend: 100,
+        patience: 2_000,
+        retry: 1_000,
+    };
+    let ids: Vec<MachineId> = (1..=3).map(|n| MachineId::from_bytes([n; 16])).collect();
+    let membership = Membership::new(1, ids.clone()).unwrap();
+    let life = |n: usize| Life { since: 1, nonce: n as u64 };
+    let mut machines: Vec<Machine> =
+        ids.iter().enumerate().map(|(n, id)| Machine::new(*id, life(n), timing)).collect();
+    let mut inputs: VecDeque<(usize, Input)> =
+        (0..3).map(|n| (n, Input::Membership(membership.clone()))).collect();
+    let mut ended = vec![];
+    for now in (0..until).step_by(STEP as usize) {
+        inputs.extend((0..3).map(|n| (n, Input::Tick)));
+        while let Some((n, input)) = inputs.pop_front() {
+            for output in machines[n].on(now, input) {
+                match output {
+                    Output::Send { to, message } => {
+                        let to = ids.iter().position(|id| *id == to).unwrap();
+                        if reaches(n, to) && reaches(to, n) {
+                            inputs.push_back((to, Input::Message { from: ids[n], message }));
+                        }
+                    }
+                    Output::Prepare { marker, kind } => {
+                        assert_eq!(kind, Kind::Crash);
+                        inputs.push_back((n, Input::Prepared { marker, done: true }));
+                    }
+                    Output::Freeze { marker } => inputs.push_back((n, Input::Frozen { marker, done: true })),
+                    Output::Keep { marker } => inputs.push_back((n, Input::Kept { marker, intact: true })),
+                    Output::Ended { result, .. } => ended.push((now, n, result.is_ok())),
+                    Output::Drop { .. } | Output::Report { .. } | Output::Withdraw { .. } => {}
+                }
+            }
+        }
+    }
+    ended
+}
+
+/// The first in line does not reach the third; the second reaches both.
+#[test]
+fn one_that_does_not_reach_all_is_passed_over() {
+    let ended = run(|from, to| (from, to) != (0, 2), 60_000);
+    let first = ended.iter().find(|(.., ok)| *ok).unwrap_or_else(|| panic!("no point: {ended:?}"));
+    assert_eq!(first.1, 1, "{ended:?}");
+}
+
+/// One is away: the others are asked to prepare ever more rarely.
+#[test]
+fn pauses_grow_while_a_member_is_away() {
+    let ended = run(|from, to| from != 2 && to != 2, 300_000);
+    assert!(ended.iter().all(|(.., ok)| !ok));
+    let half = |from: Tick, to: Tick| ended.iter().filter(|(at, ..)| (from..to).contains(at)).count();
+    let (early, late) = (half(0, 30_000), half(270_000, 300_000));
+    println!("{early} markers in the first 30 s, {late} in the last");
+    assert!(late * 2 <= early && late > 0, "{early} and {late}: {ended:?}");
+}
