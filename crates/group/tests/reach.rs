@@ -20,7 +20,7 @@ fn run(reaches: fn(usize, usize) -> bool, until: Tick) -> Vec<(Tick, usize, bool
         retry: 1_000,
     };
     let ids: Vec<MachineId> = (1..=3).map(|n| MachineId::from_bytes([n; 16])).collect();
-    let membership = Membership::new(1, ids.clone()).unwrap();
+    let membership = Membership::new(1, ids.clone()).unwrap_or_else(|error| panic!("{error}"));
     let life = |n: usize| Life { since: 1, nonce: n as u64 };
     let mut machines: Vec<Machine> =
         ids.iter().enumerate().map(|(n, id)| Machine::new(*id, life(n), timing)).collect();
@@ -33,7 +33,7 @@ fn run(reaches: fn(usize, usize) -> bool, until: Tick) -> Vec<(Tick, usize, bool
             for output in machines[n].on(now, input) {
                 match output {
                     Output::Send { to, message } => {
-                        let to = ids.iter().position(|id| *id == to).unwrap();
+                        let Some(to) = ids.iter().position(|id| *id == to) else { panic!("to nobody") };
                         if reaches(n, to) && reaches(to, n) {
                             inputs.push_back((to, Input::Message { from: ids[n], message }));
                         }
