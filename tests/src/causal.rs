@@ -17,9 +17,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-const ENTRY_BYTES: u64 = 8;
+pub(crate) const ENTRY_BYTES: u64 = 8;
 /// Entries of one chain on one machine.
 const ENTRIES: u64 = 256 << 10;
+/// A chain's file.
+pub const CHAIN_BYTES: u64 = ENTRIES * ENTRY_BYTES;
 
 /// The chains of one run. Dropped: they end.
 pub struct Causal {
@@ -28,27 +30,47 @@ pub struct Causal {
     slowest_us: Arc<AtomicU64>,
 }
 
+/// One machine's part of one chain.
+pub trait Entries: Send {
+    /// Writes an entry; it is durable then, or the kernel has it.
+    fn write(&mut self, entry: u64, value: u64, durable: bool) -> Result<()>;
+}
+
+impl Entries for File {
+    fn write(&mut self, entry: u64, value: u64, durable: bool) -> Result<()> {
+        self.write_all_at(&value.to_le_bytes(), entry * ENTRY_BYTES)?;
+        if durable {
+            self.sync_data()?;
+        }
+        Ok(())
+    }
+}
+
 impl Causal {
     /// Starts chains over these file systems. Every second one waits until each write is durable, the others only until the kernel has it;
     /// between two writes there are so many microseconds.
     pub fn start(machines: &[&Path], chains: usize, pause_us: u64) -> Result<Self> {
+        let part = |chain, machine: &&Path| -> Result<Box<dyn Entries>> {
+            let path = machine.join(name(chain));
+            fs::write(&path, vec![0; CHAIN_BYTES as usize])?;
+            let file = OpenOptions::new().write(true).open(path)?;
+            file.sync_all()?;
+            Ok(Box::new(file))
+        };
+        let parts = |chain| machines.iter().map(|machine| part(chain, machine)).collect::<Result<Vec<_>>>();
+        Self::start_on((0..chains).map(parts).collect::<Result<_>>()?, pause_us)
+    }
+
+    /// The same on parts that are there: of each chain, those of all machines, in files of [`name`] and [`CHAIN_BYTES`] of zeros.
+    pub fn start_on(chains: Vec<Vec<Box<dyn Entries>>>, pause_us: u64) -> Result<Self> {
         let (stop, slowest_us) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let mut threads = vec![];
-        for chain in 0..chains {
-            let mut files = vec![];
-            for machine in machines {
-                let path = machine.join(name(chain));
-                fs::write(&path, vec![0; (ENTRIES * ENTRY_BYTES) as usize])?;
-                let file = OpenOptions::new().write(true).open(path)?;
-                file.sync_all()?;
-                files.push(file);
-            }
+        for (chain, mut parts) in chains.into_iter().enumerate() {
             let (stop, slowest_us) = (stop.clone(), slowest_us.clone());
-            let durable = chain % 2 == 0;
             threads.push(
                 thread::Builder::new()
                     .name(format!("chain-{chain}"))
-                    .spawn(move || write(&files, durable, pause_us, &stop, &slowest_us))?,
+                    .spawn(move || write(&mut parts, chain % 2 == 0, pause_us, &stop, &slowest_us))?,
             );
         }
         Ok(Self { stop, threads, slowest_us })
@@ -74,27 +96,25 @@ impl Drop for Causal {
     }
 }
 
-fn name(chain: usize) -> String {
+/// The file of a chain.
+#[must_use]
+pub fn name(chain: usize) -> String {
     format!("chain-{chain}")
 }
 
 fn write(
-    files: &[File],
+    parts: &mut [Box<dyn Entries>],
     durable: bool,
     pause_us: u64,
     stop: &AtomicBool,
     slowest_us: &AtomicU64,
 ) -> Result<u64> {
-    let machines = files.len() as u64;
+    let machines = parts.len() as u64;
     let mut at = 0;
     while !stop.load(Ordering::SeqCst) && (at + 1) / machines < ENTRIES {
         at += 1;
         let begun = Instant::now();
-        let file = &files[(at % machines) as usize];
-        file.write_all_at(&at.to_le_bytes(), at / machines * ENTRY_BYTES)?;
-        if durable {
-            file.sync_data()?;
-        }
+        parts[(at % machines) as usize].write(at / machines, at, durable)?;
         slowest_us.fetch_max(begun.elapsed().as_micros() as u64, Ordering::SeqCst);
         if pause_us > 0 {
             thread::sleep(Duration::from_micros(pause_us));

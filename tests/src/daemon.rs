@@ -166,16 +166,11 @@ impl Daemon {
     /// Fails on the first warning or error that was not announced.
     pub fn judge(&self) -> Result<()> {
         let log = self.log();
-        let bad: Vec<&str> =
-            log.lines().filter(|line| is_complaint(line) && !self.is_allowed(line)).collect();
+        let bad = complaints(&log, &self.allowed);
         if bad.is_empty() {
             return Ok(());
         }
         bail!("{} logged what the test did not expect:\n{}", self.name, bad.join("\n"))
-    }
-
-    fn is_allowed(&self, line: &str) -> bool {
-        self.allowed.iter().any(|text| line.contains(text))
     }
 
     fn tail(&self) -> String {
@@ -203,6 +198,12 @@ impl Drop for Daemon {
             panic!("{error}");
         }
     }
+}
+
+/// Lines of a log that complain, and have none of these texts.
+pub fn complaints<'a, S: AsRef<str>>(log: &'a str, allowed: &[S]) -> Vec<&'a str> {
+    let is_allowed = |line: &str| allowed.iter().any(|text| line.contains(text.as_ref()));
+    log.lines().filter(|line| is_complaint(line) && !is_allowed(line)).collect()
 }
 
 /// A line of level WARN or ERROR, as text or JSON, or a panic.

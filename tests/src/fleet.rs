@@ -1,7 +1,7 @@
 //! Several machines of one collector, each with an agent in a network of its own and a disk with a file system.
 
 use crate::{
-    Arena, Backing, FileSystem, Lan, LoopDisk, Mounted, command,
+    Arena, Backing, FileSystem, Headquarters, Lan, LoopDisk, Mounted,
     daemon::{Daemon, program},
 };
 use anyhow::{Context, Result, ensure};
@@ -9,7 +9,6 @@ use serde_json::Value;
 use std::{
     fmt::Write as _,
     fs,
-    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -55,11 +54,10 @@ pub struct Fleet {
     dir: PathBuf,
     /// All machines.
     pub nodes: Vec<Node>,
-    /// The collector, while it runs.
-    pub collector: Option<Daemon>,
+    /// Their collector.
+    pub hq: Headquarters,
     allowed: Vec<String>,
     log: Option<&'static str>,
-    listen: SocketAddr,
     /// The network between them.
     pub lan: Lan,
 }
@@ -68,36 +66,18 @@ impl Fleet {
     /// Starts collector and agents, and waits until all disks are replicated.
     pub fn new(arena: &Arena, options: &FleetOptions) -> Result<Self> {
         let lan = Lan::new(options.machines)?;
-        let (dir, host) = (arena.dir().to_path_buf(), lan.host());
-        let etc = dir.join("collector");
-        let vault = dir.join("vault");
-        run(
-            "highwater-collector",
-            &["init", "--dir", &text(&etc), "--vault", &text(&vault), "--name", &host.to_string()],
-        )?;
-        let config = etc.join("collector.toml");
-        let mut lines: Vec<String> = (fs::read_to_string(&config)?.lines())
-            .filter(|line| !line.contains("listen"))
-            .map(str::to_owned)
-            .collect();
-        let listen = SocketAddr::from((host, 9443));
-        lines.push(format!(
-            "listen = \"{listen}\"\nmanagement-listen = \"{host}:8443\"\nmetrics-listen = \"{host}:9464\""
-        ));
-        lines.push(format!("state-dir = {:?}\ncommits-per-minute = 6000", etc.join("state")));
-        fs::write(&config, lines.join("\n"))?;
         let allowed =
             ["peer closed connection", "disconnected from the collector", "no connection to the collector"];
+        let mut hq = Headquarters::new(arena.dir(), lan.host())?;
+        allowed.iter().for_each(|text| hq.allow(text));
         let mut fleet = Self {
-            dir,
+            dir: arena.dir().to_owned(),
             nodes: vec![],
-            collector: None,
+            hq,
             allowed: allowed.map(String::from).to_vec(),
             log: options.log,
-            listen,
             lan,
         };
-        fleet.start_collector()?;
         for at in 0..options.machines {
             fleet.add(arena, options, at)?;
         }
@@ -128,35 +108,14 @@ impl Fleet {
         writeln!(toml, "[application]\nhooks-dir = {:?}", dir.join("freeze-hook.d"))?;
         toml.push_str(&(options.agent)(at));
         fs::write(dir.join("agent.toml"), toml)?;
-        let config = text(&self.dir.join("collector/collector.toml"));
-        let said = run("highwater-collector", &["token", "create", "--config", &config, "--json"])?;
-        let said: Value = serde_json::from_str(&said)?;
-        fs::write(dir.join("token"), said["token"].as_str().context("no token")?)?;
+        fs::write(dir.join("token"), self.hq.token()?)?;
         self.nodes.push(Node { dir, id: String::new(), mounted, disk, agent: None });
-        let (url, token) =
-            (format!("https://{}:8443", self.lan.host()), text(&self.nodes[at].dir.join("token")));
+        let (url, token) = (self.hq.management_url(), text(&self.nodes[at].dir.join("token")));
         self.agent(at, &["enroll", &url, "--token-file", &token])?;
         self.start_agent(at)?;
         let device = text(self.nodes[at].disk.path());
         self.agent(at, &["protect", &device, "--name", "data"])?;
         self.nodes[at].id = self.status(at)?["machine"].as_str().context("no machine")?.to_owned();
-        Ok(())
-    }
-
-    /// Starts the collector; it is ready on return.
-    pub fn start_collector(&mut self) -> Result<()> {
-        let mut command = std::process::Command::new(program("highwater-collector")?);
-        command.arg("run").arg("--config").arg(self.dir.join("collector/collector.toml"));
-        let mut daemon = Daemon::spawn("collector", &self.dir, command)?;
-        for text in &self.allowed {
-            daemon.allow(text);
-        }
-        let until = Instant::now() + GUARD;
-        while TcpStream::connect(self.listen).is_err() {
-            ensure!(Instant::now() < until && daemon.is_running()?, "no collector:\n{}", daemon.log());
-            thread::sleep(Duration::from_millis(10));
-        }
-        self.collector = Some(daemon);
         Ok(())
     }
 
@@ -189,9 +148,10 @@ impl Fleet {
     pub fn allow(&mut self, text: &str) {
         self.allowed.push(text.to_owned());
         let agents = self.nodes.iter_mut().filter_map(|node| node.agent.as_mut());
-        for daemon in agents.chain(self.collector.as_mut()) {
-            daemon.allow(text);
-        }
+        agents.for_each(|agent| {
+            agent.allow(text);
+        });
+        self.hq.allow(text);
     }
 
     /// Runs `highwater-agent` on a machine.
@@ -238,44 +198,11 @@ impl Fleet {
         }
     }
 
-    /// Runs `highwater` on the vault.
-    pub fn operator(&self, args: &[&str]) -> Result<String> {
-        let (vault, key) = (text(&self.dir.join("vault")), text(&self.dir.join("collector/vault.key")));
-        let mut all = vec!["--vault", &vault, "--key", &key];
-        all.extend(args);
-        run("highwater", &all)
-    }
-
-    /// The same, as JSON; so is an error.
-    pub fn asked(&self, args: &[&str]) -> Result<Value> {
-        let mut command = std::process::Command::new(program("highwater")?);
-        command.arg("--vault").arg(self.dir.join("vault"));
-        command.arg("--key").arg(self.dir.join("collector/vault.key")).args(args).arg("--json");
-        let out = command.output()?;
-        let said = String::from_utf8_lossy(&out.stdout).into_owned();
-        ensure!(out.status.success(), "highwater {}: {said}", args.join(" "));
-        Ok(serde_json::from_str(&said)?)
-    }
-
     /// Makes a group of these machines.
     pub fn group(&self, name: &str, machines: &[usize], more: &[&str]) -> Result<()> {
-        let mut args = vec!["group", "create", name];
-        for at in machines {
-            args.extend(["--machine", &self.nodes[*at].id]);
-        }
-        args.extend(more);
-        self.operator(&args).map(drop)
+        let ids: Vec<&str> = machines.iter().map(|at| self.nodes[*at].id.as_str()).collect();
+        self.hq.group(name, &ids, more)
     }
-
-    /// The points of a group: each its marker, and its machines' own points.
-    pub fn group_points(&self, name: &str) -> Result<Vec<Value>> {
-        let said = self.asked(&["group", "points", name])?;
-        Ok(said["points"].as_array().context("no points")?.clone())
-    }
-}
-
-fn run(name: &str, args: &[&str]) -> Result<String> {
-    command::run(&program(name)?.to_string_lossy(), args)
 }
 
 fn text(path: &Path) -> String {

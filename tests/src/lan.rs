@@ -1,4 +1,4 @@
-//! A network of one's own: a bridge, and a network namespace for each machine of a test.
+//! A network of one's own: a bridge, and a network namespace for each machine of a test, or a tap for each virtual machine.
 //!
 //! Names carry the test's process id; all of it goes with the destructor.
 
@@ -21,11 +21,7 @@ pub struct Lan {
 impl Lan {
     /// Makes it, for so many machines (up to 200).
     pub fn new(machines: usize) -> Result<Self> {
-        ensure!(machines <= 200, "too many machines");
-        let lan = Self { bridge: format!("hwt{}", std::process::id() % 1_000_000), machines };
-        ip(&["link", "add", &lan.bridge, "type", "bridge"])?;
-        ip(&["address", "add", &format!("{HOST}/24"), "dev", &lan.bridge])?;
-        ip(&["link", "set", &lan.bridge, "up"])?;
+        let lan = Self::bridge(machines)?;
         for machine in 0..machines {
             let (space, outer) = (lan.space(machine), lan.outer(machine));
             ip(&["netns", "add", &space])?;
@@ -36,6 +32,26 @@ impl Lan {
             ip(&["-n", &space, "link", "set", "eth0", "up"])?;
             ip(&["-n", &space, "link", "set", "lo", "up"])?;
         }
+        Ok(lan)
+    }
+
+    /// Makes it, for so many virtual machines (up to 200): QEMU opens their taps, they give themselves their addresses.
+    pub fn of_vms(machines: usize) -> Result<Self> {
+        let lan = Self::bridge(machines)?;
+        for machine in 0..machines {
+            let tap = lan.outer(machine);
+            ip(&["tuntap", "add", "dev", &tap, "mode", "tap"])?;
+            ip(&["link", "set", &tap, "master", &lan.bridge, "up"])?;
+        }
+        Ok(lan)
+    }
+
+    fn bridge(machines: usize) -> Result<Self> {
+        ensure!(machines <= 200, "too many machines");
+        let lan = Self { bridge: format!("hwt{}", std::process::id() % 1_000_000), machines };
+        ip(&["link", "add", &lan.bridge, "type", "bridge"])?;
+        ip(&["address", "add", &format!("{HOST}/24"), "dev", &lan.bridge])?;
+        ip(&["link", "set", &lan.bridge, "up"])?;
         Ok(lan)
     }
 
@@ -83,7 +99,8 @@ impl Lan {
         format!("hwtest-{}-{machine}", std::process::id())
     }
 
-    fn outer(&self, machine: usize) -> String {
+    /// The end of a machine's network that lies here.
+    pub(crate) fn outer(&self, machine: usize) -> String {
         format!("{}m{machine}", self.bridge)
     }
 }

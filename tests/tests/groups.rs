@@ -53,7 +53,7 @@ fn check_point(fleet: &Fleet, point: &Value) -> Result<Vec<u64>> {
     for node in &fleet.nodes {
         let member = members.iter().find(|member| member["machine"] == node.id).context("a member lacks")?;
         let (to, number) = (dir.path().join(&node.id), member["point"].to_string());
-        fleet.operator(&["recover", &node.id, "--point", &number, "--to", &to.to_string_lossy()])?;
+        fleet.hq.operator(&["recover", &node.id, "--point", &number, "--to", &to.to_string_lossy()])?;
         images.push(to.join("data.img"));
     }
     causal::check(&images, CHAINS).with_context(|| format!("group point {marker}"))
@@ -63,7 +63,7 @@ fn check_point(fleet: &Fleet, point: &Value) -> Result<Vec<u64>> {
 fn wait_points(fleet: &Fleet, count: usize, limit: Duration) -> Result<Vec<Value>> {
     let until = Instant::now() + limit;
     loop {
-        let points = fleet.group_points("shop")?;
+        let points = fleet.hq.group_points("shop")?;
         if points.len() >= count {
             return Ok(points);
         }
@@ -132,16 +132,15 @@ fn no_point_holds_an_effect_without_its_cause() -> Result<()> {
                 agent.signal(Signal::SIGCONT)?;
             }
             _ => {
-                let mut collector = fleet.collector.take().context("no collector")?;
-                collector.kill_9()?;
+                fleet.hq.kill()?;
                 thread::sleep(Duration::from_millis(random.below(500)));
-                fleet.start_collector()?;
+                fleet.hq.start()?;
             }
         }
         // Time for some points in between.
         thread::sleep(Duration::from_millis(1500 + random.below(4000)));
     }
-    let before = fleet.group_points("shop")?.len();
+    let before = fleet.hq.group_points("shop")?.len();
     let points = wait_points(&fleet, before + 3, Duration::from_secs(90))?;
     let (writes, slowest) = causal.stop()?;
     println!(
@@ -156,12 +155,12 @@ fn no_point_holds_an_effect_without_its_cause() -> Result<()> {
     ensure!(held.len() > points.len() / 2, "{held:?}");
     // A freeze ends by its deadline, which is 10 s, and its guardian's second.
     ensure!(slowest < Duration::from_secs(12), "a write took {slowest:?}");
-    fleet.operator(&["verify"]).map(drop)
+    fleet.hq.operator(&["verify"]).map(drop)
 }
 
 /// Asks for a point of the group, and answers it.
 fn asked_for(fleet: &Fleet, kind: &str) -> Result<Value> {
-    fleet.asked(&["point", "create", kind, "--group", "shop", "--timeout", "60s"])
+    fleet.hq.asked(&["point", "create", kind, "--group", "shop", "--timeout", "60s"])
 }
 
 fn members(point: &Value) -> usize {
@@ -186,7 +185,7 @@ fn a_group_lives() -> Result<()> {
     ensure!(members(&first) == 2 && first["consistency"] == "filesystem", "{first:#}");
 
     // One more, online.
-    fleet.operator(&["group", "add", "shop", &fleet.nodes[2].id])?;
+    fleet.hq.operator(&["group", "add", "shop", &fleet.nodes[2].id])?;
     for at in 0..3 {
         fleet.wait(at, "three members", |status| status["group"]["members"] == 3)?;
     }
@@ -216,12 +215,12 @@ fn a_group_lives() -> Result<()> {
     write("[ $1 = freeze ] || exit 4")?;
     let refused = asked_for(&fleet, "--application").err().context("there is a point")?.to_string();
     println!("{refused}");
-    ensure!(fleet.group_points("shop")?.len() == 3);
+    ensure!(fleet.hq.group_points("shop")?.len() == 3);
 
     // All of them recover, or some, and it is said what that means.
     let dir = tempfile::Builder::new().prefix("hwtest-recovered-").tempdir_in("/dev/shm")?;
     let to = dir.path().to_string_lossy().into_owned();
-    fleet.operator(&["recover", "--group", "shop", "--point", "latest-application", "--to", &to])?;
+    fleet.hq.operator(&["recover", "--group", "shop", "--point", "latest-application", "--to", &to])?;
     let recovered = std::fs::read_dir(dir.path())?.count();
     ensure!(recovered == 3, "{recovered} machines");
 
@@ -231,7 +230,7 @@ fn a_group_lives() -> Result<()> {
     println!("{refused}");
     ensure!(refused.contains("no answer in time"), "{refused}");
     // Without it, another takes its place.
-    fleet.operator(&["group", "remove", "shop", &fleet.nodes[0].id])?;
+    fleet.hq.operator(&["group", "remove", "shop", &fleet.nodes[0].id])?;
     for at in 1..3 {
         fleet.wait(at, "two members", |status| status["group"]["members"] == 2)?;
     }
@@ -247,8 +246,15 @@ fn a_group_lives() -> Result<()> {
     fleet.start_agent(0)?;
     fleet.wait(0, "no group", |status| status["group"].is_null())?;
     // A point of one machine alone, asked for in the same way.
-    let own =
-        fleet.asked(&["point", "create", "--crash", "--machine", &fleet.nodes[0].id, "--timeout", "60s"])?;
+    let own = fleet.hq.asked(&[
+        "point",
+        "create",
+        "--crash",
+        "--machine",
+        &fleet.nodes[0].id,
+        "--timeout",
+        "60s",
+    ])?;
     ensure!(own["machine"] == fleet.nodes[0].id, "{own:#}");
-    fleet.operator(&["verify"]).map(drop)
+    fleet.hq.operator(&["verify"]).map(drop)
 }

@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use highwater_tests::{
     Arena, Backing, LoopDisk, Site, SiteOptions, command,
-    vm::{Vm, VmOptions, files_in},
+    vm::{WritingOptions, WritingVm, files_in},
 };
 use serde_json::Value;
 use std::{
@@ -22,15 +22,15 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A guest that writes, on a disk that is replicated.
 struct Stand {
     site: Site,
-    vm: Vm,
+    vm: WritingVm,
     disk: LoopDisk,
 }
 
 impl Stand {
-    fn new(arena: &Arena, options: SiteOptions, vm: &VmOptions, guest: &[&str]) -> Result<Self> {
+    fn new(arena: &Arena, options: SiteOptions, vm: &WritingOptions, guest: &[&str]) -> Result<Self> {
         let ordered = options.capture.iter().any(|line| line.starts_with("point-interval"));
         let disk = LoopDisk::new(Backing::Tmpfs, DISK_BYTES)?;
-        let vm = Vm::boot(arena.dir(), disk.path(), vm)?;
+        let vm = WritingVm::boot(arena.dir(), disk.path(), vm)?;
         let mut site = Site::new(arena, &options)?;
         // With no socket and no disk: they are found.
         let lines = ["", "[[guest]]", "name = \"hwtest-guest\""].iter().chain(guest);
@@ -91,7 +91,7 @@ fn files_of(image: &Path, options: &str) -> Result<u64> {
 #[test]
 fn a_guest_is_frozen_through_its_agent() -> Result<()> {
     let arena = Arena::enter("guests")?;
-    let stand = Stand::new(&arena, SiteOptions::default(), &VmOptions::default(), &[])?;
+    let stand = Stand::new(&arena, SiteOptions::default(), &WritingOptions::default(), &[])?;
     let found: Value = serde_json::from_str(&stand.site.agent_command(&["discover", "--json"])?)?;
     let guests = found["guests"].as_array().context("no guests")?;
     let guest = guests.iter().find(|g| g["name"] == "hwtest-guest").context("it is not found")?;
@@ -115,7 +115,7 @@ fn a_guest_is_frozen_in_write_ordered_mode_and_through_the_hosts_cache() -> Resu
     let arena = Arena::enter("guests-ordered")?;
     let options = SiteOptions { copy_frozen: false, ..SiteOptions::ordered("1s") };
     // Of itself, QEMU would not have it written out for minutes.
-    let vm = VmOptions { cache: "unsafe", ..VmOptions::default() };
+    let vm = WritingOptions { cache: "unsafe", ..WritingOptions::default() };
     let stand = Stand::new(&arena, options, &vm, &["application = true"])?;
     for _ in 0..3 {
         stand.clean_point("application")?;
@@ -142,7 +142,8 @@ fn next_crash_point(stand: &Stand) -> Result<()> {
 fn a_guest_that_does_not_hear_costs_the_rank_and_nothing_else() -> Result<()> {
     let arena = Arena::enter("guests-deaf")?;
     let options = SiteOptions { copy_frozen: false, ..SiteOptions::ordered("1s") };
-    let mut stand = Stand::new(&arena, options, &VmOptions { deaf: true, ..VmOptions::default() }, &[])?;
+    let mut stand =
+        Stand::new(&arena, options, &WritingOptions { deaf: true, ..WritingOptions::default() }, &[])?;
     stand.site.allow("HW-1445");
     let began = Instant::now();
     let (point, consistency, safe) = stand.point()?;
@@ -168,7 +169,7 @@ impl Drop for Mark {
 #[test]
 fn with_the_agent_killed_the_guest_goes_on_within_a_second() -> Result<()> {
     let arena = Arena::enter("guests-killed")?;
-    let mut stand = Stand::new(&arena, SiteOptions::default(), &VmOptions::default(), &[])?;
+    let mut stand = Stand::new(&arena, SiteOptions::default(), &WritingOptions::default(), &[])?;
     stand.clean_point("filesystem")?;
     // Called while all is frozen, and does not end by itself.
     let (mark, hook) = (Mark(arena.dir().join("frozen")), arena.dir().join("hook"));

@@ -16,8 +16,8 @@ use crate::{ebpf, sh, workspace};
 const END_TO_END: &str = "highwater-tests";
 /// The program run in guests.
 const GUEST_TEST: &str = "highwater-guest-test";
-/// The kernel of the machine that is protected from its host (`tests/src/vm.rs`).
-const VM_KERNEL: &str = "6.12";
+/// The kernels of virtual machines that are protected, from their host and from within (`tests/src/vm`).
+const VM_KERNELS: [&str; 3] = ["6.1", "6.12", "7"];
 /// Disks of the guest tests, as the program expects them: completions in softirq (one queue) and in hard interrupts
 /// together, one disk to lay device-mapper over, one with a file system, one with several queues without, one for LVM, one whose
 /// writes are logged, one for their log.
@@ -52,7 +52,7 @@ pub fn test(filter: Option<&str>, kernels: Option<&[String]>) -> Result<()> {
     sh::step("end-to-end tests");
     // The tests start the daemons as programs, which testing the tests alone would not build.
     sh::run(cargo_for_host().args(["build", "--workspace", "--bins"]))?;
-    kernels::fetch(&[VM_KERNEL.to_owned()])?;
+    kernels::fetch(&VM_KERNELS.map(str::to_owned))?;
     run_tests(&["--package", END_TO_END], &filters)?;
     if let Some(versions) = kernels {
         test_kernels(versions)?;

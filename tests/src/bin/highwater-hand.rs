@@ -1,0 +1,5 @@
+//! The far end of [`highwater_tests::hand`].
+
+fn main() -> anyhow::Result<()> {
+    highwater_tests::hand::serve()
+}

@@ -1,0 +1,155 @@
+//! Virtual machines with stock kernels as one group: the agent runs in each, the collector on the machine of the test, and writes of one cause
+//! writes of the other.
+
+use anyhow::{Context, Result, ensure};
+use highwater_tests::{
+    Arena, Causal, Headquarters, Lan, causal, causal::Entries, hand::HandEntries, vm::ProtectedVm,
+};
+use serde_json::Value;
+use std::{
+    collections::BTreeSet,
+    thread,
+    time::{Duration, Instant},
+};
+
+const CHAINS: usize = 2;
+const PATIENCE: Duration = Duration::from_secs(180);
+/// The oldest kernel that is supported, and the newest.
+const KERNELS: [&str; 2] = ["6.1", "7"];
+const CONFIG: &str = "[replication]\npoint-interval = \"1h\"\nretry-unit = \"50ms\"\n";
+/// In bitmap mode, and write-ordered.
+const MODES: [(&str, &str); 2] = [
+    ("bitmap", "[capture]\nmode = \"off\"\n"),
+    ("write-ordered", "[capture]\nmemory = \"64MiB\"\npoint-interval = \"2s\"\n"),
+];
+/// What collector and agents may warn of when machines are killed and cut off.
+const WARNINGS: &[&str] = &[
+    "HW-1101",
+    "HW-1102",
+    "HW-1104",
+    "HW-1307",
+    "HW-1376",
+    "HW-1430",
+    "HW-1458",
+    "HW-1463",
+    "HW-1465",
+    "HW-1475",
+    "HW-1485",
+    "HW-1489",
+    "HW-1494",
+    "session ended",
+    "peer closed connection",
+    "disconnected from the collector",
+    "no connection to the collector",
+    "no recovery point this time",
+    "thawed by the guardian",
+];
+
+/// Two machines that are one group, and chains of writes from one to the other.
+struct Stand {
+    vms: Vec<ProtectedVm>,
+    hq: Headquarters,
+    lan: Lan,
+}
+
+impl Stand {
+    fn new(arena: &Arena) -> Result<Self> {
+        let lan = Lan::of_vms(KERNELS.len())?;
+        let mut hq = Headquarters::new(arena.dir(), lan.host())?;
+        WARNINGS.iter().for_each(|text| hq.allow(text));
+        let mut vms = vec![];
+        for (at, kernel) in KERNELS.into_iter().enumerate() {
+            let config = format!("{CONFIG}{}", MODES[at].1);
+            vms.push(ProtectedVm::new(arena.dir(), (&hq, &lan, at), kernel, &config)?);
+        }
+        let stand = Self { vms, hq, lan };
+        stand.wait_states()?;
+        Ok(stand)
+    }
+
+    fn wait_states(&self) -> Result<()> {
+        (self.vms.iter().zip(MODES)).try_for_each(|(vm, (state, _))| vm.wait_state(state))
+    }
+
+    fn start_chains(&self) -> Result<Causal> {
+        let mut chains: Vec<Vec<Box<dyn Entries>>> = vec![];
+        for chain in 0..CHAINS {
+            let path = format!("/data/{}", causal::name(chain));
+            let blocks = causal::CHAIN_BYTES / 4096;
+            let make = format!("dd if=/dev/zero of={path} bs=4096 count={blocks} conv=fsync 2> /dev/null");
+            let mut parts: Vec<Box<dyn Entries>> = vec![];
+            for vm in &self.vms {
+                vm.hand()?.run(&["sh", "-c", &make])?;
+                parts.push(Box::new(HandEntries::new(vm.address, &path)));
+            }
+            chains.push(parts);
+        }
+        Causal::start_on(chains, 0)
+    }
+
+    fn points(&self) -> Result<Vec<Value>> {
+        self.hq.group_points("shop")
+    }
+
+    /// Waits for so many points more.
+    fn wait_points(&self, more: usize) -> Result<()> {
+        let (before, until) = (self.points()?.len(), Instant::now() + PATIENCE);
+        while self.points()?.len() < before + more {
+            ensure!(Instant::now() < until, "{} points, and {more} more were awaited", before);
+            thread::sleep(Duration::from_millis(200));
+        }
+        Ok(())
+    }
+
+    /// Recovers each machine's point of a group's point, and holds it against the chains.
+    fn check(&self, point: &Value) -> Result<Vec<u64>> {
+        let marker = point["point"].as_str().context("a marker")?;
+        let dir = tempfile::Builder::new().prefix("hwtest-recovered-").tempdir_in("/dev/shm")?;
+        let to = dir.path().to_string_lossy().into_owned();
+        self.hq.operator(&["recover", "--group", "shop", "--point", marker, "--to", &to])?;
+        let images: Vec<_> =
+            self.vms.iter().map(|vm| dir.path().join(&vm.host_name).join("data.img")).collect();
+        causal::check(&images, CHAINS).with_context(|| format!("group point {marker}"))
+    }
+}
+
+#[test]
+fn two_vms_are_one_group() -> Result<()> {
+    let arena = Arena::enter("vms")?;
+    let mut stand = Stand::new(&arena)?;
+    let ids: Vec<&str> = stand.vms.iter().map(|vm| vm.id.as_str()).collect();
+    stand.hq.group("shop", &ids, &["--crash-every", "1s"])?;
+    let chains = stand.start_chains()?;
+    stand.wait_points(5)?;
+
+    // An agent dies, and is started again.
+    stand.vms[1].kill_agent()?;
+    stand.vms[1].start_agent()?;
+    stand.wait_points(3)?;
+
+    // A machine is cut off from all others.
+    stand.lan.set_connected(0, false)?;
+    thread::sleep(Duration::from_secs(3));
+    stand.lan.set_connected(0, true)?;
+    stand.wait_points(3)?;
+
+    // A machine loses its power.
+    stand.vms[0].power_off()?;
+    stand.vms[0].power_on()?;
+    stand.vms[0].start_agent()?;
+    stand.wait_states()?;
+    stand.wait_points(3)?;
+
+    let (writes, slowest) = chains.stop()?;
+    let points = stand.points()?;
+    let mut held = BTreeSet::new();
+    for point in &points {
+        held.insert(stand.check(point)?);
+    }
+    println!("{} points of the group, {writes} writes, the slowest {slowest:?}: {held:?}", points.len());
+    ensure!(held.len() > points.len() / 2, "{held:?}");
+    // The one that lost its power has nobody's word for what was written before.
+    stand.vms[0].judge(&[WARNINGS, &["no tracking was recorded on this boot"]].concat())?;
+    stand.vms[1].judge(WARNINGS)?;
+    stand.hq.operator(&["verify"]).map(drop)
+}
