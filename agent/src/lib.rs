@@ -15,6 +15,7 @@ pub mod group;
 pub mod guardian;
 pub mod guests;
 pub mod hooks;
+pub mod left;
 pub mod metrics;
 pub mod mounts;
 pub mod pulse;

@@ -6,8 +6,9 @@ use highwater_agent::{
     control::{self, Request, Response},
     daemon,
     error::{Coded, Fatal, OperatorError, chain},
-    freeze, guests,
+    guests,
     hooks::Report,
+    left::Left,
     metrics::Metrics,
     tracker,
 };
@@ -247,23 +248,9 @@ fn execute(args: &Args, config: Config) -> Result<(), OperatorError> {
             }
         }
         Verb::Thaw => {
-            let thawed = freeze::thaw_all(&config.run_dir).map_err(|e| e.operator())?;
-            let mut stuck: Vec<String> = thawed.stuck.iter().map(|p| p.display().to_string()).collect();
-            stuck.extend(thawed.guests_stuck.iter().map(|name| format!("guest {name}")));
-            let text = format!(
-                "{} of {} recorded filesystems and guests were frozen and are thawed.",
-                thawed.thawed, thawed.armed
-            );
-            say(args, &text, &serde_json::json!({ "thawed": thawed.thawed, "stuck": stuck }))?;
-            if stuck.is_empty() {
-                Ok(())
-            } else {
-                Err(OperatorError {
-                    code: 1478,
-                    cause: format!("still frozen: {}", stuck.join(", ")),
-                    action: "Thaw them with `fsfreeze --unfreeze MOUNTPOINT`, in a guest with the same or with `virsh domfsthaw`".into(),
-                })
-            }
+            let left = Left::thaw(&config).map_err(|e| e.operator())?;
+            say(args, &left.text(), &left.document())?;
+            left.trouble().map_or(Ok(()), Err)
         }
         Verb::Detach { yes } => detach(args, &config, *yes),
         Verb::Status => ask(args, &config, &Request::Status),

@@ -2,9 +2,13 @@
 //! Names: `highwater_agent_*`, base units.
 
 mod capture;
+mod consistency;
+
+pub(crate) use consistency::MarkerStage;
 
 use crate::{
     control::status::{CaptureStatus, DiskState as Kind, DiskStatus},
+    group::GroupStatus,
     tracker::{DeviceFigures, Fault},
 };
 use highwater_abi::class;
@@ -67,6 +71,7 @@ pub struct Metrics {
     failed: Family<Labels, Gauge>,
     compared: Family<Labels, Gauge>,
     capture: capture::Capture,
+    consistency: consistency::Consistency,
     inner: Mutex<Inner>,
 }
 
@@ -132,6 +137,7 @@ impl Metrics {
             failed: Family::default(),
             compared: Family::default(),
             capture: capture::Capture::default(),
+            consistency: consistency::Consistency::default(),
             inner: Mutex::new(Inner {
                 published: Instant::now(),
                 churn: HashMap::new(),
@@ -252,6 +258,7 @@ impl Metrics {
             self.compared.clone(),
         );
         self.capture.register(r);
+        self.consistency.register(r);
     }
 
     /// The text that Prometheus scrapes.
@@ -290,6 +297,15 @@ impl Metrics {
     }
     pub(crate) fn captured(&self, status: &CaptureStatus) {
         self.capture.publish(status);
+    }
+    pub(crate) fn marker(&self, stage: MarkerStage) {
+        self.consistency.marker(stage);
+    }
+    pub(crate) fn guest(&self, name: &str, stood_still: bool) {
+        self.consistency.guest(name, stood_still);
+    }
+    pub(crate) fn grouped(&self, group: Option<&GroupStatus>) {
+        self.consistency.publish(group);
     }
     pub(crate) fn resync(&self) {
         self.resyncs.inc();

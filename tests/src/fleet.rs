@@ -16,6 +16,31 @@ use std::{
 
 const GUARD: Duration = Duration::from_secs(120);
 
+/// What agents and collector may warn of while machines are killed, cut off and slowed.
+pub const DISTURBED: &[&str] = &[
+    "HW-1101",
+    "HW-1102",
+    "HW-1104",
+    "HW-1307",
+    "HW-1376",
+    "HW-1430",
+    "HW-1433",
+    "HW-1434",
+    "HW-1458",
+    "HW-1463",
+    "HW-1465",
+    "HW-1475",
+    "HW-1485",
+    "HW-1489",
+    "HW-1494",
+    "session ended",
+    "no recovery point this time",
+    "thawed by the guardian",
+];
+/// Whenever a connection ends.
+pub const DISCONNECTED: [&str; 3] =
+    ["peer closed connection", "disconnected from the collector", "no connection to the collector"];
+
 /// What a test may choose.
 #[derive(Debug, Clone)]
 pub struct FleetOptions {
@@ -66,15 +91,13 @@ impl Fleet {
     /// Starts collector and agents, and waits until all disks are replicated.
     pub fn new(arena: &Arena, options: &FleetOptions) -> Result<Self> {
         let lan = Lan::new(options.machines)?;
-        let allowed =
-            ["peer closed connection", "disconnected from the collector", "no connection to the collector"];
         let mut hq = Headquarters::new(arena.dir(), lan.host())?;
-        allowed.iter().for_each(|text| hq.allow(text));
+        DISCONNECTED.iter().for_each(|text| hq.allow(text));
         let mut fleet = Self {
             dir: arena.dir().to_owned(),
             nodes: vec![],
             hq,
-            allowed: allowed.map(String::from).to_vec(),
+            allowed: DISCONNECTED.map(String::from).to_vec(),
             log: options.log,
             lan,
         };

@@ -38,6 +38,7 @@ pub mod redis;
 pub mod s3;
 pub mod scrape;
 pub mod sector;
+pub mod server;
 pub mod shipped_hook;
 pub mod site;
 pub mod sql;

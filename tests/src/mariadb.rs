@@ -2,23 +2,22 @@
 //!
 //! Nothing is repaired when it starts, so that tables that are not whole are seen.
 
-use crate::{census::ENVIRONMENT, command, promises::Writer, random::Random, sql::Session};
-use anyhow::{Context, Result, bail, ensure};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
+use crate::{
+    command,
+    promises::Writer,
+    random::Random,
+    server::Server,
+    sql::{self, COUNTED, Session},
 };
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use std::{
-    fs::{self, File},
+    fs,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    thread,
-    time::{Duration, Instant},
+    process::{Command, Stdio},
 };
 use tempfile::TempDir;
 
-/// Much longer than it takes.
-const START_MAX: Duration = Duration::from_secs(60);
 /// The kinds of tables that each client writes to, in this order: with transactions, and two without.
 const TABLES: [(&str, &str); 3] =
     [("inno", "InnoDB"), ("isam", "MyISAM"), ("aria", "Aria TRANSACTIONAL = 0 PAGE_CHECKSUM = 1")];
@@ -39,10 +38,7 @@ aria-recover-options = OFF
 ";
 
 /// A running server. Dropped: killed.
-pub struct MariaDb {
-    child: Child,
-    dir: TempDir,
-}
+pub struct MariaDb(Server);
 
 impl MariaDb {
     /// Makes a database in a directory of its own on a file system, and starts its server.
@@ -70,7 +66,7 @@ impl MariaDb {
     }
 
     fn prepare(place: &Path) -> Result<TempDir> {
-        let dir = tempfile::Builder::new().prefix("hwtest-mariadb-").tempdir_in("/var/tmp")?;
+        let dir = Server::directory("mariadb")?;
         let (data, socket) = (place.join("mysql"), dir.path().join("socket"));
         let settings = format!(
             "[mariadbd]\n{SETTINGS}datadir = {}\nsocket = {}\npid-file = {}\n[client]\nsocket = {}\n",
@@ -84,30 +80,17 @@ impl MariaDb {
     }
 
     fn start(dir: TempDir) -> Result<Self> {
-        let log = File::create(dir.path().join("log"))?;
         // Killed with the thread that starts it.
         let mut command = Command::new(command::find("setpriv"));
         command.args(["--pdeathsig", "KILL", "--"]).arg(command::find("mariadbd"));
         command.arg(format!("--defaults-file={}", dir.path().join("my.cnf").display()));
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).env(ENVIRONMENT, "1");
-        let child =
-            command.spawn().context("cannot start the server: is MariaDB installed (cargo xtask setup)?")?;
-        let mut server = Self { child, dir };
-        let until = Instant::now() + START_MAX;
-        while !server.log().contains("ready for connections") {
-            let ended = server.child.try_wait()?;
-            if ended.is_some() || Instant::now() > until {
-                bail!("the server did not start ({ended:?}):\n{}", server.log());
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
-        Ok(server)
+        Ok(Self(Server::start(dir, command, "ready for connections", Signal::SIGKILL)?))
     }
 
     /// All it has logged since it was started.
     #[must_use]
     pub fn log(&self) -> String {
-        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+        self.0.log()
     }
 
     /// Fails if it has complained of anything.
@@ -115,17 +98,13 @@ impl MariaDb {
     /// # Errors
     /// It has.
     pub fn judge(&self) -> Result<()> {
-        let log = self.log();
-        let bad = ["[ERROR]", "corrupt", "crashed", "Missing", "does not exist"];
-        let complaints: Vec<&str> = log.lines().filter(|l| bad.iter().any(|word| l.contains(word))).collect();
-        ensure!(complaints.is_empty(), "the server complains: {}", complaints.join("\n"));
-        Ok(())
+        self.0.judge(&["[ERROR]", "corrupt", "crashed", "Missing", "does not exist"])
     }
 
     /// What tells clients where it is.
     #[must_use]
     pub fn option_file(&self) -> PathBuf {
-        self.dir.path().join("my.cnf")
+        self.0.dir().join("my.cnf")
     }
 
     fn client_command(&self) -> Command {
@@ -160,14 +139,10 @@ impl MariaDb {
         ensure!(whole && checked.lines().count() == TABLES.len(), "tables are not whole: {checked}");
         let mut records = vec![0; clients * TABLES.len()];
         for (at, (table, _)) in TABLES.iter().enumerate() {
-            let counted = format!(
-                "SELECT client, count(*), min(number), max(number), count(DISTINCT number) FROM hw.{table} GROUP BY client"
-            );
+            let counted = format!("SELECT {COUNTED} FROM hw.{table} GROUP BY client");
             for row in self.query(&counted)?.lines() {
-                let numbers: Vec<u64> = row.split('\t').map(str::parse).collect::<Result<_, _>>()?;
-                let [client, count, least, most, distinct] = numbers[..] else { bail!("a row of {row:?}") };
-                ensure!(least == 1 && most == count && distinct == count, "{table}: client {client}: {row}");
-                let column = client as usize * TABLES.len() + at;
+                let (client, count) = sql::gapless(row, '\t').with_context(|| table.to_string())?;
+                let column = client * TABLES.len() + at;
                 *records.get_mut(column).context("a client that never was")? = count;
             }
         }
@@ -176,24 +151,12 @@ impl MariaDb {
 
     /// Has it stand still, or go on.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        Ok(kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?)
+        self.0.signal(signal)
     }
 
     /// Ends it as a crash would: nothing more is written.
-    pub fn crash(mut self) -> Result<()> {
-        self.end()
-    }
-
-    fn end(&mut self) -> Result<()> {
-        self.child.kill()?;
-        self.child.wait()?;
-        Ok(())
-    }
-}
-
-impl Drop for MariaDb {
-    fn drop(&mut self) {
-        crate::device::report(self.end());
+    pub fn crash(self) -> Result<()> {
+        self.0.crash()
     }
 }
 

@@ -2,26 +2,24 @@
 //!
 //! It cannot run as root, so it runs as the user that its package made.
 
-use crate::{census::ENVIRONMENT, command, promises::Writer, random::Random, sql::Session};
-use anyhow::{Context, Result, bail, ensure};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
+use crate::{
+    census::ENVIRONMENT,
+    command,
+    promises::Writer,
+    random::Random,
+    server::Server,
+    sql::{self, COUNTED, Session},
 };
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use std::{
-    fs::{self, File},
+    fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    thread,
-    time::{Duration, Instant},
 };
-use tempfile::TempDir;
 
 const USER: &str = "postgres";
-/// Much longer than either takes.
-const START_MAX: Duration = Duration::from_secs(60);
-const STOP_MAX: Duration = Duration::from_secs(20);
 /// Pairs of rows; the sum of each stays this.
 const PAIRS: u64 = 50;
 const PAIR_SUM: u64 = 1000;
@@ -41,10 +39,7 @@ log_checkpoints = off
 ";
 
 /// A running server. Dropped: stopped at once, without a checkpoint.
-pub struct Postgres {
-    child: Child,
-    dir: TempDir,
-}
+pub struct Postgres(Server);
 
 impl Postgres {
     /// Makes a database in directories of its own on two file systems, and starts its server.
@@ -82,29 +77,18 @@ impl Postgres {
     }
 
     fn start(data: &Path) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("hwtest-postgres-").tempdir_in("/var/tmp")?;
+        let dir = Server::directory("postgres")?;
         own(dir.path())?;
-        let log = File::create(dir.path().join("log"))?;
         let mut command = as_user("postgres")?;
         command.arg("-D").arg(data).arg("-k").arg(dir.path());
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).env(ENVIRONMENT, "1");
-        let child = command.spawn().context("cannot start the server")?;
-        let mut server = Self { child, dir };
-        let until = Instant::now() + START_MAX;
-        while !server.log().contains("ready to accept connections") {
-            let ended = server.child.try_wait()?;
-            if ended.is_some() || Instant::now() > until {
-                bail!("the server did not start ({ended:?}):\n{}", server.log());
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
-        Ok(server)
+        // Its processes leave without a checkpoint.
+        Ok(Self(Server::start(dir, command, "ready to accept connections", Signal::SIGQUIT)?))
     }
 
     /// All it has logged since it was started.
     #[must_use]
     pub fn log(&self) -> String {
-        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+        self.0.log()
     }
 
     /// Fails if it has complained of anything.
@@ -112,16 +96,12 @@ impl Postgres {
     /// # Errors
     /// It has.
     pub fn judge(&self) -> Result<()> {
-        let log = self.log();
-        let bad = ["WARNING:", "ERROR:", "FATAL:", "PANIC:", "corrupt", "invalid page"];
-        let complaints: Vec<&str> = log.lines().filter(|l| bad.iter().any(|word| l.contains(word))).collect();
-        ensure!(complaints.is_empty(), "the server complains: {}", complaints.join("\n"));
-        Ok(())
+        self.0.judge(&["WARNING:", "ERROR:", "FATAL:", "PANIC:", "corrupt", "invalid page"])
     }
 
     /// Arguments of any client that connects to it.
     fn address(&self) -> [String; 4] {
-        let dir = self.dir.path().to_string_lossy().into_owned();
+        let dir = self.0.dir().to_string_lossy().into_owned();
         ["--host".into(), dir, "--username".into(), USER.into()]
     }
 
@@ -166,7 +146,7 @@ impl Postgres {
     /// Where its socket lies, with the usual port.
     #[must_use]
     pub fn socket_dir(&self) -> &Path {
-        self.dir.path()
+        self.0.dir()
     }
 
     /// A client of its own, who connects now.
@@ -196,48 +176,22 @@ impl Postgres {
         let pairs = self.query("SELECT count(*) FROM pair")?;
         ensure!(pairs == (PAIRS * 2).to_string(), "{pairs} rows of {PAIRS} pairs");
         let mut records = vec![0; clients];
-        let counted = "SELECT client, count(*), min(number), max(number), count(DISTINCT number) FROM log GROUP BY client";
-        for row in self.query(counted)?.lines() {
-            let numbers: Vec<u64> = row.split('|').map(str::parse).collect::<Result<_, _>>()?;
-            let [client, count, least, most, distinct] = numbers[..] else { bail!("a row of {row:?}") };
-            ensure!(least == 1 && most == count && distinct == count, "client {client} has a gap: {row}");
-            *records.get_mut(client as usize).context("a client that never was")? = count;
+        let counted = format!("SELECT {COUNTED} FROM log GROUP BY client");
+        for row in self.query(&counted)?.lines() {
+            let (client, count) = sql::gapless(row, '|')?;
+            *records.get_mut(client).context("a client that never was")? = count;
         }
         Ok(records)
     }
 
     /// Has it take no connections, or go on.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        Ok(kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?)
+        self.0.signal(signal)
     }
 
     /// Ends it as a crash would: nothing more is written.
-    pub fn crash(mut self) -> Result<()> {
-        self.end()
-    }
-
-    fn end(&mut self) -> Result<()> {
-        if self.child.try_wait()?.is_some() {
-            return Ok(());
-        }
-        // An immediate shutdown: its processes leave without a checkpoint.
-        kill(Pid::from_raw(i32::try_from(self.child.id())?), Signal::SIGQUIT)?;
-        let until = Instant::now() + STOP_MAX;
-        while self.child.try_wait()?.is_none() {
-            if Instant::now() > until {
-                self.child.kill()?;
-                self.child.wait()?;
-                bail!("the server did not end");
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Postgres {
-    fn drop(&mut self) {
-        crate::device::report(self.end());
+    pub fn crash(self) -> Result<()> {
+        self.0.crash()
     }
 }
 

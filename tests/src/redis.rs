@@ -1,19 +1,17 @@
 //! A Redis server of a test: a Unix socket, its data in one place, ended as by a crash.
 
-use crate::{census::ENVIRONMENT, command, promises::Writer};
-use anyhow::{Context, Result, bail, ensure};
+use crate::{command, promises::Writer, server::Server};
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use std::{
-    fs::{self, File},
+    fs,
     io::{BufRead, BufReader, Write},
     os::unix::{fs::symlink, net::UnixStream},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    thread,
-    time::{Duration, Instant},
+    process::Command,
+    time::Duration,
 };
-use tempfile::TempDir;
 
-const START_MAX: Duration = Duration::from_secs(60);
 /// A client that is paused for longer fails.
 const ANSWER_MAX: Duration = Duration::from_secs(120);
 
@@ -27,18 +25,14 @@ pub enum Keeping {
 }
 
 /// A running server. Dropped: killed.
-pub struct Redis {
-    child: Child,
-    dir: TempDir,
-}
+pub struct Redis(Server);
 
 impl Redis {
     /// Starts a server on what there is in a directory of its own on a file system; on nothing at first.
     pub fn start(place: &Path, keeping: Keeping, more: &[&str]) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("hwtest-redis-").tempdir_in("/var/tmp")?;
+        let dir = Server::directory("redis")?;
         let data = place.join("redis");
         fs::create_dir_all(&data)?;
-        let log = File::create(dir.path().join("log"))?;
         let mut command = Command::new(command::find("setpriv"));
         // What Debian's redis-tools brings is the server under another name, by which it tells what it is to do. Its package of the server
         // would also start one.
@@ -50,24 +44,14 @@ impl Redis {
             Keeping::Log => command.args(["--save", "", "--appendonly", "yes", "--appendfsync", "everysec"]),
             Keeping::Snapshots => command.args(["--save", "86400 1", "--appendonly", "no"]),
         };
-        command.args(more).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).env(ENVIRONMENT, "1");
-        let child = command.spawn().context("cannot start the server")?;
-        let mut server = Self { child, dir };
-        let until = Instant::now() + START_MAX;
-        while !server.log().contains("ready to accept connections") {
-            let ended = server.child.try_wait()?;
-            if ended.is_some() || Instant::now() > until {
-                bail!("the server did not start ({ended:?}):\n{}", server.log());
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
-        Ok(server)
+        command.args(more);
+        Ok(Self(Server::start(dir, command, "ready to accept connections", Signal::SIGKILL)?))
     }
 
     /// All it has logged since it was started.
     #[must_use]
     pub fn log(&self) -> String {
-        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+        self.0.log()
     }
 
     /// Fails if what it began with was not whole.
@@ -75,17 +59,13 @@ impl Redis {
     /// # Errors
     /// It was not.
     pub fn judge(&self) -> Result<()> {
-        let log = self.log();
-        let bad = ["Bad file format", "runcated", "Short read", "rror", "orrupt"];
-        let complaints: Vec<&str> = log.lines().filter(|l| bad.iter().any(|word| l.contains(word))).collect();
-        ensure!(complaints.is_empty(), "the server complains: {}", complaints.join("\n"));
-        Ok(())
+        self.0.judge(&["Bad file format", "runcated", "Short read", "rror", "orrupt"])
     }
 
     /// Its socket.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
-        self.dir.path().join("socket")
+        self.0.dir().join("socket")
     }
 
     /// A client of its own, who connects now.
@@ -111,20 +91,8 @@ impl Redis {
     }
 
     /// Ends it as a crash would.
-    pub fn crash(mut self) -> Result<()> {
-        self.end()
-    }
-
-    fn end(&mut self) -> Result<()> {
-        self.child.kill()?;
-        self.child.wait()?;
-        Ok(())
-    }
-}
-
-impl Drop for Redis {
-    fn drop(&mut self) {
-        crate::device::report(self.end());
+    pub fn crash(self) -> Result<()> {
+        self.0.crash()
     }
 }
 

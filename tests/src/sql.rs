@@ -1,11 +1,22 @@
 //! A database's own command line as a client: statements go in, and it answers when they have been carried out.
 
 use crate::census::ENVIRONMENT;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use std::{
     io::{BufRead, BufReader, Write},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
 };
+
+/// What [`gapless`] reads of the records of each client.
+pub const COUNTED: &str = "client, count(*), min(number), max(number), count(DISTINCT number)";
+
+/// A row of [`COUNTED`]: which client, and how many records, which must be the first ones without a gap.
+pub fn gapless(row: &str, separator: char) -> Result<(usize, u64)> {
+    let numbers: Vec<u64> = row.split(separator).map(str::parse).collect::<Result<_, _>>()?;
+    let [client, count, least, most, distinct] = numbers[..] else { bail!("a row of {row:?}") };
+    ensure!(least == 1 && most == count && distinct == count, "client {client} has a gap: {row}");
+    Ok((usize::try_from(client)?, count))
+}
 
 /// A client that runs. Dropped: killed.
 pub struct Session {

@@ -183,18 +183,57 @@ fn one_that_fails_can_mean_no_point() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn what_a_killed_agent_left_standing_goes_on() -> Result<()> {
-    let arena = Arena::enter("hooks-killed")?;
-    let mut stand = Stand::new(&arena, SiteOptions::default(), &[])?;
+/// Asks for a point, and waits until the second hook is being called.
+fn second_hook(stand: &Stand, second: &str) -> Result<std::process::Child> {
     stand.hook("10-a", "")?;
-    stand.hook("20-b", "[ $1 = thaw ] || sleep 5")?;
-    let mut asked = stand.site.agent_command_started(&["point", "--application"])?;
+    stand.hook("20-b", second)?;
+    let asked = stand.site.agent_command_started(&["point", "--application"])?;
     let until = Instant::now() + PATIENCE;
     while stand.log() != ["10-a freeze", "20-b freeze"] {
         ensure!(Instant::now() < until, "called were {:?}", stand.log());
         thread::sleep(Duration::from_millis(10));
     }
+    Ok(asked)
+}
+
+/// No agent is started after it.
+#[test]
+fn an_agent_that_stops_lets_applications_go_on_first() -> Result<()> {
+    let arena = Arena::enter("hooks-stopped")?;
+    let mut stand = Stand::new(&arena, SiteOptions::default(), &[])?;
+    let mut asked = second_hook(&stand, "[ $1 = thaw ] && sleep 1 || sleep 60")?;
+    let began = Instant::now();
+    stand.site.stop_agent()?;
+    println!("stopped in {:?}", began.elapsed());
+    ensure!(!asked.wait()?.success(), "there is no point");
+    ensure!(stand.log()[2..] == ["20-b thaw", "10-a thaw"], "{:?}", stand.log());
+    Ok(())
+}
+
+/// By the command that the unit runs when the agent has gone.
+#[test]
+fn what_a_killed_agent_left_standing_goes_on_without_an_agent() -> Result<()> {
+    let arena = Arena::enter("hooks-thaw")?;
+    let mut stand = Stand::new(&arena, SiteOptions::default(), &[])?;
+    let mut asked = second_hook(&stand, "[ $1 = freeze ] || { echo no; exit 3; }; sleep 60")?;
+    // While it lives, that is its own affair.
+    let said: Value = serde_json::from_str(&stand.site.agent_command(&["thaw", "--json"])?)?;
+    ensure!(said["hooks"] == serde_json::json!([]), "{said:#}");
+    stand.site.kill_agent()?;
+    ensure!(!asked.wait()?.success(), "there is no point");
+    let error = stand.site.agent_command(&["thaw"]).err().context("a hook has failed")?.to_string();
+    ensure!(error.contains("HW-1498") && error.contains("20-b"), "{error}");
+    ensure!(stand.log()[2..] == ["20-b thaw", "10-a thaw"], "{:?}", stand.log());
+    let said: Value = serde_json::from_str(&stand.site.agent_command(&["thaw", "--json"])?)?;
+    ensure!(said["hooks"] == serde_json::json!([]), "{said:#}");
+    Ok(())
+}
+
+#[test]
+fn what_a_killed_agent_left_standing_goes_on() -> Result<()> {
+    let arena = Arena::enter("hooks-killed")?;
+    let mut stand = Stand::new(&arena, SiteOptions::default(), &[])?;
+    let mut asked = second_hook(&stand, "[ $1 = thaw ] || sleep 5")?;
     stand.site.kill_agent()?;
     ensure!(!asked.wait()?.success(), "there is no point");
     stand.site.start_agent()?;

@@ -1,7 +1,7 @@
 //! Replication groups: points of several machines at one instant, with machines that are killed, cut off, stopped and slowed meanwhile.
 
 use anyhow::{Context, Result, ensure};
-use highwater_tests::{Arena, Causal, Fleet, FleetOptions, Random, causal};
+use highwater_tests::{Arena, Causal, Fleet, FleetOptions, Random, causal, fleet::DISTURBED};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::{
@@ -12,30 +12,6 @@ use std::{
 };
 
 const CHAINS: usize = 4;
-/// What a disturbed group may warn of.
-const WARNINGS: &[&str] = &[
-    "HW-1101",
-    "HW-1102",
-    "HW-1104",
-    "HW-1307",
-    "HW-1376",
-    "HW-1430",
-    "HW-1433",
-    "HW-1434",
-    "HW-1458",
-    // Agents that are killed and stopped, several on one kernel: told, and compared with the vault.
-    "HW-1460",
-    "HW-1463",
-    "HW-1465",
-    "HW-1475",
-    "HW-1485",
-    "HW-1489",
-    "HW-1494",
-    "session ended",
-    "no recovery point this time",
-    "thawed by the guardian",
-];
-
 const SLOW: &str =
     "[freeze-hook]\ncommand = [\"/bin/sh\", \"-c\", \"[ $1 != freeze ] || sleep 0.1\", \"hook\"]\n";
 
@@ -89,7 +65,8 @@ fn no_point_holds_an_effect_without_its_cause() -> Result<()> {
         ..FleetOptions::default()
     };
     let mut fleet = Fleet::new(&arena, &options)?;
-    for warning in WARNINGS {
+    // Agents that are killed and stopped, several on one kernel: told, and compared with the vault.
+    for warning in DISTURBED.iter().chain(&["HW-1460"]) {
         fleet.allow(warning);
     }
     fleet.group("shop", &[0, 1, 2, 3, 4], &["--crash-every", "1s"])?;
@@ -173,7 +150,7 @@ fn a_group_lives() -> Result<()> {
     let arena = Arena::enter("groups-life")?;
     let options = FleetOptions { machines: 3, ordered: vec![1], ..FleetOptions::default() };
     let mut fleet = Fleet::new(&arena, &options)?;
-    for warning in WARNINGS.iter().chain(&["HW-1498"]) {
+    for warning in DISTURBED.iter().chain(&["HW-1498"]) {
         fleet.allow(warning);
     }
     let never = ["--crash-every", "never", "--application-every", "never", "--prepare", "5s"];

@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use highwater_tests::{
-    Arena, Backing, LoopDisk, Site, SiteOptions, command,
+    Arena, Backing, LoopDisk, Site, SiteOptions, command, metric, scrape,
     vm::{WritingOptions, WritingVm, files_in},
 };
 use serde_json::Value;
@@ -107,6 +107,12 @@ fn a_guest_is_frozen_through_its_agent() -> Result<()> {
         stand.site.assert_exact(point)?;
         stand.vm.wait_more(1, PATIENCE)?;
     }
+    let told = &stand.site.status()?["guests"][0];
+    ensure!(told["name"] == "hwtest-guest" && told["frozen-at-ms"].is_u64(), "{told:#}");
+    ensure!(told["trouble"].is_null(), "{told:#}");
+    let metrics = scrape(stand.site.agent_metrics())?;
+    let still = "highwater_agent_guest_freezes_total{guest=\"hwtest-guest\",result=\"still\"}";
+    ensure!(metric(&metrics, still).is_some_and(|count| count >= 3.0), "{metrics}");
     Ok(())
 }
 
@@ -150,6 +156,8 @@ fn a_guest_that_does_not_hear_costs_the_rank_and_nothing_else() -> Result<()> {
     ensure!(consistency == "crash", "{consistency}");
     ensure!(began.elapsed() < PATIENCE, "it took {:?}", began.elapsed());
     ensure!(stand.site.agent_log().contains("HW-1445"), "{}", stand.site.agent_log());
+    let told = &stand.site.status()?["guests"][0]["trouble"];
+    ensure!(told.as_str().is_some_and(|told| told.contains("HW-1445")), "{told:#}");
     let recovered = stand.site.recover(point)?;
     let found = files_of(&recovered.image("guest"), "rw")?;
     ensure!(found >= safe, "point {point} has {found} files of {safe} that were safe");

@@ -3,7 +3,12 @@
 
 use anyhow::{Context, Result, ensure};
 use highwater_tests::{
-    Arena, Causal, Headquarters, Lan, causal, causal::Entries, hand::HandEntries, vm::ProtectedVm,
+    Arena, Causal, Headquarters, Lan, causal,
+    causal::Entries,
+    fleet::{DISCONNECTED, DISTURBED},
+    hand::HandEntries,
+    metric,
+    vm::ProtectedVm,
 };
 use serde_json::Value;
 use std::{
@@ -22,28 +27,10 @@ const MODES: [(&str, &str); 2] = [
     ("bitmap", "[capture]\nmode = \"off\"\n"),
     ("write-ordered", "[capture]\nmemory = \"64MiB\"\npoint-interval = \"2s\"\n"),
 ];
-/// What collector and agents may warn of when machines are killed and cut off.
-const WARNINGS: &[&str] = &[
-    "HW-1101",
-    "HW-1102",
-    "HW-1104",
-    "HW-1307",
-    "HW-1376",
-    "HW-1430",
-    "HW-1458",
-    "HW-1463",
-    "HW-1465",
-    "HW-1475",
-    "HW-1485",
-    "HW-1489",
-    "HW-1494",
-    "session ended",
-    "peer closed connection",
-    "disconnected from the collector",
-    "no connection to the collector",
-    "no recovery point this time",
-    "thawed by the guardian",
-];
+/// What may be warned of, and these.
+fn warnings(more: &[&'static str]) -> Vec<&'static str> {
+    [DISTURBED, &DISCONNECTED, more].concat()
+}
 
 /// Two machines that are one group, and chains of writes from one to the other.
 struct Stand {
@@ -56,7 +43,7 @@ impl Stand {
     fn new(arena: &Arena) -> Result<Self> {
         let lan = Lan::of_vms(KERNELS.len())?;
         let mut hq = Headquarters::new(arena.dir(), lan.host())?;
-        WARNINGS.iter().for_each(|text| hq.allow(text));
+        warnings(&[]).iter().for_each(|text| hq.allow(text));
         let mut vms = vec![];
         for (at, kernel) in KERNELS.into_iter().enumerate() {
             let config = format!("{CONFIG}{}", MODES[at].1);
@@ -140,6 +127,11 @@ fn two_vms_are_one_group() -> Result<()> {
     stand.wait_states()?;
     stand.wait_points(3)?;
 
+    let metrics = stand.vms[1].hand()?.run(&["wget", "-q", "-O", "-", "http://127.0.0.1:9465/metrics"])?;
+    let stored = metric(&metrics, "highwater_agent_group_markers_total{stage=\"stored\"}");
+    ensure!(stored.is_some_and(|count| count >= 3.0), "{metrics}");
+    ensure!(metric(&metrics, "highwater_agent_group_members") == Some(2.0), "{metrics}");
+
     let (writes, slowest) = chains.stop()?;
     let points = stand.points()?;
     let mut held = BTreeSet::new();
@@ -149,7 +141,7 @@ fn two_vms_are_one_group() -> Result<()> {
     println!("{} points of the group, {writes} writes, the slowest {slowest:?}: {held:?}", points.len());
     ensure!(held.len() > points.len() / 2, "{held:?}");
     // The one that lost its power has nobody's word for what was written before.
-    stand.vms[0].judge(&[WARNINGS, &["no tracking was recorded on this boot"]].concat())?;
-    stand.vms[1].judge(WARNINGS)?;
+    stand.vms[0].judge(&warnings(&["no tracking was recorded on this boot"]))?;
+    stand.vms[1].judge(&warnings(&[]))?;
     stand.hq.operator(&["verify"]).map(drop)
 }

@@ -13,7 +13,7 @@ pub mod status;
 pub use client::call;
 pub use desk::{Ask, Board, Desk, Work};
 pub use render::render;
-pub use server::{bind, serve};
+pub use server::{bind, is_served, serve};
 pub use status::StatusReport;
 
 use crate::{

@@ -1,6 +1,6 @@
 //! The status as a person reads it.
 
-use super::status::{CaptureStatus, ConnectionState, DiskStatus, StatusReport};
+use super::status::{CaptureStatus, ConnectionState, DiskStatus, GuestStatus, StatusReport};
 use crate::{
     config::ByteSize,
     group::{GroupStatus, MarkerStatus},
@@ -70,6 +70,9 @@ fn fill(out: &mut String, status: &StatusReport, now_ms: u64) -> std::fmt::Resul
     capture(out, &status.capture, now_ms)?;
     if let Some(told) = &status.group {
         group(out, told, now_ms)?;
+    }
+    for guest in &status.guests {
+        guest_line(out, guest, now_ms)?;
     }
     if status.guardian_pid.is_none() {
         writeln!(out, "guardian   NOT RUNNING: nothing is frozen, so no points of filesystems")?;
@@ -152,6 +155,19 @@ fn group(out: &mut String, group: &GroupStatus, now_ms: u64) -> std::fmt::Result
         writeln!(out, "           none ({}) {} ago: {why}", kind(failed), ago(failed.at_ms, now_ms))?;
     }
     Ok(())
+}
+
+fn guest_line(out: &mut String, guest: &GuestStatus, now_ms: u64) -> std::fmt::Result {
+    let name = &guest.name;
+    match (guest.frozen_at_ms, &guest.trouble) {
+        (None, _) => writeln!(out, "guest      {name}: no point with a freeze yet"),
+        (Some(at), None) => {
+            writeln!(out, "guest      {name}: stood still for the point of {} ago", ago(at, now_ms))
+        }
+        (Some(at), Some(why)) => {
+            writeln!(out, "guest      {name}: did NOT stand still {} ago: {why}", ago(at, now_ms))
+        }
+    }
 }
 
 fn table(out: &mut String, disks: &[DiskStatus]) -> std::fmt::Result {

@@ -20,13 +20,19 @@ const CONNECTIONS_MAX: usize = 64;
 /// A client that says nothing for so long is hung up on.
 const IDLE: Duration = Duration::from_secs(30);
 
+/// Whether an agent listens there.
+#[must_use]
+pub fn is_served(run_dir: &Path) -> bool {
+    std::os::unix::net::UnixStream::connect(run_dir.join(SOCKET_NAME)).is_ok()
+}
+
 /// Takes the socket in the run directory (made if it is not there, 0700). A socket left by a killed agent is replaced.
 ///
 /// # Errors
 /// Another agent answers there, or the socket cannot be made.
 pub fn bind(run_dir: &Path) -> Result<UnixListener, ControlError> {
     let path = run_dir.join(SOCKET_NAME);
-    if std::os::unix::net::UnixStream::connect(&path).is_ok() {
+    if is_served(run_dir) {
         return Err(ControlError::AlreadyRunning { path });
     }
     listen(run_dir).map_err(|source| ControlError::Listen { path, source })

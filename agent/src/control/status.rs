@@ -37,8 +37,23 @@ pub struct StatusReport {
     /// The replication group that the machine belongs to.
     #[serde(default)]
     pub group: Option<crate::group::GroupStatus>,
+    /// Guests of this KVM host, as configured.
+    #[serde(default)]
+    pub guests: Vec<GuestStatus>,
     /// What the operator should know, worst first.
     pub notes: Vec<String>,
+}
+
+/// A guest of this KVM host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct GuestStatus {
+    /// As configured.
+    pub name: String,
+    /// When it was last to be frozen for a point, ms since 1970; none: not since the agent began.
+    pub frozen_at_ms: Option<u64>,
+    /// Why it did not stand still then, and what to do: the point is only crash-consistent for its disks.
+    pub trouble: Option<String>,
 }
 
 /// Write-ordered capture.

@@ -8,7 +8,7 @@ use super::{Engine, protect::operator};
 use crate::{
     config::OnHookFailure,
     control::Response,
-    hooks::{Call, HookLimits, Hooks, Quiet, Quieting, Ran, thaw_left},
+    hooks::{Call, HookLimits, Hooks, Quiet, Quieting, Ran, thaw_left_meanwhile},
 };
 use std::{
     path::PathBuf,
@@ -18,6 +18,9 @@ use std::{
 
 /// So long hooks may take to say what became of their applications, before the point is made without their word.
 const THAW_SOON: Duration = Duration::from_secs(3);
+
+/// And so long when the agent is to stop; less than it may take for that (`STOP_MAX` of the daemon).
+const FINISH_MAX: Duration = Duration::from_secs(15);
 
 /// See [`crate::config::Application`].
 #[derive(Clone, Debug)]
@@ -171,11 +174,22 @@ impl ApplicationPoints {
 }
 
 impl Engine {
-    /// At start: what an earlier life of this program had made to stand still goes on.
+    /// At start: what an earlier life of this program had made to stand still goes on. Whatever time that takes, nobody waits for it; until it is done, no
+    /// hooks are called.
     pub(super) fn thaw_applications_left(&mut self) {
-        let options = &self.applications.options;
-        let ran = thaw_left(&options.hooks_dir, &self.options.run_dir, options.limits);
-        ran.iter().for_each(tell);
+        let (dir, limits) = (self.applications.options.hooks_dir.clone(), self.applications.options.limits);
+        self.applications.ending = thaw_left_meanwhile(dir, self.options.run_dir.clone(), limits);
+    }
+
+    /// At the end: what stands still goes on, and is waited for, as this process is what calls it. What takes longer is left for `highwater-agent
+    /// thaw`.
+    pub(super) fn finish_applications(&mut self) {
+        self.applications.release();
+        let until = Instant::now() + FINISH_MAX;
+        while !self.applications.end() && Instant::now() < until {
+            self.pulse.step();
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Moves hooks on, and says what is to be done.

@@ -12,6 +12,7 @@ use crate::{
     device,
     freeze::FrozenSet,
     group::{FromEngine, ToEngine},
+    metrics::{MarkerStage, Metrics},
     mounts,
 };
 use highwater_delta::{CommitId, DiskId};
@@ -19,7 +20,10 @@ use highwater_group::{Kind, Marker};
 use std::{
     collections::VecDeque,
     os::fd::AsRawFd,
-    sync::mpsc::{Receiver, TryRecvError, channel},
+    sync::{
+        Arc,
+        mpsc::{Receiver, TryRecvError, channel},
+    },
     time::{Duration, Instant},
 };
 use tokio::sync::mpsc;
@@ -67,6 +71,7 @@ pub(super) struct GroupPoints {
     part: Option<Part>,
     /// Came while the machine was frozen for something else.
     put_off: VecDeque<ToEngine>,
+    metrics: Arc<Metrics>,
     /// Filesystems are being written out: one thread at a time, however slow they are.
     written_out: Option<Receiver<()>>,
 }
@@ -86,8 +91,11 @@ pub(super) enum ForGroup {
 }
 
 impl GroupPoints {
-    pub(super) fn new(asks: mpsc::Receiver<ToEngine>, done: mpsc::UnboundedSender<FromEngine>) -> Self {
-        Self { asks, done, part: None, put_off: VecDeque::new(), written_out: None }
+    pub(super) fn new(
+        (asks, done): (mpsc::Receiver<ToEngine>, mpsc::UnboundedSender<FromEngine>),
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { asks, done, part: None, put_off: VecDeque::new(), metrics, written_out: None }
     }
 
     fn say(&self, what: FromEngine) {
@@ -149,8 +157,9 @@ impl GroupPoints {
     }
 
     /// The machine's point is stored.
-    pub(super) fn stored(&self, marker: Marker, commit: CommitId) {
-        self.say(FromEngine::Stored { marker, commit });
+    pub(super) fn stored(&self, marker: Marker, commit: CommitId, taken_at_ms: u64) {
+        self.metrics.marker(MarkerStage::Stored);
+        self.say(FromEngine::Stored { marker, commit, taken_at_ms });
     }
 
     /// It was frozen for this, and is not any more.
@@ -213,6 +222,7 @@ impl Engine {
             return self.group.say(FromEngine::Prepared { marker, done: false });
         }
         self.drop_part(|_| true);
+        self.group.metrics.marker(MarkerStage::Begun);
         let until = Instant::now() + PART_MAX;
         self.group.part = Some(Part { marker, kind, hooked: false, stage: Stage::Waiting, until });
         self.move_group_on(&Applications::Alone);
@@ -367,6 +377,7 @@ impl Engine {
             Stage::Marked if intact && (application || !part.hooked) => {
                 part.stage = Stage::Making;
                 tracing::debug!(%marker, frozen_us, thawed_at_us = steady_us(), "kept a marker");
+                self.group.metrics.marker(MarkerStage::Kept);
                 self.group.say(FromEngine::Kept { marker, intact: true });
             }
             // A freeze that was not held for the group is none of its.

@@ -2,17 +2,24 @@
 
 use super::{Engine, disk::Disk};
 use crate::{
+    control::status::GuestStatus,
     device::{BlockDevice, DevNumber},
     error::Coded,
-    guests::FrozenGuests,
+    guests::{FrozenGuests, GuestOptions},
 };
 use highwater_delta::{Consistency, DiskId};
+use std::time::SystemTime;
 
 /// How consistent a guest left its disks.
 #[derive(Debug)]
 pub(super) struct GuestRank {
     disks: Vec<DevNumber>,
     consistency: Consistency,
+}
+
+/// What is told of a guest before its first freeze.
+pub(super) fn never_frozen(guest: &GuestOptions) -> GuestStatus {
+    GuestStatus { name: guest.name.clone(), frozen_at_ms: None, trouble: None }
 }
 
 impl Engine {
@@ -30,12 +37,15 @@ impl Engine {
     pub(super) fn thaw_guests(&mut self, guests: FrozenGuests) -> Vec<GuestRank> {
         let (stood, failed) = guests.thaw();
         let rank = |application| if application { Consistency::Application } else { Consistency::Filesystem };
-        let mut ranks: Vec<GuestRank> = (stood.into_iter())
-            .map(|guest| GuestRank { disks: guest.disks, consistency: rank(guest.application) })
-            .collect();
+        let mut ranks = vec![];
+        for guest in stood {
+            self.note_guest(&guest.name, None);
+            ranks.push(GuestRank { disks: guest.disks, consistency: rank(guest.application) });
+        }
         for failed in failed {
             let code = format!("HW-{}", failed.error.code());
             let (error, action) = (crate::error::chain(&failed.error), failed.error.action());
+            self.note_guest(&failed.name, Some(format!("{code}: {error}. {action}")));
             tracing::warn!(
                 code,
                 error,
@@ -45,6 +55,13 @@ impl Engine {
             ranks.push(GuestRank { disks: failed.disks, consistency: Consistency::Crash });
         }
         ranks
+    }
+
+    fn note_guest(&mut self, name: &str, trouble: Option<String>) {
+        self.metrics.guest(name, trouble.is_none());
+        if let Some(status) = self.guest_statuses.iter_mut().find(|status| status.name == name) {
+            (status.frozen_at_ms, status.trouble) = (Some(super::status::ms(SystemTime::now())), trouble);
+        }
     }
 
     /// How consistent a point of these disks is, all of the host's filesystems having been frozen. `application`: the host's own

@@ -36,7 +36,7 @@ mod status;
 pub mod trouble;
 
 use crate::{
-    control::{Ask, Board, Response},
+    control::{Ask, Board, Response, status::GuestStatus},
     error::OperatorError,
     freeze::FreezeOptions,
     group::{FromEngine, SharedStatus, ToEngine},
@@ -218,6 +218,7 @@ pub struct Engine {
     group: GroupPoints,
     group_status: SharedStatus,
     guests: Guests,
+    guest_statuses: Vec<GuestStatus>,
     comparison: Comparison,
     /// The question about hashes that is open, and its answer.
     asked: Option<(DiskId, highwater_delta::BlockRange)>,
@@ -247,8 +248,9 @@ impl Engine {
             ordered: Ordered::new(options.capture.clone()),
             applications: ApplicationPoints::new(options.application.clone()),
             asked_points: AskedPoints::default(),
-            group: GroupPoints::new(parts.group.0, parts.group.1),
+            group: GroupPoints::new(parts.group, parts.metrics.clone()),
             group_status: parts.group_status,
+            guest_statuses: options.guests.iter().map(guests::never_frozen).collect(),
             guests: Guests::new(options.guests.clone(), &options.guardian, options.run_dir.clone()),
             comparison: Comparison::new(options.compare_bytes_per_s),
             options,
@@ -305,6 +307,7 @@ impl Engine {
                 self.wait(self.until_due().min(Duration::from_millis(200)));
             }
         }
+        self.finish_applications();
         if let Some(point) = &self.last_point
             && let Err(error) = self.kept.keep(point, &self.options.state_dir)
         {

@@ -168,7 +168,7 @@ impl Engine {
                 stored_after_ms = age.as_millis() as u64, "recovery point stored");
             self.metrics.point(&info, age);
             if let Some(marker) = awaited.marker {
-                self.group.stored(marker, commit);
+                self.group.stored(marker, commit, info.taken_at_ms);
             }
             let answer = crate::control::Response::Done {
                 message: format!("Recovery point {commit} is stored. {}", rank(info.consistency)),

@@ -38,6 +38,7 @@ impl Engine {
             disks: self.disks.iter().map(|d| self.disk_status(d, now)).collect(),
             capture: self.capture_status(self.in_order().then(|| in_ms(self.ordered.due))),
             group: self.group_status.get(),
+            guests: self.guest_statuses.clone(),
             notes: self.notes(),
         }
     }
@@ -198,6 +199,7 @@ impl Engine {
         let age = self.last_point.as_ref().and_then(|p| SystemTime::now().duration_since(p.at()).ok());
         self.metrics.publish(&rows, connected, age, self.pool.allocated_bytes());
         self.metrics.captured(&report.capture);
+        self.metrics.grouped(report.group.as_ref());
         self.board.put(report);
     }
 }
@@ -218,6 +220,6 @@ fn progress(disk: &Disk) -> Option<Progress> {
     })
 }
 
-fn ms(at: SystemTime) -> u64 {
+pub(super) fn ms(at: SystemTime) -> u64 {
     at.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_millis() as u64
 }

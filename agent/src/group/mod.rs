@@ -93,5 +93,7 @@ pub enum FromEngine {
         marker: Marker,
         /// As this commit.
         commit: CommitId,
+        /// Taken then, ms since 1970.
+        taken_at_ms: u64,
     },
 }

@@ -73,7 +73,7 @@ impl Member {
                     ToEngine::Freeze { marker } => done.send(FromEngine::Frozen { marker, done: true }),
                     ToEngine::Keep { marker } => {
                         let _ = done.send(FromEngine::Kept { marker, intact: true });
-                        done.send(FromEngine::Stored { marker, commit: CommitId(7) })
+                        done.send(FromEngine::Stored { marker, commit: CommitId(7), taken_at_ms: 7 })
                     }
                     ToEngine::Drop { .. } => Ok(()),
                     ToEngine::Tell(message) => {

@@ -207,7 +207,10 @@ impl Guests {
         for (slot, guest) in self.all.iter_mut().enumerate() {
             match guest.begin(slot, &self.run_dir, &found, deadline) {
                 Ok(waiting) => result.waiting.push(waiting),
-                Err((error, disks)) => result.failed.push(Failed { error, disks }),
+                Err((error, disks)) => {
+                    let name = guest.options.name.clone();
+                    result.failed.push(Failed { name, error, disks });
+                }
             }
         }
         result.gather(began);
@@ -269,6 +272,8 @@ struct Waiting {
 /// A guest that is not frozen.
 #[derive(Debug)]
 pub struct Failed {
+    /// Which.
+    pub name: String,
     /// Why.
     pub error: GuestError,
     /// Its disks.
@@ -286,6 +291,8 @@ pub struct FrozenGuests {
 /// A guest that stood still.
 #[derive(Debug)]
 pub struct Stood {
+    /// Which.
+    pub name: String,
     /// Its disks.
     pub disks: Vec<DevNumber>,
     /// Its applications too, by its own hooks.
@@ -306,11 +313,13 @@ impl FrozenGuests {
                 Ok(one::Report::Frozen(frozen)) => {
                     self.frozen.push((waiting, frozen));
                 }
-                Ok(one::Report::Failed(error)) => self.failed.push(Failed { error, disks: waiting.disks }),
+                Ok(one::Report::Failed(error)) => {
+                    self.failed.push(Failed { name: waiting.name, error, disks: waiting.disks });
+                }
                 // Its thread sees that nobody waits, and thaws.
                 _ => {
-                    let error = GuestError::Slow { name: waiting.name, limit: waiting.limit };
-                    self.failed.push(Failed { error, disks: waiting.disks });
+                    let error = GuestError::Slow { name: waiting.name.clone(), limit: waiting.limit };
+                    self.failed.push(Failed { name: waiting.name, error, disks: waiting.disks });
                 }
             }
         }
@@ -339,7 +348,7 @@ impl FrozenGuests {
         for (name, disks, application, reports, frozen) in ending {
             let why = match reports.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok(one::Report::Thawed { count, in_time: true }) if count >= frozen.count => {
-                    stood.push(Stood { disks, application });
+                    stood.push(Stood { name, disks, application });
                     continue;
                 }
                 Ok(one::Report::Thawed { in_time: false, .. }) => "the deadline passed".to_owned(),
@@ -349,7 +358,8 @@ impl FrozenGuests {
                 Ok(one::Report::Failed(error)) => crate::error::chain(&error),
                 _ => "it does not answer the thaw; its guardian keeps at it".to_owned(),
             };
-            failed.push(Failed { error: GuestError::Thawed { name, why }, disks });
+            let error = GuestError::Thawed { name: name.clone(), why };
+            failed.push(Failed { name, error, disks });
         }
         (stood, failed)
     }

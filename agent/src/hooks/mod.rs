@@ -3,7 +3,8 @@
 //!
 //! **Contract.**
 //! * Whoever was called with `freeze` is called with `thaw`, whatever came of it and of the others: also if it failed or took too long, and
-//!   when [`Quieted`] is dropped. Nobody is called after one that failed.
+//!   when [`Quieted`] is dropped. Nobody is called after one that failed, or when nobody waits for them any more: then a call with `freeze` that is under
+//!   way is ended, too.
 //! * No call lasts longer than its limit: then the hook's process group is ended.
 //! * What a hook says is kept (the last [`OUTPUT_BYTES_MAX`] bytes of it), for whoever asks what was done.
 //! * Only files that nobody but root can change are called.
@@ -13,15 +14,17 @@
 
 mod list;
 mod quiet;
+mod record;
 mod report;
 mod run;
 
 pub use list::{Hook, Hooks, HooksError, Refused};
-pub use quiet::{Quiet, Quieting, thaw_left};
+pub use quiet::{Quiet, Quieting, thaw_left, thaw_left_meanwhile};
 pub use report::Report;
 pub use run::{Call, OUTPUT_BYTES_MAX, Outcome, Ran};
 
-use std::time::Duration;
+use record::Called;
+use std::{sync::atomic::AtomicBool, time::Duration};
 
 /// How long hooks may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,18 +40,23 @@ pub struct HookLimits {
 pub struct Quieted {
     /// Called with `freeze`, and not with `thaw` yet.
     called: Vec<Hook>,
+    record: Called,
     limits: HookLimits,
     ran: Vec<Ran>,
 }
 
 impl Quieted {
-    /// Calls all hooks with `freeze`, until one fails.
-    #[must_use]
-    pub fn begin(hooks: &Hooks, limits: HookLimits) -> Self {
-        let mut quieted = Self { called: vec![], limits, ran: vec![] };
+    /// Calls all hooks with `freeze`, until one fails, or nobody waits for them: `unwanted`.
+    fn begin(hooks: &Hooks, limits: HookLimits, record: Called, unwanted: &AtomicBool) -> Self {
+        let mut quieted = Self { called: vec![], record, limits, ran: vec![] };
         for hook in hooks.iter() {
-            quieted.called.push(hook.clone());
-            let ran = run::run(hook, Call::Freeze, limits);
+            let ran = match quieted.record.add(&hook.name) {
+                Ok(()) => {
+                    quieted.called.push(hook.clone());
+                    run::run(hook, Call::Freeze, limits, Some(unwanted))
+                }
+                Err(error) => Ran::not_run(hook, format!("that it is called cannot be recorded: {error}")),
+            };
             let failed = ran.outcome != Outcome::Done;
             quieted.ran.push(ran);
             if failed {
@@ -73,7 +81,8 @@ impl Quieted {
 
     fn thaw(&mut self) {
         while let Some(hook) = self.called.pop() {
-            self.ran.push(run::run(&hook, Call::Thaw, self.limits));
+            self.ran.push(run::run(&hook, Call::Thaw, self.limits, None));
+            self.record.remove(&hook.name);
         }
     }
 }

@@ -2,21 +2,19 @@
 //! on in time whatever becomes of whoever asked.
 //!
 //! **If the agent dies**, the names of the hooks that were called lie in a record in the run directory: [`thaw_left`] calls them at the next
-//! start. Until then the application stands still, unless its hook minds `HIGHWATER_HOLD_S`.
+//! start, or when `highwater-agent thaw` is run. Until then the application stands still, unless its hook minds `HIGHWATER_HOLD_S`.
 
-use super::{Call, HookLimits, Hooks, Outcome, Quieted, Ran, run};
+use super::{Call, Hook, HookLimits, Hooks, Outcome, Quieted, Ran, record::Called, run};
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel},
     },
+    time::Duration,
 };
-
-/// Where the record lies, in the run directory.
-const RECORD: &str = "hooks-called";
 
 /// How far it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,26 +33,26 @@ pub struct Quieting {
     ready: Receiver<Option<String>>,
     known: Quiet,
     /// Dropped, it ends the wait.
-    release: Sender<()>,
-    ended: Receiver<Vec<Ran>>,
+    release: Option<Sender<()>>,
+    ended: Option<Receiver<Vec<Ran>>>,
     /// They were told to go on.
     over: Arc<AtomicBool>,
+    /// Nobody waits for them any more.
+    unwanted: Arc<AtomicBool>,
 }
 
 impl Quieting {
     /// Begins.
     ///
     /// # Errors
-    /// The record cannot be written, or the thread not be started: no hook is called then.
+    /// The thread cannot be started: no hook is called then.
     pub fn start(hooks: Hooks, limits: HookLimits, run_dir: &Path) -> io::Result<Self> {
-        let record = run_dir.join(RECORD);
-        let names: Vec<&str> = hooks.iter().map(|hook| hook.name.as_str()).collect();
-        fs::write(&record, names.join("\n"))?;
+        let record = Called::none(run_dir);
         let ((say_ready, ready), (release, released), (say_ended, ended)) = (channel(), channel(), channel());
-        let over = Arc::new(AtomicBool::new(false));
-        let shared = over.clone();
+        let (over, unwanted) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let (shared, given_up) = (over.clone(), unwanted.clone());
         let work = move || {
-            let quieted = Quieted::begin(&hooks, limits);
+            let quieted = Quieted::begin(&hooks, limits, record, &given_up);
             let failed = quieted
                 .failed()
                 .map(|ran| format!("the hook {} {}: {}", ran.hook, ran.outcome, one_line(&ran.output)));
@@ -65,12 +63,10 @@ impl Quieting {
                 let _: Result<(), RecvTimeoutError> = released.recv_timeout(limits.hold);
             }
             shared.store(true, Ordering::Release);
-            let ran = quieted.end();
-            let _ = fs::remove_file(&record);
-            let _ = say_ended.send(ran);
+            let _ = say_ended.send(quieted.end());
         };
         std::thread::Builder::new().name("hooks".into()).spawn(work)?;
-        Ok(Self { ready, known: Quiet::Soon, release, ended, over })
+        Ok(Self { ready, known: Quiet::Soon, release: Some(release), ended: Some(ended), over, unwanted })
     }
 
     /// How far it is.
@@ -96,9 +92,15 @@ impl Quieting {
 
     /// They may go on. What was called, and what came of it, is told when it is over.
     #[must_use]
-    pub fn release(self) -> Receiver<Vec<Ran>> {
-        drop(self.release);
-        self.ended
+    pub fn release(mut self) -> Receiver<Vec<Ran>> {
+        self.ended.take().unwrap_or_else(|| channel().1)
+    }
+}
+
+impl Drop for Quieting {
+    fn drop(&mut self) {
+        self.unwanted.store(true, Ordering::Release);
+        self.release = None;
     }
 }
 
@@ -106,18 +108,45 @@ fn one_line(text: &str) -> String {
     text.lines().last().unwrap_or("it said nothing").chars().take(200).collect()
 }
 
-/// Calls with `thaw` what an earlier life called with `freeze`, and was not able to. Answers what was called.
+/// Calls with `thaw` what an earlier life called with `freeze`, and was not able to. Answers what was called. Ended in between, it has forgotten only whom
+/// it has called.
 pub fn thaw_left(dir: &Path, run_dir: &Path, limits: HookLimits) -> Vec<Ran> {
-    let record: PathBuf = run_dir.join(RECORD);
-    let Ok(text) = fs::read_to_string(&record) else { return vec![] };
+    let mut record = Called::left(run_dir);
+    if record.names().is_empty() {
+        return vec![];
+    }
     let Ok((hooks, _)) = Hooks::find(dir) else { return vec![] };
-    let called = hooks.iter().rev().filter(|hook| text.lines().any(|name| name == hook.name));
-    let ran = called.map(|hook| run::run(hook, Call::Thaw, limits)).collect();
-    let _ = fs::remove_file(&record);
-    ran
+    let mut all = vec![];
+    for name in record.names().to_vec().iter().rev() {
+        // One that is there no longer can't be called.
+        if let Some(hook) = hooks.iter().find(|hook| hook.name == *name) {
+            all.push(run::run(hook, Call::Thaw, limits, None));
+        }
+        record.remove(name);
+    }
+    all
+}
+
+/// The same by a thread of its own; none if nothing was left.
+pub fn thaw_left_meanwhile(dir: PathBuf, run_dir: PathBuf, limits: HookLimits) -> Option<Receiver<Vec<Ran>>> {
+    if Called::left(&run_dir).names().is_empty() {
+        return None;
+    }
+    let (say, ended) = channel();
+    let work = move || {
+        let _ = say.send(thaw_left(&dir, &run_dir, limits));
+    };
+    // Without a thread they wait for the next start.
+    std::thread::Builder::new().name("hooks".into()).spawn(work).ok().map(|_| ended)
 }
 
 impl Ran {
+    /// A call with `freeze` that was not made.
+    pub(super) fn not_run(hook: &Hook, why: String) -> Self {
+        let (hook, outcome) = (hook.name.clone(), Outcome::NotRun(why));
+        Self { hook, call: Call::Freeze, outcome, took: Duration::ZERO, output: String::new() }
+    }
+
     /// Whether it did what it was called for.
     #[must_use]
     pub fn is_done(&self) -> bool {

@@ -15,6 +15,7 @@ use std::{
         unix::process::{CommandExt, ExitStatusExt},
     },
     process::{Child, Command, ExitStatus, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -24,6 +25,9 @@ pub const OUTPUT_BYTES_MAX: usize = 4096;
 const LOOK: Duration = Duration::from_millis(5);
 /// From the polite signal to the other.
 const GRACE: Duration = Duration::from_secs(1);
+/// A pipe holds no more, as long as nobody makes it larger.
+const PIPE_BYTES: usize = 64 << 10;
+const TAKEN_BYTES: usize = 1024;
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What a hook is called with.
@@ -57,6 +61,8 @@ pub enum Outcome {
     Killed(i32),
     /// It took too long, and was ended.
     TimedOut,
+    /// Nobody waited for it any more, and it was ended.
+    Unwanted,
     /// It could not be started, or waited for.
     NotRun(String),
 }
@@ -68,6 +74,7 @@ impl fmt::Display for Outcome {
             Self::Failed(code) => write!(f, "failed with exit code {code}"),
             Self::Killed(signal) => write!(f, "was ended by signal {signal}"),
             Self::TimedOut => write!(f, "took too long and was ended"),
+            Self::Unwanted => write!(f, "was ended, since nobody waited for it any more"),
             Self::NotRun(why) => write!(f, "could not be run: {why}"),
         }
     }
@@ -88,12 +95,12 @@ pub struct Ran {
     pub output: String,
 }
 
-/// Calls a hook and waits for its end, or ends it.
-pub fn run(hook: &Hook, call: Call, limits: HookLimits) -> Ran {
+/// Calls a hook and waits for its end, or ends it: when it has taken too long, or as soon as it is `unwanted`.
+pub(super) fn run(hook: &Hook, call: Call, limits: HookLimits, unwanted: Option<&AtomicBool>) -> Ran {
     let began = Instant::now();
     let mut output = vec![];
     let outcome = match start(hook, call, limits) {
-        Ok((child, pipe)) => wait(child, pipe, began + limits.call, &mut output),
+        Ok((child, pipe)) => wait(child, pipe, began + limits.call, unwanted, &mut output),
         Err(error) => Outcome::NotRun(error.to_string()),
     };
     let output = String::from_utf8_lossy(&output).trim_end().to_owned();
@@ -105,7 +112,13 @@ fn start(hook: &Hook, call: Call, limits: HookLimits) -> io::Result<(Child, File
     let second: OwnedFd = theirs.try_clone()?;
     let flags = nix::fcntl::OFlag::O_NONBLOCK;
     nix::fcntl::fcntl(&ours, nix::fcntl::FcntlArg::F_SETFL(flags))?;
-    let child = Command::new(&hook.path)
+    let mut command = Command::new(&hook.path);
+    // SAFETY: prctl is async-signal-safe, and touches the new process alone.
+    unsafe {
+        // Whoever comes after a dead agent calls `thaw`: a `freeze` that is under way must not end behind it.
+        command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?));
+    }
+    let child = command
         .arg(call.as_str())
         .env_clear()
         .env("PATH", PATH)
@@ -121,19 +134,25 @@ fn start(hook: &Hook, call: Call, limits: HookLimits) -> io::Result<(Child, File
     Ok((child, File::from(ours)))
 }
 
-fn wait(mut child: Child, mut pipe: File, until: Instant, output: &mut Vec<u8>) -> Outcome {
+fn wait(
+    mut child: Child,
+    mut pipe: File,
+    until: Instant,
+    unwanted: Option<&AtomicBool>,
+    output: &mut Vec<u8>,
+) -> Outcome {
     let mut open = true;
+    let is_unwanted = || unwanted.is_some_and(|unwanted| unwanted.load(Ordering::Acquire));
     loop {
         match child.try_wait() {
             Ok(Some(status)) => {
-                // What it left behind may hold the pipe open for long.
-                while take(&mut pipe, output) == Some(true) {}
+                take_rest(&mut pipe, output);
                 return ended(status);
             }
-            Ok(None) if Instant::now() >= until => {
+            Ok(None) if Instant::now() >= until || is_unwanted() => {
                 end(&mut child);
-                while take(&mut pipe, output) == Some(true) {}
-                return Outcome::TimedOut;
+                take_rest(&mut pipe, output);
+                return if Instant::now() >= until { Outcome::TimedOut } else { Outcome::Unwanted };
             }
             Ok(None) => {}
             Err(error) => {
@@ -153,9 +172,18 @@ fn wait(mut child: Child, mut pipe: File, until: Instant, output: &mut Vec<u8>) 
     }
 }
 
+/// Takes what was printed before it ended. What it left behind may hold the pipe open for long, and print for ever.
+fn take_rest(pipe: &mut File, output: &mut Vec<u8>) {
+    for _ in 0..PIPE_BYTES / TAKEN_BYTES {
+        if take(pipe, output) != Some(true) {
+            return;
+        }
+    }
+}
+
 /// Takes what has been printed. `Some(true)`: there may be more now; `None`: there will be no more.
 fn take(pipe: &mut File, output: &mut Vec<u8>) -> Option<bool> {
-    let mut buffer = [0; 1024];
+    let mut buffer = [0; TAKEN_BYTES];
     match pipe.read(&mut buffer) {
         Ok(0) => None,
         Ok(count) => {

@@ -34,13 +34,18 @@ impl Dir {
     }
 }
 
+/// Calls them, with somebody who waits for them.
+fn begin(dir: &Dir, limits: HookLimits) -> Quieted {
+    Quieted::begin(&dir.hooks(), limits, Called::none(dir.path()), &AtomicBool::new(false))
+}
+
 #[test]
 fn they_are_called_in_order_and_in_reverse() {
     let dir = Dir::new();
     for name in ["20-b", "10-a", "30-c"] {
         dir.hook(name, "");
     }
-    let quieted = Quieted::begin(&dir.hooks(), LIMITS);
+    let quieted = begin(&dir, LIMITS);
     assert!(quieted.failed().is_none());
     assert_eq!(dir.log(), ["10-a freeze", "20-b freeze", "30-c freeze"]);
     let ran = quieted.end();
@@ -55,7 +60,7 @@ fn after_one_that_fails_nobody_is_called_and_all_that_were_go_on() {
     dir.hook("a", "");
     dir.hook("b", "echo locked; echo 'no database' >&2; [ \"$1\" = thaw ] || exit 3");
     dir.hook("c", "");
-    let quieted = Quieted::begin(&dir.hooks(), LIMITS);
+    let quieted = begin(&dir, LIMITS);
     let failed = quieted.failed().unwrap();
     assert_eq!((failed.hook.as_str(), &failed.outcome), ("b", &Outcome::Failed(3)));
     assert_eq!(failed.output, "locked\nno database");
@@ -68,7 +73,7 @@ fn a_thaw_that_fails_keeps_nobody_from_going_on() {
     let dir = Dir::new();
     dir.hook("a", "");
     dir.hook("b", "[ \"$1\" = freeze ]");
-    let ran = Quieted::begin(&dir.hooks(), LIMITS).end();
+    let ran = begin(&dir, LIMITS).end();
     assert_eq!(dir.log()[2..], ["b thaw", "a thaw"]);
     assert_eq!(ran[2].outcome, Outcome::Failed(1));
 }
@@ -83,7 +88,7 @@ fn one_that_hangs_is_ended_with_all_that_it_started() {
     );
     let limits = HookLimits { call: Duration::from_millis(300), ..LIMITS };
     let began = Instant::now();
-    let quieted = Quieted::begin(&dir.hooks(), limits);
+    let quieted = begin(&dir, limits);
     assert_eq!(quieted.failed().unwrap().outcome, Outcome::TimedOut);
     assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
     drop(quieted);
@@ -99,16 +104,27 @@ fn what_it_leaves_behind_is_not_waited_for() {
     let dir = Dir::new();
     dir.hook("a", "echo begun; [ $1 = freeze ] && { sleep 3 & }; exit 0");
     let began = Instant::now();
-    let ran = Quieted::begin(&dir.hooks(), LIMITS).end();
+    let ran = begin(&dir, LIMITS).end();
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     assert_eq!(ran[0].output, "begun");
+}
+
+#[test]
+fn what_it_leaves_behind_may_print_for_ever() {
+    let dir = Dir::new();
+    // It ends when nobody reads any more.
+    dir.hook("a", "[ $1 = freeze ] && { yes & }; exit 0");
+    let began = Instant::now();
+    let ran = begin(&dir, LIMITS).end();
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert!(ran.iter().all(Ran::is_done) && dir.log().len() == 2);
 }
 
 #[test]
 fn of_much_output_the_end_is_kept() {
     let dir = Dir::new();
     dir.hook("a", "[ $1 = thaw ] || { i=0; while [ $i -lt 20000 ]; do echo line $i; i=$((i+1)); done; }");
-    let ran = Quieted::begin(&dir.hooks(), LIMITS).end();
+    let ran = begin(&dir, LIMITS).end();
     assert_eq!(ran[0].outcome, Outcome::Done);
     assert!(ran[0].output.len() <= OUTPUT_BYTES_MAX && ran[0].output.ends_with("line 19999"));
 }
@@ -117,7 +133,7 @@ fn of_much_output_the_end_is_kept() {
 fn it_is_told_little_and_how_long_it_is_held() {
     let dir = Dir::new();
     dir.hook("a", "echo $HIGHWATER_HOLD_S $HOME; pwd; cat");
-    let ran = Quieted::begin(&dir.hooks(), LIMITS).end();
+    let ran = begin(&dir, LIMITS).end();
     assert_eq!(ran[0].output, "7\n/");
 }
 
@@ -127,7 +143,7 @@ fn a_file_that_is_no_program_is_not_run() {
     let path = dir.path().join("a");
     fs::write(&path, [0x7f, b'E', b'L', b'F', 0, 0]).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-    let quieted = Quieted::begin(&dir.hooks(), LIMITS);
+    let quieted = begin(&dir, LIMITS);
     assert!(matches!(quieted.failed().unwrap().outcome, Outcome::NotRun(_)));
 }
 
@@ -199,6 +215,49 @@ fn one_that_fails_is_told_by_its_name_and_its_words() {
     let said = "the hook a failed with exit code 4: no such database";
     assert_eq!(until_known(&mut quieting), Quiet::Failed(said.into()));
     assert!(!quieting.is_still());
+}
+
+/// Who waited for them gives up while one of them is called.
+#[test]
+fn those_that_nobody_waits_for_are_not_called() {
+    let (dir, run) = (Dir::new(), tempfile::tempdir().unwrap());
+    dir.hook("a", "");
+    dir.hook("b", "[ $1 = thaw ] || sleep 60");
+    dir.hook("c", "");
+    let quieting = Quieting::start(dir.hooks(), LIMITS, run.path()).unwrap();
+    while dir.log().len() < 2 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let left = || fs::read_to_string(run.path().join("hooks-called")).unwrap_or_default();
+    assert_eq!(left(), "a\nb");
+    let ran = quieting.release().recv_timeout(Duration::from_secs(5)).unwrap();
+    assert_eq!(ran[1].outcome, Outcome::Unwanted);
+    assert_eq!(dir.log(), ["a freeze", "b freeze", "b thaw", "a thaw"]);
+    assert_eq!(left(), "");
+}
+
+/// Ended in between, it goes on where it was.
+#[test]
+fn whoever_was_thawed_is_forgotten_at_once() {
+    let (dir, run) = (Dir::new(), tempfile::tempdir().unwrap());
+    dir.hook("a", "");
+    let gate = run.path().join("gate");
+    dir.hook("b", &format!("while [ ! -e {} ]; do sleep 0.01; done", gate.display()));
+    dir.hook("c", "");
+    let left = || fs::read_to_string(run.path().join("hooks-called")).unwrap_or_default();
+    fs::write(run.path().join("hooks-called"), "a\nb\nc").unwrap();
+    let ended = thaw_left_meanwhile(dir.path().into(), run.path().into(), LIMITS).unwrap();
+    while dir.log().len() < 2 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(left(), "a\nb");
+    fs::write(gate, "").unwrap();
+    assert_eq!(ended.recv_timeout(Duration::from_secs(5)).unwrap().len(), 3);
+    assert_eq!(
+        (dir.log(), left()),
+        (["c thaw", "b thaw", "a thaw"].map(String::from).to_vec(), String::new())
+    );
+    assert!(thaw_left_meanwhile(dir.path().into(), run.path().into(), LIMITS).is_none());
 }
 
 #[test]

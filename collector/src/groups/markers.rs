@@ -15,8 +15,8 @@ use std::sync::Arc;
 /// # Errors
 /// [`CollectorError::Marker`]: it cannot be so; nothing was changed. [`CollectorError::Vault`]: it may have been taken or not.
 pub async fn kept(shared: &Shared, state: &MachineState, kept: Kept) -> Result<(), CollectorError> {
-    let Kept { group, epoch, marker, kind, commit } = kept;
-    let report = Report { group, epoch, marker, kind, commit };
+    let Kept { group, epoch, marker, kind, commit, taken_at_ms } = kept;
+    let report = Report { group, epoch, marker, kind, commit, taken_at_ms };
     match shared.vault.keep_marker(state, report).await.map_err(of_marker)? {
         Outcome::Made(done) => made(shared, group, marker, Some(&done)).await,
         Outcome::Waiting(missing) => {

@@ -1,6 +1,6 @@
 //! Replication groups: what members are told, and what becomes of what they say.
 
-use crate::support::{Agent, Site};
+use crate::support::{Agent, Site, TAKEN_MS};
 use highwater_delta::{CommitId, DiskId, GroupId, MachineId};
 use highwater_group::{Kind, Life, Marker};
 use highwater_vault::groups::{Answer, Group, Of, Report, Times};
@@ -35,11 +35,13 @@ fn marker(coordinator: MachineId, number: u64) -> Marker {
 }
 
 fn kept(group: &Group, marker: Marker, commit: CommitId) -> AgentMessage {
-    AgentMessage::Kept(Kept { group: group.id, epoch: group.epoch, marker, kind: Kind::Crash, commit })
+    let (kind, taken_at_ms) = (Kind::Crash, *TAKEN_MS);
+    AgentMessage::Kept(Kept { group: group.id, epoch: group.epoch, marker, kind, commit, taken_at_ms })
 }
 
 fn report_of(group: &Group, marker: Marker, commit: CommitId) -> Report {
-    Report { group: group.id, epoch: group.epoch, marker, kind: Kind::Crash, commit }
+    let (kind, taken_at_ms) = (Kind::Crash, *TAKEN_MS);
+    Report { group: group.id, epoch: group.epoch, marker, kind, commit, taken_at_ms }
 }
 
 async fn ping(agent: &mut Agent) {
@@ -360,13 +362,7 @@ async fn what_a_crash_left_is_decided_by_the_next_collector() {
     let (vault, kept) = (site.vault().await, marker(one.machine, 1));
     for (identity, commit) in [(&one, commits[0]), (&two, commits[1])] {
         let state = vault.machine(identity.machine).await.unwrap();
-        let report = highwater_vault::groups::Report {
-            group: made.id,
-            epoch: made.epoch,
-            marker: kept,
-            kind: Kind::Crash,
-            commit,
-        };
+        let report = report_of(&made, kept, commit);
         if identity.machine == one.machine {
             vault.keep_marker(&state, report).await.unwrap();
         } else {

@@ -264,10 +264,13 @@ pub fn info(disk: DiskId) -> DiskInfo {
     DiskInfo { disk, name: "vda".to_owned(), size_bytes: DISK_BLOCKS * BLOCK_BYTES as u64 }
 }
 
+/// When all points of the tests were taken.
+pub static TAKEN_MS: std::sync::LazyLock<u64> = std::sync::LazyLock::new(now_ms);
+
 pub fn point(disk: DiskId) -> CommitKind {
     CommitKind::Point(PointInfo {
         consistency: Consistency::Filesystem,
-        taken_at_ms: now_ms(),
+        taken_at_ms: *TAKEN_MS,
         freeze_us: 3,
         disks: vec![PointDisk { disk, size_bytes: DISK_BLOCKS * BLOCK_BYTES as u64 }],
     })

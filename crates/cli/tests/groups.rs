@@ -130,7 +130,7 @@ async fn point(vault: &Vault, n: u8, fill: u8) -> CommitId {
 
 async fn keep(vault: &Vault, group: GroupId, marker: Marker, n: u8, commit: CommitId) {
     let epoch = vault.groups().await.unwrap().get(group).unwrap().epoch;
-    let report = Report { group, epoch, marker, kind: Kind::Crash, commit };
+    let report = Report { group, epoch, marker, kind: Kind::Crash, commit, taken_at_ms: TAKEN_AT };
     let state = vault.machine(machine(n)).await.unwrap();
     vault.keep_marker(&state, report).await.unwrap();
 }

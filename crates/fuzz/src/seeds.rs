@@ -80,6 +80,7 @@ fn agent_messages() -> Vec<AgentMessage> {
             marker: marker(),
             kind: Kind::Application,
             commit: CommitId(9),
+            taken_at_ms: 1 << 40,
         }),
         AgentMessage::Withdrawn { group: GroupId::new(), marker: marker() },
         AgentMessage::MarkerEnded {

@@ -1,27 +1,18 @@
 //! A machine as coordinator: takes all members through the phases, or revokes.
 
 use crate::{
-    machine::Output,
     membership::Membership,
     message::{Kind, Life, Marker, Message, Refusal},
+    step::{Failure, Output},
     timing::{Tick, Timing},
 };
 use highwater_delta::MachineId;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Why a marker came to nothing.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// A member took no part.
-    Refused(MachineId, Refusal),
-    /// These did not answer in time.
-    Silent(Vec<MachineId>),
-    /// The members changed meanwhile.
-    Changed,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
+    /// Whether all are there, before anybody's applications stand still.
+    Asking,
     Preparing,
     Freezing,
     Marking,
@@ -76,13 +67,13 @@ impl Coordinator {
             marker,
             kind,
             membership: membership.clone(),
-            phase: Phase::Preparing,
+            phase: Phase::Asking,
             waiting: BTreeSet::new(),
             lives: BTreeMap::new(),
             until: 0,
             again_at: 0,
         };
-        running.enter(Phase::Preparing, now, timing, out);
+        running.enter(Phase::Asking, now, timing, out);
         self.running = Some(running);
     }
 
@@ -108,25 +99,32 @@ impl Coordinator {
         }
         let Some(running) = self.running.as_mut().filter(|r| r.marker == message.marker()) else { return };
         let (phase, life) = match message {
-            Message::Ready { life, .. } => (Phase::Preparing, *life),
-            Message::Frozen { life, .. } => (Phase::Freezing, *life),
-            Message::Marked { life, .. } => (Phase::Marking, *life),
+            Message::Here { .. } => (Phase::Asking, None),
+            Message::Ready { life, .. } => (Phase::Preparing, Some(*life)),
+            Message::Frozen { life, .. } => (Phase::Freezing, Some(*life)),
+            Message::Marked { life, .. } => (Phase::Marking, Some(*life)),
             Message::Refuse { why, .. } if running.membership.contains(from) => {
                 return self.revoke(Failure::Refused(from, *why), out);
             }
             _ => return,
         };
-        if running.phase != phase || (phase != Phase::Preparing && running.lives.get(&from) != Some(&life)) {
+        if running.phase != phase {
             return;
         }
-        if phase == Phase::Preparing && running.waiting.contains(&from) {
-            running.lives.insert(from, life);
+        match (phase, life) {
+            (Phase::Preparing, Some(life)) if running.waiting.contains(&from) => {
+                running.lives.insert(from, life);
+            }
+            (Phase::Asking | Phase::Preparing, _) => {}
+            (Phase::Freezing | Phase::Marking, life) if running.lives.get(&from).copied() != life => return,
+            (Phase::Freezing | Phase::Marking, _) => {}
         }
         running.waiting.remove(&from);
         if !running.waiting.is_empty() {
             return;
         }
         match phase {
+            Phase::Asking => running.enter(Phase::Preparing, now, timing, out),
             Phase::Preparing => running.enter(Phase::Freezing, now, timing, out),
             Phase::Freezing => running.enter(Phase::Marking, now, timing, out),
             Phase::Marking => {
@@ -169,6 +167,7 @@ impl Running {
         self.phase = phase;
         self.waiting = self.membership.members().iter().copied().collect();
         let most = match phase {
+            Phase::Asking => timing.mark_max,
             // A member's own limit comes first, so that it is told who and why.
             Phase::Preparing => timing.prepare_max + timing.freeze_max,
             Phase::Freezing => timing.freeze_max,
@@ -184,6 +183,7 @@ impl Running {
         for to in &self.waiting {
             let life = self.lives.get(to).copied().unwrap_or_default();
             let message = match self.phase {
+                Phase::Asking => Message::Ask { marker, kind, epoch },
                 Phase::Preparing => Message::Prepare { marker, kind, epoch },
                 Phase::Freezing => Message::Freeze { marker, life },
                 Phase::Marking => Message::Mark { marker, life },

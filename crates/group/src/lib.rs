@@ -1,7 +1,7 @@
 //! Agreement on markers: one instant at which the disks of all machines of a replication group were frozen (pure: no I/O, no clock of its
 //! own, no randomness). `docs/PROTOCOL.md` tells it as a protocol, and `tests/simulation.rs` tries to break it.
 //!
-//! **Two phases.** A coordinator has all members prepare (applications, filesystems written out), then freeze. When it has heard of each that
+//! **Two phases.** A coordinator asks whether all members are there, and has all of them prepare (applications, filesystems written out), then freeze. When it has heard of each that
 //! it is frozen, it has them mark: whoever is still frozen by then, and was all the while, keeps its marker, thaws, and says so.
 //!
 //! **What that proves.** A member that keeps a marker was frozen from before it said so until the mark came. The mark was sent after all had
@@ -29,10 +29,11 @@ mod machine;
 mod member;
 mod membership;
 mod message;
+mod step;
 mod timing;
 
-pub use coordinator::Failure;
-pub use machine::{Input, Machine, Output};
+pub use machine::Machine;
 pub use membership::{MEMBERS_MAX, Membership, MembershipError};
 pub use message::{Kind, Life, Marker, Message, NoMarker, Refusal};
+pub use step::{Failure, Input, Output};
 pub use timing::{Tick, Timing};

@@ -1,109 +1,14 @@
 //! One machine of a group: a member always, and a coordinator when it is its turn.
 
 use crate::{
-    coordinator::{Coordinator, Failure},
+    coordinator::Coordinator,
     member::Member,
     membership::Membership,
     message::{Kind, Life, Marker, Message, Refusal},
+    step::{Failure, Input, Output},
     timing::{Tick, Timing},
 };
 use highwater_delta::MachineId;
-
-/// What happens to a machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Input {
-    /// Time has passed.
-    Tick,
-    /// A member says something. That it is one was proved by its certificate.
-    Message {
-        /// Who.
-        from: MachineId,
-        /// What.
-        message: Message,
-    },
-    /// [`Output::Prepare`] was done, or could not be.
-    Prepared {
-        /// Of this marker.
-        marker: Marker,
-        /// Whether it was.
-        done: bool,
-    },
-    /// [`Output::Freeze`] was done, or could not be (nothing is frozen then).
-    Frozen {
-        /// Of this marker.
-        marker: Marker,
-        /// Whether it was.
-        done: bool,
-    },
-    /// [`Output::Keep`] was done.
-    Kept {
-        /// Of this marker.
-        marker: Marker,
-        /// Whether everything stood still until [`Output::Keep`].
-        intact: bool,
-    },
-    /// The members are these now.
-    Membership(Membership),
-    /// A marker is wanted now.
-    Wanted(Kind),
-}
-
-/// What is to be done.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Output {
-    /// Say this. It may be lost.
-    Send {
-        /// To this member.
-        to: MachineId,
-        /// This.
-        message: Message,
-    },
-    /// Prepare to freeze; then [`Input::Prepared`].
-    Prepare {
-        /// For this marker.
-        marker: Marker,
-        /// What.
-        kind: Kind,
-    },
-    /// Freeze; then [`Input::Frozen`].
-    Freeze {
-        /// For this marker.
-        marker: Marker,
-    },
-    /// Thaw, and keep what the disks were; then [`Input::Kept`].
-    Keep {
-        /// As the point of this marker.
-        marker: Marker,
-    },
-    /// End what is done for it, thaw if it is frozen, and keep nothing.
-    Drop {
-        /// For this marker.
-        marker: Marker,
-    },
-    /// Tell the vault that this machine keeps the marker.
-    Report {
-        /// Which.
-        marker: Marker,
-        /// Of the membership, every member of which must keep it.
-        epoch: u64,
-        /// What was to be frozen.
-        kind: Kind,
-    },
-    /// Tell the vault that the marker came to nothing. If it was complete before, it stays.
-    Withdraw {
-        /// Which.
-        marker: Marker,
-    },
-    /// A marker that this machine coordinated has ended. `Ok`: every member keeps it.
-    Ended {
-        /// Which.
-        marker: Marker,
-        /// What was to be frozen.
-        kind: Kind,
-        /// How.
-        result: Result<(), Failure>,
-    },
-}
 
 /// See the module.
 #[derive(Debug)]
@@ -224,17 +129,24 @@ impl Machine {
         let (epoch, marker) = (membership.epoch(), message.marker());
         let for_member = matches!(
             message,
-            Message::Prepare { .. } | Message::Freeze { .. } | Message::Mark { .. } | Message::Revoke { .. }
+            Message::Ask { .. }
+                | Message::Prepare { .. }
+                | Message::Freeze { .. }
+                | Message::Mark { .. }
+                | Message::Revoke { .. }
         );
         // Nobody speaks for another coordinator.
         if for_member && marker.coordinator != from {
             return;
         }
         match *message {
-            Message::Prepare { epoch: theirs, .. } if theirs != epoch => {
+            Message::Ask { epoch: theirs, .. } | Message::Prepare { epoch: theirs, .. }
+                if theirs != epoch =>
+            {
                 let why = Refusal::OtherMembership { epoch };
                 out.push(Output::Send { to: from, message: Message::Refuse { marker, why } });
             }
+            Message::Ask { kind, .. } => self.member.asked(now, (marker, kind), out),
             Message::Prepare { kind, .. } => {
                 // Its own turn comes later when this one is kept: one that comes to nothing must not put off who may do better.
                 self.member.prepare(now, &self.timing, (marker, kind, epoch), out);
@@ -262,15 +174,24 @@ impl Machine {
         }
     }
 
-    /// If a marker has come to nothing, the next comes sooner: but not ever again at once, while a member is away.
+    /// If a marker has come to nothing, the next comes sooner: but not ever again at once, while a member is away or cannot do its part.
     fn after(&mut self, now: Tick, before: usize, out: &[Output]) {
         for output in &out[before..] {
             let Output::Ended { kind, result, .. } = output else { continue };
             let failures = &mut self.failures[*kind as usize];
             match result {
                 Ok(()) => *failures = 0,
-                Err(Failure::Silent(_)) => *failures = (*failures + 1).min(FAILURES_MAX),
-                Err(_) => {}
+                // Soon over.
+                Err(
+                    Failure::Refused(
+                        _,
+                        Refusal::Busy | Refusal::OtherMembership { .. } | Refusal::Old { .. },
+                    )
+                    | Failure::Changed,
+                ) => {}
+                Err(Failure::Silent(_) | Failure::Refused(..)) => {
+                    *failures = (*failures + 1).min(FAILURES_MAX);
+                }
             }
             if result.is_err() {
                 let next = now + self.pause(*kind) + self.behind();

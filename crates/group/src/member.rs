@@ -1,8 +1,8 @@
 //! A machine as a member: prepares, freezes, keeps or gives up.
 
 use crate::{
-    machine::Output,
     message::{Kind, Life, Marker, Message, Refusal},
+    step::Output,
     timing::{Tick, Timing},
 };
 use highwater_delta::MachineId;
@@ -82,6 +82,38 @@ impl Member {
         }
     }
 
+    /// Says whether it would take part now, and changes nothing.
+    pub fn asked(&self, now: Tick, (marker, kind): (Marker, Kind), out: &mut Vec<Output>) {
+        if self
+            .newest
+            .get(&marker.coordinator)
+            .is_some_and(|(life, number, _)| (*life, *number) == (marker.life, marker.number))
+        {
+            // Said again, and overtaken by what came of it.
+            return;
+        }
+        let answer = match self.objection(now, marker, kind) {
+            Some(why) => Message::Refuse { marker, why },
+            None => Message::Here { marker },
+        };
+        out.push(say(marker.coordinator, answer));
+    }
+
+    /// Why it would take no part in a marker that is new to it.
+    fn objection(&self, now: Tick, marker: Marker, kind: Kind) -> Option<Refusal> {
+        if self.part.is_some_and(|part| part.marker.coordinator != marker.coordinator) {
+            return Some(Refusal::Busy);
+        }
+        if let Err(life) = self.is_new(marker) {
+            return Some(Refusal::Old { life });
+        }
+        (self.is_resting(now, kind)).then_some(Refusal::Busy)
+    }
+
+    fn is_resting(&self, now: Tick, kind: Kind) -> bool {
+        now < self.rests_until[Kind::Crash as usize].max(self.rests_until[kind as usize])
+    }
+
     /// Answers whether it takes part from now on.
     pub fn prepare(
         &mut self,
@@ -110,7 +142,8 @@ impl Member {
         // Its coordinator has given up the one before.
         self.give_up(now, None, out);
         self.newest.insert(to, (marker.life, marker.number, false));
-        if now < self.rests_until[Kind::Crash as usize].max(self.rests_until[kind as usize]) {
+        // Giving up may have begun a rest.
+        if self.is_resting(now, kind) {
             out.push(say(to, Message::Refuse { marker, why: Refusal::Busy }));
             return false;
         }

@@ -100,9 +100,23 @@ pub enum Refusal {
     Unknown,
 }
 
-/// See the crate. From the coordinator: `Prepare`, `Freeze`, `Mark`, `Revoke`; to it: the others.
+/// See the crate. From the coordinator: `Ask`, `Prepare`, `Freeze`, `Mark`, `Revoke`; to it: the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Message {
+    /// Would it take part? Nothing comes of the answer but an answer.
+    Ask {
+        /// In this.
+        marker: Marker,
+        /// What is frozen.
+        kind: Kind,
+        /// With these members.
+        epoch: u64,
+    },
+    /// It is there, and would take part now.
+    Here {
+        /// See [`Message::Ask`].
+        marker: Marker,
+    },
     /// Prepare.
     Prepare {
         /// For this.
@@ -166,7 +180,9 @@ impl Message {
     #[must_use]
     pub fn marker(&self) -> Marker {
         match self {
-            Self::Prepare { marker, .. }
+            Self::Ask { marker, .. }
+            | Self::Here { marker }
+            | Self::Prepare { marker, .. }
             | Self::Ready { marker, .. }
             | Self::Freeze { marker, .. }
             | Self::Frozen { marker, .. }

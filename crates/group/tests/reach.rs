@@ -6,8 +6,17 @@ use std::collections::VecDeque;
 
 const STEP: Tick = 10;
 
-/// Runs three machines, of which some pairs do not hear of each other. Answers when markers ended, by whom, and whether as points.
-fn run(reaches: fn(usize, usize) -> bool, until: Tick) -> Vec<(Tick, usize, bool)> {
+/// What came of a run.
+#[derive(Debug, Default)]
+struct Run {
+    /// When markers ended, by whom, and whether as points.
+    ended: Vec<(Tick, usize, bool)>,
+    /// When machines were told to prepare.
+    prepared: Vec<Tick>,
+}
+
+/// Runs three machines, of which some pairs do not hear of each other, and one may fail to prepare.
+fn run(reaches: fn(usize, usize) -> bool, fails: Option<usize>, until: Tick) -> Run {
     let timing = Timing {
         crash_every: Some(60_000),
         application_every: None,
@@ -26,7 +35,7 @@ fn run(reaches: fn(usize, usize) -> bool, until: Tick) -> Vec<(Tick, usize, bool
         ids.iter().enumerate().map(|(n, id)| Machine::new(*id, life(n), timing)).collect();
     let mut inputs: VecDeque<(usize, Input)> =
         (0..3).map(|n| (n, Input::Membership(membership.clone()))).collect();
-    let mut ended = vec![];
+    let mut run = Run::default();
     for now in (0..until).step_by(STEP as usize) {
         inputs.extend((0..3).map(|n| (n, Input::Tick)));
         while let Some((n, input)) = inputs.pop_front() {
@@ -40,34 +49,49 @@ fn run(reaches: fn(usize, usize) -> bool, until: Tick) -> Vec<(Tick, usize, bool
                     }
                     Output::Prepare { marker, kind } => {
                         assert_eq!(kind, Kind::Crash);
-                        inputs.push_back((n, Input::Prepared { marker, done: true }));
+                        run.prepared.push(now);
+                        inputs.push_back((n, Input::Prepared { marker, done: fails != Some(n) }));
                     }
                     Output::Freeze { marker } => inputs.push_back((n, Input::Frozen { marker, done: true })),
                     Output::Keep { marker } => inputs.push_back((n, Input::Kept { marker, intact: true })),
-                    Output::Ended { result, .. } => ended.push((now, n, result.is_ok())),
+                    Output::Ended { result, .. } => run.ended.push((now, n, result.is_ok())),
                     Output::Drop { .. } | Output::Report { .. } | Output::Withdraw { .. } => {}
                 }
             }
         }
     }
-    ended
+    run
 }
 
 /// The first in line does not reach the third; the second reaches both.
 #[test]
 fn one_that_does_not_reach_all_is_passed_over() {
-    let ended = run(|from, to| (from, to) != (0, 2), 60_000);
+    let Run { ended, .. } = run(|from, to| (from, to) != (0, 2), None, 60_000);
     let first = ended.iter().find(|(.., ok)| *ok).unwrap_or_else(|| panic!("no point: {ended:?}"));
     assert_eq!(first.1, 1, "{ended:?}");
 }
 
-/// One is away: the others are asked to prepare ever more rarely.
+/// One is away: nobody's applications stand still for that, and the others are asked ever more rarely.
 #[test]
-fn pauses_grow_while_a_member_is_away() {
-    let ended = run(|from, to| from != 2 && to != 2, 300_000);
+fn nothing_stands_still_while_a_member_is_away() {
+    let Run { ended, prepared } = run(|from, to| from != 2 && to != 2, None, 300_000);
+    assert_eq!(prepared, [], "{ended:?}");
     assert!(ended.iter().all(|(.., ok)| !ok));
-    let half = |from: Tick, to: Tick| ended.iter().filter(|(at, ..)| (from..to).contains(at)).count();
-    let (early, late) = (half(0, 30_000), half(270_000, 300_000));
-    println!("{early} markers in the first 30 s, {late} in the last");
-    assert!(late * 2 <= early && late > 0, "{early} and {late}: {ended:?}");
+    rarer(ended.iter().map(|(at, ..)| *at));
+}
+
+/// One cannot prepare, its hook fails: the others' applications stand still for that ever more rarely.
+#[test]
+fn pauses_grow_while_a_member_cannot_prepare() {
+    let Run { ended, prepared } = run(|_, _| true, Some(1), 300_000);
+    assert!(ended.iter().all(|(.., ok)| !ok));
+    rarer(prepared.into_iter());
+}
+
+/// Less than half as often at the end as in the beginning, but still.
+fn rarer(times: impl Iterator<Item = Tick> + Clone) {
+    let count = |from: Tick, to: Tick| times.clone().filter(|at| (from..to).contains(at)).count();
+    let (early, late) = (count(0, 30_000), count(270_000, 300_000));
+    println!("{early} in the first 30 s, {late} in the last");
+    assert!(late * 2 <= early && late > 0, "{early} and {late}");
 }

@@ -101,6 +101,8 @@ pub struct Kept {
     pub kind: Kind,
     /// The machine's recovery point.
     pub commit: CommitId,
+    /// When that was taken, by the machine's clock, in milliseconds since 1970: after a vault was restored, another point has its number.
+    pub taken_at_ms: u64,
 }
 
 /// What came of a point that was asked for.

@@ -60,7 +60,30 @@ pub(in crate::control) fn report() -> StatusReport {
         disks: vec![disk],
         capture: Default::default(),
         group: None,
+        guests: vec![],
         notes: vec!["a note".into()],
+    }
+}
+
+#[test]
+fn tells_how_guests_stood_at_the_last_point() {
+    let guest = |name: &str, frozen_at_ms, trouble: Option<&str>| GuestStatus {
+        name: name.into(),
+        frozen_at_ms,
+        trouble: trouble.map(str::to_owned),
+    };
+    let guests = vec![
+        guest("web", Some(59_000), None),
+        guest("db", Some(59_000), Some("HW-1445: no answer. Look")),
+        guest("new", None, None),
+    ];
+    let text = render(&StatusReport { guests, ..report() }, 61_000);
+    for part in [
+        "guest      web: stood still for the point of 2s ago",
+        "guest      db: did NOT stand still 2s ago: HW-1445: no answer. Look",
+        "guest      new: no point with a freeze yet",
+    ] {
+        assert!(text.contains(part), "missing {part:?} in\n{text}");
     }
 }
 

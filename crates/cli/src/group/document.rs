@@ -93,7 +93,7 @@ pub(crate) async fn marker_of_points(
     for id in groups.ever_of(machine) {
         let name = groups.get(id).map_or_else(String::new, |group| group.name.clone());
         for point in vault.group_points(id).await? {
-            let commit = point.done.commit_of(machine);
+            let commit = point.done.part_of(machine).map(|part| part.commit);
             all.extend(commit.map(|commit| (commit, (name.clone(), point.marker.to_string()))));
         }
     }

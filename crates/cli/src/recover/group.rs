@@ -43,7 +43,7 @@ pub(super) async fn recover(
     }
     let mut taken = HashSet::new();
     let mut all: Vec<Planned> = Vec::new();
-    for MemberPoint { machine, commit } in &chosen {
+    for MemberPoint { machine, commit, .. } in &chosen {
         let to = what.to.join(directory(&names[machine], *machine, &mut taken));
         let at = PointChoice::Number(*commit);
         all.push(prepare(vault, *machine, at, to, what, global.json, console).await?);
@@ -140,7 +140,7 @@ async fn members(
     let mut meant = HashSet::new();
     for text in texts {
         let machine = context::machine(vault, text).await?;
-        if point.done.commit_of(machine).is_none() {
+        if point.done.part_of(machine).is_none() {
             return Err(CliError::Machine(format!("{text:?} is no member of the group in this point")));
         }
         meant.insert(machine);

@@ -5,7 +5,7 @@ use super::{
     cache::{create, decision_name, find},
     millis,
 };
-use crate::{MachineState, Result, Vault, VaultError};
+use crate::{MachineState, PointRecord, Result, Vault, VaultError};
 use futures::{StreamExt, TryStreamExt, stream};
 use highwater_delta::{CommitId, Consistency, GroupId, MachineId};
 use highwater_group::{Kind, Marker};
@@ -25,6 +25,8 @@ pub struct Report {
     pub kind: Kind,
     /// The machine's recovery point.
     pub commit: CommitId,
+    /// When that was taken: after a restore of the vault another one may have its number.
+    pub taken_at_ms: u64,
 }
 
 /// The same as a document.
@@ -35,7 +37,7 @@ pub(super) struct Reported {
     pub(super) kind: Kind,
     pub(super) commit: CommitId,
     consistency: Consistency,
-    taken_at_ms: u64,
+    pub(super) taken_at_ms: u64,
     stored_at_ms: u64,
     pub(super) reported_at_ms: u64,
 }
@@ -78,6 +80,22 @@ pub struct MemberPoint {
     pub machine: MachineId,
     /// Its recovery point.
     pub commit: CommitId,
+    /// When that was taken, by the machine's clock, in milliseconds since 1970: a point of this number that was taken at another time is another one.
+    pub taken_at_ms: u64,
+}
+
+impl MemberPoint {
+    /// The recovery point, if the machine still has it.
+    #[must_use]
+    pub fn find_in<'a>(&self, state: &'a MachineState) -> Option<&'a PointRecord> {
+        state.point(self.commit).ok().filter(|point| point.info.taken_at_ms == self.taken_at_ms)
+    }
+}
+
+impl Reported {
+    pub(super) fn part(&self, machine: MachineId) -> MemberPoint {
+        MemberPoint { machine, commit: self.commit, taken_at_ms: self.taken_at_ms }
+    }
 }
 
 /// A marker that came to nothing.
@@ -93,9 +111,9 @@ pub struct Revoked {
 impl Complete {
     /// A member's point.
     #[must_use]
-    pub fn commit_of(&self, machine: MachineId) -> Option<CommitId> {
+    pub fn part_of(&self, machine: MachineId) -> Option<MemberPoint> {
         let at = self.members.binary_search_by_key(&machine, |member| member.machine).ok()?;
-        Some(self.members[at].commit)
+        Some(self.members[at])
     }
 }
 
@@ -133,8 +151,9 @@ impl Vault {
     /// [`VaultError::Marker`]: it cannot be so, and nothing was changed. [`VaultError::Limit`]: too many of its reports wait. After others
     /// the report may be there: it can be said again, and [`Vault::sweep_groups`] finds it.
     pub async fn keep_marker(&self, state: &MachineState, report: Report) -> Result<Outcome> {
-        let Report { group, epoch, marker, kind, commit } = report;
+        let Report { group, epoch, marker, kind, commit, taken_at_ms } = report;
         let machine = state.machine;
+        let part = MemberPoint { machine, commit, taken_at_ms };
         let refuse = |cause| Err(VaultError::Marker { marker, machine, cause });
         let mut groups = self.groups_known().await;
         if groups.membership(group, epoch).is_none() {
@@ -147,7 +166,7 @@ impl Vault {
         if members.binary_search(&marker.coordinator).is_err() {
             return refuse("its coordinator is no member of this group in this epoch");
         }
-        let Ok(point) = state.point(commit) else {
+        let Some(point) = part.find_in(state) else {
             return refuse("what it is said to be kept as is no recovery point of the machine");
         };
         let now_ms = self.stamp_ms().await?;
@@ -163,14 +182,14 @@ impl Vault {
             return refuse("it was decided before, and the document is damaged");
         }
         match decisions.decided.get(&marker).map(|decision| &**decision) {
-            Some(Decision::Complete(done)) if done.commit_of(machine) == Some(commit) => {
+            Some(Decision::Complete(done)) if done.part_of(machine) == Some(part) => {
                 return Ok(Outcome::Known);
             }
             Some(_) => return refuse("what becomes of it was decided before"),
             None => {}
         }
         // Or a machine could have any number of points of its group made of one of its own.
-        let is_it = |decision: &Decision| matches!(decision, Decision::Complete(done) if done.commit_of(machine) == Some(commit));
+        let is_it = |decision: &Decision| matches!(decision, Decision::Complete(done) if done.part_of(machine) == Some(part));
         if decisions.decided.values().any(|decision| is_it(decision)) {
             return refuse("the recovery point belongs to another point of the group");
         }
@@ -195,14 +214,14 @@ impl Vault {
             kind,
             commit,
             consistency: point.info.consistency,
-            taken_at_ms: point.info.taken_at_ms,
+            taken_at_ms,
             stored_at_ms: point.stored_at_ms,
             reported_at_ms: now_ms,
         };
         let name = report_name(group, marker, machine);
         if !create(self, &name, &reported).await? {
             match find::<Reported>(self, &name).await? {
-                Some(before) if (before.epoch, before.kind, before.commit) == (epoch, kind, commit) => {}
+                Some(before) if (before.epoch, before.kind, before.part(machine)) == (epoch, kind, part) => {}
                 Some(_) => return refuse("the machine has reported it otherwise before"),
                 // Decided meanwhile.
                 None => {}
@@ -325,9 +344,6 @@ fn complete(
         taken_at_ms: coordinator.taken_at_ms,
         stored_at_ms: all.iter().map(|(_, report)| report.stored_at_ms).max()?,
         decided_at_ms: now_ms,
-        members: all
-            .iter()
-            .map(|(machine, report)| MemberPoint { machine: *machine, commit: report.commit })
-            .collect(),
+        members: all.iter().map(|(machine, report)| report.part(*machine)).collect(),
     })
 }

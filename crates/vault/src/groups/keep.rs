@@ -78,7 +78,7 @@ impl Shared {
 impl SharedPoint {
     fn of(marker: Marker, done: &Complete, machine: MachineId) -> Self {
         let Complete { consistency, stored_at_ms, .. } = *done;
-        Self { marker, consistency, stored_at_ms, commit: done.commit_of(machine) }
+        Self { marker, consistency, stored_at_ms, commit: done.part_of(machine).map(|part| part.commit) }
     }
 }
 
@@ -96,9 +96,9 @@ async fn completed(vault: &Vault, group: GroupId) -> Result<Vec<(Marker, Complet
 pub(crate) async fn forget_points(vault: &Vault, state: &MachineState) -> Result<()> {
     for group in vault.groups_known().await.ever_of(state.machine) {
         for (marker, done) in completed(vault, group).await? {
-            let Some(commit) = done.commit_of(state.machine) else { continue };
+            let Some(part) = done.part_of(state.machine) else { continue };
             // A state that is older than the point says nothing of it.
-            if commit <= state.last_commit && state.point(commit).is_err() {
+            if part.commit <= state.last_commit && part.find_in(state).is_none() {
                 vault.control_forget(&super::cache::decision_name(group, marker)).await?;
             }
         }

@@ -63,9 +63,9 @@ impl Vault {
         let members: BTreeSet<MachineId> = members.collect();
         let there = self.points_of(members).await?;
         let is_whole = |done: &Complete| {
-            done.members
-                .iter()
-                .all(|m| there.get(&m.machine).is_some_and(|points| points.contains(&m.commit)))
+            done.members.iter().all(|m| {
+                there.get(&m.machine).is_some_and(|points| points.contains(&(m.commit, m.taken_at_ms)))
+            })
         };
         let mut points: Vec<GroupPoint> = done
             .into_iter()
@@ -127,18 +127,18 @@ impl Vault {
         Ok(groups)
     }
 
-    /// The points that there are of these machines.
+    /// The points that there are of these machines, each with when it was taken.
     async fn points_of(
         &self,
         machines: BTreeSet<MachineId>,
-    ) -> Result<HashMap<MachineId, HashSet<CommitId>>> {
+    ) -> Result<HashMap<MachineId, HashSet<(CommitId, u64)>>> {
         let mut read = stream::iter(machines)
             .map(|machine| async move { (machine, self.machine_or_less(machine).await) })
             .buffer_unordered(MACHINES_AT_ONCE);
         let mut all = HashMap::new();
         while let Some((machine, state)) = read.next().await {
             let points = match state {
-                Ok(state) => state.points.iter().map(|point| point.id).collect(),
+                Ok(state) => state.points.iter().map(|point| (point.id, point.info.taken_at_ms)).collect(),
                 Err(VaultError::Erased(_) | VaultError::UnknownMachine(_)) => HashSet::new(),
                 Err(error) if error.is_damage() => HashSet::new(),
                 Err(error) => return Err(error),

@@ -75,7 +75,8 @@ fn agent_message() -> impl Strategy<Value = AgentMessage> {
             .prop_map(|(host, port)| AgentMessage::Reachable(Reachable { host, port })),
         (id16(), any::<u64>(), marker(), any::<u64>()).prop_map(|(id, epoch, marker, commit)| {
             let group = GroupId::from_bytes(id);
-            AgentMessage::Kept(Kept { group, epoch, marker, kind: Kind::Crash, commit: CommitId(commit) })
+            let (kind, commit, taken_at_ms) = (Kind::Crash, CommitId(commit), commit);
+            AgentMessage::Kept(Kept { group, epoch, marker, kind, commit, taken_at_ms })
         }),
         (id16(), marker(), proptest::option::of(name())).prop_map(|(id, marker, failed)| {
             let (group, kind) = (GroupId::from_bytes(id), Kind::Application);

@@ -2,11 +2,14 @@
 
 use super::support::*;
 use crate::groups::{
-    Answer, Complete, Decision, Group, Of, Outcome, PENDING_MAX, PENDING_OF_MACHINE_MAX, Report, Times,
+    Answer, Complete, Decision, Group, Of, Outcome, PENDING_MAX, PENDING_OF_MACHINE_MAX, Report, Times, keep,
 };
 use crate::{VaultError, erase, tests::support::runtime};
+use bytes::Bytes;
+use futures::TryStreamExt;
 use highwater_delta::*;
 use highwater_group::Kind;
+use object_store::{ObjectStoreExt, path::Path};
 use std::time::Duration;
 
 #[test]
@@ -33,7 +36,7 @@ fn a_marker_that_all_keep_is_a_point_of_the_group() {
         for vault in [&site.vault, &second] {
             let points = vault.group_points(group.id).await.unwrap();
             assert_eq!((points.len(), points[0].marker, &points[0].done), (1, marker, &done));
-            assert_eq!(points[0].done.commit_of(machine(2)), Some(commits[1]));
+            assert_eq!(points[0].done.part_of(machine(2)).map(|part| part.commit), Some(commits[1]));
         }
         assert!(site.vault.control_list("group-kept").await.unwrap().is_empty());
         // Said again, it changes nothing.
@@ -177,6 +180,58 @@ fn a_point_of_which_a_part_is_gone_is_not_offered() {
         site.vault.tidy_groups().await.unwrap();
         assert_eq!(site.vault.decision(group.id, first).await.unwrap(), None);
         assert_eq!(markers().await, [second]);
+    });
+}
+
+/// Of what lies in the store of a machine's own.
+async fn objects_of(site: &Site, machine: MachineId) -> Vec<(Path, Bytes)> {
+    let prefix = Path::from(format!("machines/{machine}"));
+    let names: Vec<_> = site.store.list(Some(&prefix)).try_collect().await.unwrap();
+    let mut all = Vec::new();
+    for meta in names {
+        let bytes = site.store.get(&meta.location).await.unwrap().bytes().await.unwrap();
+        all.push((meta.location, bytes));
+    }
+    assert!(!all.is_empty());
+    all
+}
+
+/// A machine's part of the vault is brought back as it was before its point, and the machine goes on from there.
+#[test]
+fn a_point_that_has_the_number_of_one_that_was_lost_is_not_it() {
+    runtime().block_on(async {
+        let site = Site::new(2).await;
+        let group = site.group("shop", &[1, 2]).await;
+        site.made(&group, &[1, 2], 1).await;
+        let old = objects_of(&site, machine(1)).await;
+        let lost = site.made(&group, &[1, 2], 2).await;
+        assert_eq!(site.vault.group_points(group.id).await.unwrap().len(), 2);
+        let number = site.vault.machine(machine(1)).await.unwrap().last_commit;
+
+        for (name, _) in objects_of(&site, machine(1)).await {
+            site.store.delete(&name).await.unwrap();
+        }
+        for (name, bytes) in old {
+            site.store.put(&name, bytes.into()).await.unwrap();
+        }
+        let vault = site.another().await;
+        assert_eq!(vault.group_points(group.id).await.unwrap().len(), 1);
+        let again = point_at(&vault, 1, Consistency::Filesystem, TAKEN_MS + 1).await.unwrap();
+        assert_eq!(again, number);
+        let offered = vault.group_points(group.id).await.unwrap();
+        assert!(offered.iter().all(|point| point.marker != lost) && offered.len() == 1);
+
+        // Neither is it the one that its agent said it kept, before all that.
+        let state = vault.machine(machine(1)).await.unwrap();
+        let error = vault.keep_marker(&state, report(&group, marker(1, 3), again)).await.unwrap_err();
+        assert!(matches!(error, VaultError::Marker { .. }), "{error}");
+        let good = Report { taken_at_ms: TAKEN_MS + 1, ..report(&group, marker(1, 3), again) };
+        vault.keep_marker(&state, good).await.unwrap();
+
+        // It never will be whole again.
+        assert!(vault.decision(group.id, lost).await.unwrap().is_some());
+        keep::forget_points(&vault, &state).await.unwrap();
+        assert!(vault.decision(group.id, lost).await.unwrap().is_none());
     });
 }
 

@@ -1,25 +1,28 @@
 //! The owner of the protocol's state.
 
+mod roster;
+mod words;
+
 use super::{
-    FromEngine, GroupStatus, MarkerStatus, SharedStatus, ToEngine,
-    peers::{self, Connection, Event, Shared, Table},
+    FromEngine, SharedStatus, ToEngine,
+    peers::{Connection, Event, Shared, Table},
 };
-use highwater_delta::{CommitId, DeltaId, GroupId, MachineId};
-use highwater_group::{Failure, Input, Kind, Life, Machine, Marker, Output, Refusal, Tick};
+use highwater_delta::{CommitId, GroupId, MachineId};
+use highwater_group::{Failure, Input, Kind, Machine, Marker, Output, Refusal, Tick};
 use highwater_wire::{
-    Credential, Identity, PeerMessage, Roster, SignedRoster, codec,
-    files::write_secret,
-    message::{AgentMessage, Kept, PointAnswer, Refusal as WireRefusal},
+    Identity, PeerMessage, Roster, SignedRoster,
+    message::{AgentMessage, Kept, PointAnswer},
 };
 use std::{
     collections::VecDeque,
     net::SocketAddr,
     path::PathBuf,
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 use tokio::sync::mpsc;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::DropGuard;
+use words::{refusal, told_of};
 
 /// Markers that wait until this machine's point is stored.
 const KEPT_MAX: usize = 16;
@@ -32,10 +35,6 @@ const REQUEST_MAX: Duration = Duration::from_secs(60);
 /// Callers that no roster known here names, and how long they may take to show one that does.
 const STRANGERS_MAX: usize = 16;
 const STRANGER_MAX: Duration = Duration::from_secs(10);
-/// Between two attempts to listen.
-const LISTEN_AGAIN: Duration = Duration::from_secs(2);
-/// Where the newest roster lies, in the run directory.
-const ROSTER_FILE: &str = "group-roster";
 
 /// What the operator chose.
 #[derive(Clone, Debug)]
@@ -249,7 +248,7 @@ impl Owner {
                 tracing::info!(%marker, code = "HW-1458", "what this machine kept of the group's point is not stored");
                 self.output(Output::Withdraw { marker });
             }
-            FromEngine::Stored { marker, commit } => self.stored(marker, commit),
+            FromEngine::Stored { marker, commit, taken_at_ms } => self.stored(marker, commit, taken_at_ms),
         }
     }
 
@@ -335,10 +334,10 @@ impl Owner {
     }
 
     /// Tells the collector: it is kept by the protocol, and stored by the vault.
-    fn stored(&mut self, marker: Marker, commit: CommitId) {
+    fn stored(&mut self, marker: Marker, commit: CommitId, taken_at_ms: u64) {
         let Some(at) = self.kept.iter().position(|(kept, ..)| *kept == marker) else { return };
         let (Some((_, kind, epoch)), Some(member)) = (self.kept.remove(at), &self.member) else { return };
-        let kept = Kept { group: member.roster.group, epoch, marker, kind, commit };
+        let kept = Kept { group: member.roster.group, epoch, marker, kind, commit, taken_at_ms };
         self.ask(ToEngine::Tell(AgentMessage::Kept(kept)));
         if self.said.len() >= SAID_MAX {
             self.said.pop_front();
@@ -364,211 +363,4 @@ impl Owner {
             tracing::warn!(%error, "the engine does not take what the group asks for");
         }
     }
-
-    fn belongs(&self, credential: &Credential) -> bool {
-        let member = self.member.as_ref().and_then(|member| member.roster.member(credential.machine));
-        member.is_some_and(|member| credential.generation >= member.generation_min)
-    }
-
-    fn name(&self, machine: MachineId) -> String {
-        let member = self.member.as_ref().and_then(|member| member.roster.member(machine));
-        member
-            .map(|member| member.host_name.clone())
-            .filter(|name| !name.is_empty())
-            .unwrap_or_else(|| machine.to_string())
-    }
-
-    fn text(&self, failure: &Failure) -> String {
-        match failure {
-            Failure::Changed => "the members of the group changed meanwhile".to_owned(),
-            Failure::Silent(silent) => {
-                let member = |machine: &MachineId| self.member.as_ref()?.roster.member(*machine);
-                let told = |machine: &MachineId| match member(machine) {
-                    Some(member) if member.address.is_none() => {
-                        format!(
-                            "{} (it is not known where that is reached: does its agent run?)",
-                            self.name(*machine)
-                        )
-                    }
-                    _ => self.name(*machine),
-                };
-                let names: Vec<String> = silent.iter().take(8).map(told).collect();
-                let more = silent.len().saturating_sub(8);
-                let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-                format!("no answer in time from {}{more}", names.join(", "))
-            }
-            Failure::Refused(machine, why) => format!("{} {}", self.name(*machine), refused(why)),
-        }
-    }
-
-    /// Takes over a roster that is newer, whoever brought it. `collector`: it may also be of another group.
-    fn adopt(&mut self, signed: &SignedRoster, collector: bool) {
-        if self.member.as_ref().is_some_and(|member| member.signed == *signed) {
-            return;
-        }
-        let opened = signed.open(&self.peers.identity().ca);
-        let (roster, membership) = match opened.and_then(|roster| Ok((roster.membership()?, roster))) {
-            Ok((membership, roster)) => (roster, membership),
-            Err(error) if collector => {
-                return tracing::warn!(code = error.code(), %error, "the collector's roster of the group is not believed");
-            }
-            // Any machine of the vault may say so as often as it likes.
-            Err(error) => return tracing::debug!(%error, "a roster that was passed on is not believed"),
-        };
-        match &self.member {
-            // What the collector says of the present epoch holds, whatever time it is there.
-            Some(member)
-                if member.roster.group == roster.group
-                    && roster.order() <= member.roster.order()
-                    && !(collector && roster.epoch == member.roster.epoch) =>
-            {
-                return;
-            }
-            Some(member) if member.roster.group == roster.group => {}
-            _ if !collector => return,
-            Some(_) => self.leave(),
-            None => {}
-        }
-        let timing = roster.timing();
-        let is_new = self.member.is_none();
-        let mut machine = match self.member.take() {
-            Some(member) => member.machine,
-            None => {
-                tracing::info!(group = %roster.group, name = roster.name, members = roster.members.len(), "this machine belongs to a group");
-                Machine::new(self.own, new_life(), timing)
-            }
-        };
-        machine.set_timing(timing);
-        self.status.set(Some(self.new_status(&roster)));
-        let path = self.options.run_dir.join(ROSTER_FILE);
-        let kept =
-            codec::encode(&PeerMessage::Roster(signed.clone())).and_then(|bytes| write_secret(&path, &bytes));
-        if let Err(error) = kept {
-            tracing::debug!(%error, "the roster cannot be kept for the agent's next life");
-        }
-        self.member = Some(Member { roster, signed: signed.clone(), machine });
-        let strangers = std::mem::take(&mut self.strangers);
-        for (since, connection) in strangers {
-            if self.belongs(&connection.credential) {
-                self.welcome(connection);
-            } else {
-                self.strangers.push_back((since, connection));
-            }
-        }
-        let member = self.member.as_ref();
-        self.table.keep(|credential| {
-            let known = member.and_then(|member| member.roster.member(credential.machine));
-            known.is_some_and(|known| credential.generation >= known.generation_min)
-        });
-        if !is_new {
-            self.table.tell_all(&PeerMessage::Roster(signed.clone()));
-        }
-        self.input(Input::Membership(membership));
-    }
-
-    fn new_status(&self, roster: &Roster) -> GroupStatus {
-        let before = self.status.get().filter(|status| status.group == roster.group);
-        let (last_kept, last_failed) =
-            before.map_or((None, None), |before| (before.last_kept, before.last_failed));
-        GroupStatus {
-            group: roster.group,
-            name: roster.name.clone(),
-            epoch: roster.epoch,
-            members: roster.members.len(),
-            connected: self.table.len(),
-            listening: self.listening.as_ref().map(|_| self.options.listen.to_string()),
-            last_kept,
-            last_failed,
-        }
-    }
-
-    /// The machine belongs to no group any more.
-    fn leave(&mut self) {
-        let Some(member) = self.member.take() else { return };
-        tracing::info!(group = %member.roster.group, name = member.roster.name, "this machine belongs to its group no longer");
-        if let Some(marker) = self.part.take() {
-            self.ask(ToEngine::Drop { marker });
-        }
-        self.table = Table::default();
-        self.strangers.clear();
-        self.listening = None;
-        self.status.set(None);
-        self.kept.clear();
-        self.said.clear();
-        for request in std::mem::take(&mut self.requests) {
-            let cause = "this machine belongs to its group no longer".to_owned();
-            self.answer(request.number, PointAnswer::Failed(refusal(cause)));
-        }
-        let _ = std::fs::remove_file(self.options.run_dir.join(ROSTER_FILE));
-    }
-
-    /// What an earlier life knew, until the collector tells what holds now.
-    fn recall(&mut self) {
-        let Ok(bytes) = std::fs::read(self.options.run_dir.join(ROSTER_FILE)) else { return };
-        if let Ok(PeerMessage::Roster(signed)) = codec::decode(&bytes) {
-            self.adopt(&signed, true);
-        }
-    }
-
-    /// Listens while there is somebody to listen to.
-    async fn listen(&mut self) {
-        if self.member.is_none() || self.listening.is_some() || Instant::now() < self.listen_at {
-            return;
-        }
-        match peers::bind(self.options.listen).await {
-            Ok(listener) => {
-                let stop = CancellationToken::new();
-                tokio::spawn(peers::listen(self.peers.clone(), listener, stop.clone()));
-                self.listening = Some(stop.drop_guard());
-                self.listen_failures = 0;
-                let listening = self.options.listen.to_string();
-                self.status.change(|status| status.listening = Some(listening));
-            }
-            Err(error) => {
-                self.listen_at = Instant::now() + LISTEN_AGAIN;
-                self.listen_failures += 1;
-                // Its own last listener may not have gone yet; then now and then only.
-                if self.listen_failures % 16 != 3 {
-                    return;
-                }
-                tracing::warn!(code = "HW-1459", address = %self.options.listen, %error,
-                    "the members of the group cannot call this machine; free the port, or change group.listen in the configuration");
-            }
-        }
-    }
-}
-
-fn refused(why: &Refusal) -> &'static str {
-    match why {
-        Refusal::Busy => "takes part in another marker, or rests from one",
-        Refusal::OtherMembership { .. } => "knows of other members",
-        Refusal::Old { .. } => "has heard of a later marker",
-        Refusal::Unprepared => {
-            "could not prepare: its disks can have no point now, or a hook has failed (its log says which)"
-        }
-        Refusal::Unfrozen => "could not freeze (its log says why)",
-        Refusal::Late => "was ready or frozen for as long as it may be",
-        Refusal::Thawed => "did not stand still until the word came",
-        Refusal::Unknown => "knows nothing of the marker any more",
-    }
-}
-
-fn refusal(cause: String) -> WireRefusal {
-    let action = "See `highwater-agent status` and the log on the machine that is named".to_owned();
-    WireRefusal { code: 1458, cause, action, retry: true, fatal: false }
-}
-
-fn told_of(marker: Marker, kind: Kind, why: Option<String>) -> MarkerStatus {
-    MarkerStatus { marker: marker.to_string(), kind, at_ms: now_ms(), why }
-}
-
-fn new_life() -> Life {
-    // Bytes 8 to 16 of such an id are random but for two bits.
-    let mut nonce = [0; 8];
-    nonce.copy_from_slice(&DeltaId::new().as_bytes()[8..]);
-    Life { since: now_ms(), nonce: u64::from_le_bytes(nonce) }
-}
-
-fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }
