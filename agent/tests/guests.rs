@@ -58,7 +58,7 @@ fn honest_guests_stand_still_together() {
     let both = ["a", "b"].map(|name| FakeGuest::start(dir.path(), name, Manner::Honest));
     let mut guests = guests(dir.path(), &[&both[0].socket, &both[1].socket]);
     for round in 1..=3 {
-        let frozen = guests.freeze(Duration::from_secs(5));
+        let frozen = guests.freeze(Duration::from_secs(5), None);
         assert_eq!((frozen.count(), codes(&frozen)), (2, vec![]), "{:?}", frozen.failed);
         assert!(both.iter().all(FakeGuest::is_frozen));
         assert_eq!(records(dir.path()), 2);
@@ -67,7 +67,7 @@ fn honest_guests_stand_still_together() {
         assert!(both.iter().all(|guest| !guest.is_frozen() && guest.freezes() == round));
         assert_eq!(records(dir.path()), 0, "the records go with the freeze");
     }
-    drop(guests.freeze(Duration::from_secs(5)));
+    drop(guests.freeze(Duration::from_secs(5), None));
     assert!(eventually(SECOND, || !both.iter().any(FakeGuest::is_frozen)), "dropping thaws");
     let log = std::fs::read_to_string(dir.path().join("guardian.log")).expect("opened at its start");
     assert_eq!(log, "", "no guardian had anything to do");
@@ -93,7 +93,7 @@ fn a_guest_that_misbehaves_is_left_out_in_time() {
         let bad = FakeGuest::start(dir.path(), "bad", manner);
         let mut guests = guests(dir.path(), &[&good.socket, &bad.socket]);
         let began = Instant::now();
-        let frozen = guests.freeze(Duration::from_secs(8));
+        let frozen = guests.freeze(Duration::from_secs(8), None);
         assert!(began.elapsed() < Duration::from_millis(3600), "{manner:?} took {:?}", began.elapsed());
         assert_eq!((frozen.count(), codes(&frozen)), (1, vec![code]), "{manner:?}: {:?}", frozen.failed);
         assert!(frozen.failed[0].error.to_string().contains("guest bad"));
@@ -110,15 +110,30 @@ fn a_guest_that_misbehaves_is_left_out_in_time() {
     }
 }
 
+/// A group waits for nobody's guests.
+#[test]
+fn guests_are_waited_for_no_longer_than_there_is_time() {
+    let dir = scratch();
+    let good = FakeGuest::start(dir.path(), "good", Manner::Honest);
+    let slow = FakeGuest::start(dir.path(), "slow", Manner::Slow(Duration::from_millis(800)));
+    let mut guests = guests(dir.path(), &[&good.socket, &slow.socket]);
+    let began = Instant::now();
+    let frozen = guests.freeze(Duration::from_secs(8), Some(Duration::from_millis(300)));
+    assert!(began.elapsed() < Duration::from_millis(600), "{:?}", began.elapsed());
+    assert_eq!((frozen.count(), codes(&frozen)), (1, vec![1445]), "{:?}", frozen.failed);
+    drop(frozen);
+    assert!(eventually(Duration::from_secs(5), || !slow.is_frozen() && records(dir.path()) == 0));
+}
+
 #[test]
 fn nobody_there_is_told() {
     let dir = scratch();
     let mut guests = guests(dir.path(), &[&dir.path().join("absent")]);
-    let frozen = guests.freeze(SECOND);
+    let frozen = guests.freeze(SECOND, None);
     assert_eq!(codes(&frozen), [1445]);
     let lost = GuestOptions { socket: None, ..options(Path::new("no-such-guest-of-this-host")) };
     let mut guests = Guests::new(vec![lost], &GuardianOptions::default(), dir.path().to_owned());
-    assert_eq!(codes(&guests.freeze(SECOND)), [1448]);
+    assert_eq!(codes(&guests.freeze(SECOND, None)), [1448]);
 }
 
 #[test]
@@ -127,7 +142,7 @@ fn another_programs_freeze_is_left_alone() {
     let guest = FakeGuest::start(dir.path(), "g", Manner::Honest);
     guest.freeze_from_inside();
     let mut guests = guests(dir.path(), &[&guest.socket]);
-    let frozen = guests.freeze(SECOND);
+    let frozen = guests.freeze(SECOND, None);
     assert_eq!(codes(&frozen), [1446]);
     drop(frozen);
     drop(guests);
@@ -141,11 +156,11 @@ fn a_client_before_us_is_no_reason_to_wait() {
     let guest = FakeGuest::start(dir.path(), "g", Manner::Honest);
     let first = std::os::unix::net::UnixStream::connect(&guest.socket).expect("free");
     let mut guests = guests(dir.path(), &[&guest.socket]);
-    let frozen = guests.freeze(SECOND);
+    let frozen = guests.freeze(SECOND, None);
     assert_eq!(codes(&frozen), [1445]);
     assert!(frozen.failed[0].error.action().contains("channel of its own"));
     drop(first);
-    let again = eventually(Duration::from_secs(5), || guests.freeze(SECOND).count() == 1);
+    let again = eventually(Duration::from_secs(5), || guests.freeze(SECOND, None).count() == 1);
     assert!(again, "when the other has left");
 }
 
@@ -154,7 +169,7 @@ fn one_that_does_not_stay_frozen_does_not_count() {
     let dir = scratch();
     let guest = FakeGuest::start(dir.path(), "g", Manner::Thaws(Duration::from_millis(50)));
     let mut guests = guests(dir.path(), &[&guest.socket]);
-    let frozen = guests.freeze(SECOND);
+    let frozen = guests.freeze(SECOND, None);
     assert_eq!(frozen.count(), 1);
     std::thread::sleep(Duration::from_millis(150));
     let (stood, failed) = frozen.thaw();
@@ -168,11 +183,11 @@ fn a_thaw_that_is_refused_is_tried_again_by_the_guardian() {
     let dir = scratch();
     let guest = FakeGuest::start(dir.path(), "g", Manner::RefusesThaws(2));
     let mut guests = guests(dir.path(), &[&guest.socket]);
-    let (stood, failed) = guests.freeze(SECOND).thaw();
+    let (stood, failed) = guests.freeze(SECOND, None).thaw();
     assert_eq!((stood.len(), failed[0].error.code()), (0, 1447));
     assert!(eventually(Duration::from_secs(3), || !guest.is_frozen()));
     // It may be asked again when the guardian is sure.
-    assert!(eventually(Duration::from_secs(5), || guests.freeze(SECOND).count() == 1));
+    assert!(eventually(Duration::from_secs(5), || guests.freeze(SECOND, None).count() == 1));
 }
 
 #[test]
@@ -180,12 +195,12 @@ fn one_that_hangs_while_frozen_is_thawed_when_it_hears_again() {
     let dir = scratch();
     let guest = FakeGuest::start(dir.path(), "g", Manner::Hangs(Duration::from_secs(4)));
     let mut guests = guests(dir.path(), &[&guest.socket]);
-    let frozen = guests.freeze(Duration::from_secs(20));
+    let frozen = guests.freeze(Duration::from_secs(20), None);
     let began = Instant::now();
     let (stood, failed) = frozen.thaw();
     assert!(began.elapsed() < Duration::from_millis(2500), "nobody waits longer for it");
     assert_eq!((stood.len(), failed.len()), (0, 1));
-    assert_eq!(codes(&guests.freeze(SECOND)), [1447], "not again while it is not sure");
+    assert_eq!(codes(&guests.freeze(SECOND, None)), [1447], "not again while it is not sure");
     assert!(eventually(Duration::from_secs(6), || !guest.is_frozen()));
     assert!(eventually(Duration::from_secs(12), || records(dir.path()) == 0), "and then it is");
 }
@@ -195,7 +210,7 @@ fn the_deadline_thaws() {
     let dir = scratch();
     let guest = FakeGuest::start(dir.path(), "g", Manner::Honest);
     let mut guests = guests(dir.path(), &[&guest.socket]);
-    let frozen = guests.freeze(Duration::from_millis(500));
+    let frozen = guests.freeze(Duration::from_millis(500), None);
     std::thread::sleep(Duration::from_millis(1000));
     assert!(guest.is_frozen(), "freeze-timeout and deadline together");
     assert!(eventually(SECOND, || !guest.is_frozen()));
@@ -211,7 +226,7 @@ fn victim() {
     let hold: u64 = std::env::var("HIGHWATER_TEST_HOLD_MS").expect("set").parse().expect("a number");
     let mut guests = guests(&dir, &[&dir.join("g")]);
     loop {
-        let frozen = guests.freeze(Duration::from_secs(60));
+        let frozen = guests.freeze(Duration::from_secs(60), None);
         assert_eq!(frozen.count(), 1, "{:?}", frozen.failed);
         if hold > 1000 {
             println!("\nfrozen");

@@ -144,11 +144,36 @@ fn members(point: &Value) -> usize {
     point["members"].as_array().map_or(0, Vec::len)
 }
 
+/// As long as it is there, a machine's freeze takes longer than the group waits.
+struct Late(std::path::PathBuf);
+
+impl Late {
+    fn path(at: usize) -> std::path::PathBuf {
+        format!("/dev/shm/hwtest-late-{}-{at}", std::process::id()).into()
+    }
+    fn new(at: usize) -> Result<Self> {
+        std::fs::write(Self::path(at), "")?;
+        Ok(Self(Self::path(at)))
+    }
+}
+
+impl Drop for Late {
+    fn drop(&mut self) {
+        std::fs::remove_file(&self.0).ok();
+    }
+}
+
+fn late_freeze(at: usize) -> String {
+    let wait = format!("[ $1 != freeze ] || [ ! -e {} ] || sleep 4", Late::path(at).display());
+    format!("[freeze-hook]\ncommand = [\"/bin/sh\", \"-c\", \"{wait}\", \"hook\"]\n")
+}
+
 /// On demand, in either mode; members come and go, one is away, one takes another's place; with applications.
 #[test]
 fn a_group_lives() -> Result<()> {
     let arena = Arena::enter("groups-life")?;
-    let options = FleetOptions { machines: 3, ordered: vec![1], ..FleetOptions::default() };
+    let agent = |at| if at < 2 { late_freeze(at) } else { String::new() };
+    let options = FleetOptions { machines: 3, ordered: vec![1], agent, ..FleetOptions::default() };
     let mut fleet = Fleet::new(&arena, &options)?;
     for warning in DISTURBED.iter().chain(&["HW-1498"]) {
         fleet.allow(warning);
@@ -169,6 +194,23 @@ fn a_group_lives() -> Result<()> {
     let second = asked_for(&fleet, "--crash")?;
     ensure!(members(&second) == 3, "{second:#}");
 
+    // One takes so long that the others have gone on: it freezes nothing then, whatever mode it is in.
+    for at in 0..2 {
+        let late = Late::new(at)?;
+        let refused = asked_for(&fleet, "--crash").err().context("there is a point")?.to_string();
+        ensure!(refused.contains("no answer in time"), "{refused}");
+        drop(late);
+        let until = Instant::now() + Duration::from_secs(10);
+        while !fleet.agent_log(at).contains("had given up its point before all was frozen here") {
+            ensure!(Instant::now() < until, "{}", fleet.agent_log(at));
+            thread::sleep(Duration::from_millis(50));
+        }
+        // Its own points go on.
+        fleet.agent(at, &["point"])?;
+    }
+    let third = asked_for(&fleet, "--crash")?;
+    ensure!(members(&third) == 3, "{third:#}");
+
     // A machine's own hook fails: it is named, and there is none. It is the second, of three of one name.
     let hook = fleet.hooks_dir(1).join("10-database");
     std::fs::create_dir(fleet.hooks_dir(1))?;
@@ -185,14 +227,14 @@ fn a_group_lives() -> Result<()> {
     ensure!(refused.contains("could not prepare"), "{refused}");
     // It does what it should.
     write("exit 0")?;
-    let third = asked_for(&fleet, "--application")?;
-    ensure!(members(&third) == 3 && third["consistency"] == "application", "{third:#}");
+    let fourth = asked_for(&fleet, "--application")?;
+    ensure!(members(&fourth) == 3 && fourth["consistency"] == "application", "{fourth:#}");
     // Its application did not stand still until the end.
     thread::sleep(Duration::from_secs(3));
     write("[ $1 = freeze ] || exit 4")?;
     let refused = asked_for(&fleet, "--application").err().context("there is a point")?.to_string();
     println!("{refused}");
-    ensure!(fleet.hq.group_points("shop")?.len() == 3);
+    ensure!(fleet.hq.group_points("shop")?.len() == 4);
 
     // All of them recover, or some, and it is said what that means.
     let dir = tempfile::Builder::new().prefix("hwtest-recovered-").tempdir_in("/dev/shm")?;
@@ -212,13 +254,13 @@ fn a_group_lives() -> Result<()> {
         fleet.wait(at, "two members", |status| status["group"]["members"] == 2)?;
     }
     let until = Instant::now() + Duration::from_secs(60);
-    let fourth = loop {
+    let fifth = loop {
         match asked_for(&fleet, "--crash") {
             Ok(point) => break point,
             Err(error) => ensure!(Instant::now() < until, "{error:#}"),
         }
     };
-    ensure!(members(&fourth) == 2, "{fourth:#}");
+    ensure!(members(&fifth) == 2, "{fifth:#}");
     // It comes back, and belongs to none: it learns so from its collector.
     fleet.start_agent(0)?;
     fleet.wait(0, "no group", |status| status["group"].is_null())?;

@@ -11,7 +11,7 @@ use super::{Engine, application::Applications};
 use crate::{
     device,
     freeze::FrozenSet,
-    group::{FromEngine, ToEngine},
+    group::{FreezeLimits, FromEngine, ToEngine},
     metrics::{MarkerStage, Metrics},
     mounts,
 };
@@ -41,7 +41,7 @@ enum Stage {
     /// All is prepared.
     Ready,
     /// The word to freeze has come.
-    Freezing,
+    Freezing(FreezeLimits),
     /// It is frozen, and the word to mark came in time.
     Marked,
     /// It is thawed, and was still until the word came: the point that is being made is the group's.
@@ -136,14 +136,22 @@ impl GroupPoints {
 
     /// A second freeze is another instant.
     fn begin_freeze(&mut self) {
-        if !matches!(self.part, Some(Part { stage: Stage::Freezing, .. })) {
+        if self.is_freezing().is_none() {
             self.over();
+        }
+    }
+
+    /// Of the freeze that begins, if it is the group's.
+    pub(super) fn freeze_limits(&self) -> Option<FreezeLimits> {
+        match self.part.as_ref()?.stage {
+            Stage::Freezing(limits) => Some(limits),
+            _ => None,
         }
     }
 
     /// Whether the freeze that begins is the group's.
     fn is_freezing(&self) -> Option<Marker> {
-        self.part.as_ref().filter(|part| matches!(part.stage, Stage::Freezing)).map(|part| part.marker)
+        self.part.as_ref().filter(|part| matches!(part.stage, Stage::Freezing(_))).map(|part| part.marker)
     }
 
     /// The point's delta is complete and under way. Answers of which marker it is.
@@ -177,7 +185,7 @@ impl GroupPoints {
             return;
         };
         match stage {
-            Stage::Freezing => self.say(FromEngine::Frozen { marker, done: false }),
+            Stage::Freezing(_) => self.say(FromEngine::Frozen { marker, done: false }),
             Stage::Making => self.lost(marker),
             _ => self.say(FromEngine::Kept { marker, intact: false }),
         }
@@ -198,9 +206,9 @@ impl Engine {
                     }
                 }
                 ToEngine::Prepare { marker, kind } => self.prepare_for_group(marker, kind),
-                ToEngine::Freeze { marker } => match &mut self.group.part {
+                ToEngine::Freeze { marker, limits } => match &mut self.group.part {
                     Some(part) if part.marker == marker && matches!(part.stage, Stage::Ready) => {
-                        part.stage = Stage::Freezing;
+                        part.stage = Stage::Freezing(limits);
                     }
                     _ => self.group.say(FromEngine::Frozen { marker, done: false }),
                 },
@@ -252,8 +260,8 @@ impl Engine {
             // Applications stand still for one freeze only.
             Stage::Preparing { .. } | Stage::Ready if part.kind == Kind::Application => ForGroup::Wait,
             Stage::Preparing { .. } | Stage::Ready => ForGroup::Nothing,
-            Stage::Freezing if self.frozen_points_possible() => ForGroup::Freeze,
-            Stage::Freezing | Stage::Marked | Stage::Making | Stage::Spoilt => {
+            Stage::Freezing(_) if self.frozen_points_possible() => ForGroup::Freeze,
+            Stage::Freezing(_) | Stage::Marked | Stage::Making | Stage::Spoilt => {
                 self.group.over();
                 ForGroup::Nothing
             }
@@ -336,6 +344,16 @@ impl Engine {
         self.group.begin_freeze();
     }
 
+    /// Whether the freeze that has begun was the group's, and the group has given it up meanwhile.
+    pub(super) fn group_gave_up(&mut self) -> bool {
+        let Some(marker) = self.group.is_freezing() else { return false };
+        while let Ok(ask) = self.group.asks.try_recv() {
+            self.group.put_off.push_back(ask);
+        }
+        let dropped = |ask: &ToEngine| matches!(ask, ToEngine::Drop { marker: of } if *of == marker);
+        self.group.put_off.iter().any(dropped)
+    }
+
     /// Under a freeze that is complete, before the state of the disks is taken.
     pub(super) fn rest_for_group(&self, members: &[DiskId]) -> Option<AtRest> {
         self.group.is_freezing().and_then(|_| self.at_rest(members))
@@ -351,7 +369,8 @@ impl Engine {
             return self.group.over();
         };
         self.group.say(FromEngine::Frozen { marker, done: true });
-        let until = Instant::now() + set.time_left().saturating_sub(MARGIN);
+        let left = set.time_left();
+        let until = Instant::now() + left - MARGIN.min(left / 4);
         let word = self.word(marker, until);
         let kept = match word {
             Word::Keep => self.at_rest(members) == Some(before),
@@ -381,7 +400,7 @@ impl Engine {
                 self.group.say(FromEngine::Kept { marker, intact: true });
             }
             // A freeze that was not held for the group is none of its.
-            Stage::Freezing => {}
+            Stage::Freezing(_) => {}
             _ => self.group.over(),
         }
     }

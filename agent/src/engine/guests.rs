@@ -8,7 +8,7 @@ use crate::{
     guests::{FrozenGuests, GuestOptions},
 };
 use highwater_delta::{Consistency, DiskId};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// How consistent a guest left its disks.
 #[derive(Debug)]
@@ -23,14 +23,15 @@ pub(super) fn never_frozen(guest: &GuestOptions) -> GuestStatus {
 }
 
 impl Engine {
-    /// Freezes the guests, right before the host's own filesystems. Those that fail are no obstacle.
-    pub(super) fn freeze_guests(&mut self) -> FrozenGuests {
+    /// Freezes the guests, right before the host's own filesystems. Those that fail are no obstacle. `deadline`: how long they may stand still; `most`: how
+    /// long they are waited for, if not as long as each may take.
+    pub(super) fn freeze_guests(&mut self, deadline: Duration, most: Option<Duration>) -> FrozenGuests {
         if self.guests.is_empty() {
             return FrozenGuests::none();
         }
         self.pulse.work();
         // A guest may wait for what is written out for the host's freeze, too.
-        self.guests.freeze(self.options.freeze.deadline)
+        self.guests.freeze(deadline, most)
     }
 
     /// Thaws them, and answers how they left their disks. Those that did not stand still are told.

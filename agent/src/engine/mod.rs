@@ -18,6 +18,7 @@ mod compare;
 mod control;
 pub mod disk;
 pub mod doubts;
+mod freezing;
 mod group;
 mod guests;
 mod last_point;

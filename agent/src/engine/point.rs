@@ -23,7 +23,7 @@ use crate::{
     capture::{CaptureError, Loss},
     device::{self, BlockDevice},
     error::Coded,
-    freeze::{FreezeError, FrozenSet},
+    freeze::FreezeError,
     mounts::{self, Filesystem, MountsError, Survey},
     tracker::TrackerError,
 };
@@ -85,6 +85,9 @@ pub(super) enum PointError {
     /// The captured stream cannot be used.
     #[error("the captured stream cannot be used: {0}")]
     Disordered(&'static str),
+    /// It was to be the group's.
+    #[error("the group had given up its point before all was frozen here")]
+    GivenUp,
 }
 
 impl PointError {
@@ -103,6 +106,7 @@ impl PointError {
             Self::Lost(_) => 1495,
             Self::Capture(e) => e.code(),
             Self::Disordered(_) => 1496,
+            Self::GivenUp => 1458,
         }
     }
     /// A word for metrics.
@@ -151,10 +155,16 @@ impl Engine {
 
     /// Tries to make a point; whatever comes of it, the next one is due an interval later.
     pub(super) fn make_point(&mut self) {
-        let started = Instant::now();
+        let (started, due) = (Instant::now(), self.point_due);
         self.point_due = started + self.options.point_interval;
         match self.try_point() {
             Ok(()) => self.point_trouble = None,
+            Err(error @ PointError::GivenUp) => {
+                tracing::info!(code = "HW-1458", %error, "no freeze this time");
+                // Nobody's own point was tried.
+                self.point_due = due;
+                self.forget_taken();
+            }
             Err(PointError::Send(SendError::LinkDown)) => self.wait_for_link_down(),
             Err(PointError::Send(SendError::Source(id, error))) => {
                 self.unreadable(id, &error);
@@ -314,17 +324,7 @@ impl Engine {
         survey: &Survey,
         budget: u64,
     ) -> Result<Attempt, PointError> {
-        self.pulse.work();
-        self.group_freeze_begins();
-        self.hook("freeze")?;
-        let guests = self.freeze_guests();
-        let set = match FrozenSet::freeze(&survey.filesystems, &self.guardian, &self.options.freeze) {
-            Ok(set) => set,
-            Err(error) => {
-                let _ = self.hook("thaw");
-                return Err(error.into());
-            }
-        };
+        let (guests, set) = self.freeze_all(survey)?;
         let taken_at_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
         let rest = self.rest_for_group(members);
         // Whatever happens from here on, the set is thawed: by us, by its drop, or by the guardian.

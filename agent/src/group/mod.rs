@@ -28,6 +28,16 @@ pub use status::{GroupStatus, MarkerStatus, SharedStatus};
 use highwater_delta::CommitId;
 use highwater_group::{Kind, Marker};
 use highwater_wire::message::AgentMessage;
+use std::time::Duration;
+
+/// How long a freeze for the group may take, and last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FreezeLimits {
+    /// All members together may take so long to be frozen.
+    pub within: Duration,
+    /// A member stays frozen for so long at most.
+    pub hold: Duration,
+}
 
 /// What the engine is to do, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +53,8 @@ pub enum ToEngine {
     Freeze {
         /// For this.
         marker: Marker,
+        /// Within these.
+        limits: FreezeLimits,
     },
     /// Thaw, and make the point; answered by [`FromEngine::Kept`].
     Keep {

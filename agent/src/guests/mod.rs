@@ -199,13 +199,14 @@ impl Guests {
         self.all.is_empty()
     }
 
-    /// Freezes them. `deadline`: how long they may stand still after that, before their guardians thaw them.
-    pub fn freeze(&mut self, deadline: Duration) -> FrozenGuests {
+    /// Freezes them. `deadline`: how long they may stand still after that, before their guardians thaw them. `most`: how long all of them are waited for,
+    /// if not as long as each may take.
+    pub fn freeze(&mut self, deadline: Duration, most: Option<Duration>) -> FrozenGuests {
         let mut result = FrozenGuests { waiting: vec![], frozen: vec![], failed: vec![] };
         let began = Instant::now();
         let found = discover::Lookup::default();
         for (slot, guest) in self.all.iter_mut().enumerate() {
-            match guest.begin(slot, &self.run_dir, &found, deadline) {
+            match guest.begin((slot, &self.run_dir), &found, deadline, most) {
                 Ok(waiting) => result.waiting.push(waiting),
                 Err((error, disks)) => {
                     let name = guest.options.name.clone();
@@ -221,10 +222,10 @@ impl Guests {
 impl Guest {
     fn begin(
         &mut self,
-        slot: usize,
-        run_dir: &std::path::Path,
+        (slot, run_dir): (usize, &std::path::Path),
         found: &discover::Lookup,
         deadline: Duration,
+        most: Option<Duration>,
     ) -> Result<Waiting, (GuestError, Vec<DevNumber>)> {
         let name = self.options.name.clone();
         let place = found.place(&self.options);
@@ -254,7 +255,8 @@ impl Guest {
             busy: self.busy.clone(),
         };
         let (release, reports) = job.start().map_err(|error| (error, disks.clone()))?;
-        let limit = GREETING + self.options.freeze_timeout;
+        let own = GREETING + self.options.freeze_timeout;
+        let limit = most.map_or(own, |most| most.min(own));
         Ok(Waiting { name, disks, application: self.options.application, limit, release, reports })
     }
 }

@@ -44,8 +44,15 @@ impl Wanted {
         }
         let now_ms = vault.stamp_ms().await?;
         for id in new {
-            let Some(request) = vault.point_request(id).await?.filter(|request| request.until_ms > now_ms)
-            else {
+            let request = match vault.point_request(id).await {
+                // Nobody can tell what it wants. Whoever waits for it gives up at his time.
+                Err(error) if error.is_damage() => {
+                    tracing::warn!(request = %id, code = %Code(error.code()), %error, "a request cannot be read");
+                    None
+                }
+                request => request?,
+            };
+            let Some(request) = request.filter(|request| request.until_ms > now_ms) else {
                 self.past.insert(id);
                 continue;
             };

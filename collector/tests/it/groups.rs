@@ -134,6 +134,9 @@ async fn a_point_that_is_wanted_is_asked_for_and_answered() {
     let vault = site.vault().await;
     let mut agent = site.member(&two, DiskId::new()).await;
     told(&mut agent, &site).await;
+    // One that cannot be read stops no other.
+    let damaged = vault.ask_point(Of::Machine(one.machine), true, SOON).await.unwrap();
+    std::fs::write(site.vault_dir().join(format!("control/point-requests/{damaged}")), [7; 100]).unwrap();
     let id = vault.ask_point(Of::Group(made.id), true, SOON).await.unwrap();
     let (request, group, application) = wanted(&mut agent).await;
     assert_eq!((group, application), (Some(made.id), true));

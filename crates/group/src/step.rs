@@ -39,7 +39,7 @@ pub enum Input {
         /// Whether everything stood still until [`Output::Keep`].
         intact: bool,
     },
-    /// The members are these now.
+    /// The members are these now. Which of two memberships holds is known to who says it.
     Membership(Membership),
     /// A marker is wanted now.
     Wanted(Kind),

@@ -5,7 +5,9 @@
 //! What must hold in every step:
 //! * A marker that the vault has of every member was frozen on all of them at one instant.
 //! * Nobody stays frozen past its deadline by its own clock.
-//! * A marker is complete or revoked, never both, in the one place where it is decided.
+//! * A marker that its coordinator ended well is kept by all its members.
+//!
+//! That a marker is decided once, in one place, is the vault's doing, and tested there. Here memberships may also come in the wrong order.
 
 #[path = "simulation/world.rs"]
 mod world;

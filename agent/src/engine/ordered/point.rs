@@ -17,7 +17,6 @@ use super::super::{
 };
 use crate::{
     capture::assemble::Sealed,
-    freeze::FrozenSet,
     mounts::{self, Survey},
 };
 use highwater_delta::{
@@ -93,10 +92,16 @@ impl Engine {
         if make != Make::Progress {
             self.ordered.due = started + self.ordered.options.point_interval;
         }
+        let due = self.point_due;
         if make == Make::Frozen {
             self.point_due = started + self.options.point_interval;
         }
         match self.try_ordered(make) {
+            Ok(Some(error @ PointError::GivenUp)) => {
+                tracing::info!(code = "HW-1458", %error, "no freeze this time");
+                // Nobody's own point was tried.
+                self.point_due = due;
+            }
             Ok(Some(trouble)) => self.ordered_trouble(make, &trouble),
             Ok(None) if make == Make::Frozen => self.point_trouble = None,
             Ok(None) => {}
@@ -366,18 +371,9 @@ impl Engine {
         survey: &Survey,
         members: &[DiskId],
     ) -> Result<(Option<Marked>, Option<PointError>), PointError> {
-        self.pulse.work();
-        self.group_freeze_begins();
-        if let Err(error) = self.hook("freeze") {
-            return Ok((None, Some(error)));
-        }
-        let guests = self.freeze_guests();
-        let set = match FrozenSet::freeze(&survey.filesystems, &self.guardian, &self.options.freeze) {
-            Ok(set) => set,
-            Err(error) => {
-                let _ = self.hook("thaw");
-                return Ok((None, Some(error.into())));
-            }
+        let (guests, set) = match self.freeze_all(survey) {
+            Ok(all) => all,
+            Err(error) => return Ok((None, Some(error))),
         };
         // Whatever happens from here on, the set is thawed: by us, by its drop, or by the guardian.
         let rest = self.rest_for_group(members);

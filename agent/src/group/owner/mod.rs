@@ -4,7 +4,7 @@ mod roster;
 mod words;
 
 use super::{
-    FromEngine, SharedStatus, ToEngine,
+    FreezeLimits, FromEngine, SharedStatus, ToEngine,
     peers::{Connection, Event, Shared, Table},
 };
 use highwater_delta::{CommitId, GroupId, MachineId};
@@ -28,6 +28,8 @@ use words::{refusal, told_of};
 const KEPT_MAX: usize = 16;
 /// Reports that are said again in a new session.
 const SAID_MAX: usize = 4;
+/// And withdrawals.
+const WITHDRAWN_MAX: usize = 16;
 /// Requests of operators that wait.
 const REQUESTS_MAX: usize = 16;
 /// So long an operator's request is tried again, while a member is busy.
@@ -72,6 +74,8 @@ struct Request {
 
 struct Member {
     roster: Roster,
+    /// When the newest roster of the group that was ever believed was issued.
+    newest_issued_ms: u64,
     signed: SignedRoster,
     machine: Machine,
 }
@@ -93,6 +97,8 @@ struct Owner {
     kept: VecDeque<(Marker, Kind, u64)>,
     /// What the collector was told lately: nobody says that it was heard, and saying it twice does no harm.
     said: VecDeque<Kept>,
+    /// Markers that came to nothing though the others may have kept them: there may have been no session then.
+    withdrawn: VecDeque<Marker>,
     requests: Vec<Request>,
     /// Wanted again then.
     again: [Option<Instant>; 2],
@@ -126,6 +132,7 @@ pub async fn run(
         listen_failures: 0,
         kept: VecDeque::new(),
         said: VecDeque::new(),
+        withdrawn: VecDeque::new(),
         requests: vec![],
         again: [None; 2],
         part: None,
@@ -272,7 +279,12 @@ impl Owner {
                 self.part = Some(marker);
                 self.ask(ToEngine::Prepare { marker, kind });
             }
-            Output::Freeze { marker } => self.ask(ToEngine::Freeze { marker }),
+            Output::Freeze { marker } => {
+                let Some(member) = &self.member else { return };
+                let timing = member.roster.timing();
+                let [within, hold] = [timing.freeze_max, timing.hold_max].map(Duration::from_millis);
+                self.ask(ToEngine::Freeze { marker, limits: FreezeLimits { within, hold } });
+            }
             Output::Keep { marker } => self.ask(ToEngine::Keep { marker }),
             Output::Drop { marker } => {
                 self.part = None;
@@ -288,10 +300,11 @@ impl Owner {
             Output::Withdraw { marker } => {
                 self.kept.retain(|(kept, ..)| *kept != marker);
                 self.said.retain(|kept| kept.marker != marker);
-                if let Some(member) = &self.member {
-                    let group = member.roster.group;
-                    self.ask(ToEngine::Tell(AgentMessage::Withdrawn { group, marker }));
+                if self.withdrawn.len() >= WITHDRAWN_MAX {
+                    self.withdrawn.pop_front();
                 }
+                self.withdrawn.push_back(marker);
+                self.tell_withdrawn(marker);
             }
             Output::Ended { marker, kind, result } => self.ended(marker, kind, result),
         }
@@ -350,6 +363,14 @@ impl Owner {
     fn tell_again(&self) {
         for kept in &self.said {
             self.ask(ToEngine::Tell(AgentMessage::Kept(*kept)));
+        }
+        self.withdrawn.iter().for_each(|marker| self.tell_withdrawn(*marker));
+    }
+
+    fn tell_withdrawn(&self, marker: Marker) {
+        if let Some(member) = &self.member {
+            let group = member.roster.group;
+            self.ask(ToEngine::Tell(AgentMessage::Withdrawn { group, marker }));
         }
     }
 

@@ -50,21 +50,23 @@ impl Owner {
             Err(error) => return tracing::debug!(%error, "a roster that was passed on is not believed"),
         };
         match &self.member {
-            // What the collector says of the present epoch holds, whatever time it is there.
-            Some(member)
-                if member.roster.group == roster.group
-                    && roster.order() <= member.roster.order()
-                    && !(collector && roster.epoch == member.roster.epoch) =>
-            {
-                return;
+            Some(member) if member.roster.group == roster.group => {
+                if !holds(&roster, member, collector) {
+                    return;
+                }
+                if roster.epoch < member.roster.epoch {
+                    tracing::warn!(code = "HW-1459", group = %roster.group, epoch = roster.epoch, before = member.roster.epoch,
+                        "the members of the group are those of an earlier time again: was the vault restored? Look at them with `highwater group show`");
+                }
             }
-            Some(member) if member.roster.group == roster.group => {}
             _ if !collector => return,
             Some(_) => self.leave(),
             None => {}
         }
         let timing = roster.timing();
         let is_new = self.member.is_none();
+        let newest = self.member.as_ref().map_or(0, |member| member.newest_issued_ms);
+        let newest_issued_ms = newest.max(roster.issued_ms);
         let mut machine = match self.member.take() {
             Some(member) => member.machine,
             None => {
@@ -80,7 +82,7 @@ impl Owner {
         if let Err(error) = kept {
             tracing::debug!(%error, "the roster cannot be kept for the agent's next life");
         }
-        self.member = Some(Member { roster, signed: signed.clone(), machine });
+        self.member = Some(Member { roster, newest_issued_ms, signed: signed.clone(), machine });
         let strangers = std::mem::take(&mut self.strangers);
         for (since, connection) in strangers {
             if self.belongs(&connection.credential) {
@@ -129,6 +131,7 @@ impl Owner {
         self.status.set(None);
         self.kept.clear();
         self.said.clear();
+        self.withdrawn.clear();
         for request in std::mem::take(&mut self.requests) {
             let cause = "this machine belongs to its group no longer".to_owned();
             self.answer(request.number, PointAnswer::Failed(refusal(cause)));
@@ -170,6 +173,18 @@ impl Owner {
             }
         }
     }
+}
+
+/// Whether a roster takes the place of the present one of its group.
+///
+/// What another member passes on must be later than all that were ever believed: whoever's certificate was revoked may have kept one of before, and a
+/// collector's clock may have been set back since. The collector's own word holds, but if it is earlier in both ways: then it has not read
+/// the vault lately. An earlier epoch that was signed later is what a restored vault says.
+fn holds(roster: &Roster, member: &Member, collector: bool) -> bool {
+    if !collector {
+        return roster.issued_ms > member.newest_issued_ms;
+    }
+    roster.epoch >= member.roster.epoch || roster.issued_ms > member.newest_issued_ms
 }
 
 fn new_life() -> Life {

@@ -171,6 +171,8 @@ pub struct World {
     /// By marker and member: from when to when everything stood still.
     kept: BTreeMap<(Marker, MachineId), (Tick, Tick)>,
     memberships: BTreeMap<u64, Membership>,
+    /// Of which each marker is that somebody kept.
+    epochs: BTreeMap<Marker, u64>,
     reports: BTreeMap<Marker, (u64, BTreeSet<MachineId>)>,
     complete: BTreeSet<Marker>,
     revoked: BTreeSet<Marker>,
@@ -218,6 +220,7 @@ impl World {
             sides: vec![false; nodes.len()],
             nodes,
             memberships: [(1, membership.clone())].into(),
+            epochs: BTreeMap::new(),
             membership,
             old: vec![],
             timing,
@@ -443,6 +446,7 @@ impl World {
                 }
             }
             Output::Report { marker, epoch, .. } => {
+                self.epochs.insert(marker, epoch);
                 let delay = self.random.below(3_000);
                 self.after(delay, Event::Reported { node, generation, marker, epoch });
             }
@@ -451,6 +455,11 @@ impl World {
                 self.after(delay, Event::Withdrawn { marker });
             }
             Output::Ended { marker, result, .. } => {
+                if result.is_ok() {
+                    let members = self.memberships[&self.epochs[&marker]].members();
+                    let kept = |member: &MachineId| self.kept.contains_key(&(marker, *member));
+                    assert!(members.iter().all(kept), "{marker:?} has ended well, and not all keep it");
+                }
                 self.failed.extend(result.err().map(|failure| (self.now, marker, failure)));
             }
         }
@@ -548,6 +557,5 @@ impl World {
                 self.now - since
             );
         }
-        debug_assert!(self.complete.is_disjoint(&self.revoked));
     }
 }

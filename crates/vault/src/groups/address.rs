@@ -23,7 +23,7 @@ fn parse(name: &str) -> Option<(MachineId, u64)> {
 }
 
 impl Vault {
-    /// Where each machine is reached, as `host:port`, of those that have said it.
+    /// Where each machine is reached, as `host:port`, of those that have said it. Where that cannot be read, it has not been said.
     pub async fn group_addresses(&self) -> Result<HashMap<MachineId, String>> {
         let mut newest: HashMap<MachineId, u64> = HashMap::new();
         for name in self.control_list("group-addresses").await? {
@@ -38,9 +38,17 @@ impl Vault {
             if known.get(&machine).is_some_and(|(at, _)| *at == number) {
                 continue;
             }
-            // A later one may have taken its place meanwhile: it is read the next time.
-            if let Some(document) = cache::find::<Document>(self, &name_of(machine, number)).await? {
-                known.insert(machine, (number, document.address));
+            match cache::find::<Document>(self, &name_of(machine, number)).await {
+                Ok(Some(document)) => {
+                    known.insert(machine, (number, document.address));
+                }
+                // A later one may have taken its place meanwhile: it is read the next time.
+                Ok(None) => {}
+                // The others are told all the same. Once the machine says it again, there is a later one.
+                Err(error) if error.is_damage() => {
+                    known.remove(&machine);
+                }
+                Err(error) => return Err(error),
             }
         }
         Ok(known.iter().map(|(machine, (_, address))| (*machine, address.clone())).collect())

@@ -147,6 +147,24 @@ fn without_all_reports_there_is_no_point_whatever_fails() {
     });
 }
 
+/// One machine's address cannot be read: the others' can, and its own when it has said it again.
+#[test]
+fn a_damaged_address_is_none() {
+    runtime().block_on(async {
+        let site = Site::new(2).await;
+        for n in [1, 2] {
+            site.vault.set_group_address(machine(n), &format!("host-{n}:20004")).await.unwrap();
+        }
+        damage(&site, &site.vault.control_list(&format!("group-addresses/{}", machine(1))).await.unwrap()[0])
+            .await;
+        let vault = site.another().await;
+        let known = vault.group_addresses().await.unwrap();
+        assert_eq!(known, [(machine(2), "host-2:20004".to_owned())].into());
+        vault.set_group_address(machine(1), "host-1:20004").await.unwrap();
+        assert_eq!(vault.group_addresses().await.unwrap().len(), 2);
+    });
+}
+
 /// Overwrites a document with something that cannot be read.
 async fn damage(site: &Site, name: &str) {
     let path = object_store::path::Path::from(format!("control/{name}"));
