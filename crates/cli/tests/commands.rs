@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod console;
+
+use console::{Outcome, Typed, call};
 use highwater_cli::{Console, Exit, run};
 use highwater_delta::*;
 use highwater_vault::{DiskRecord, Vault, VaultKey, local_store};
@@ -14,17 +17,6 @@ struct Place {
     dir: tempfile::TempDir,
     machine: MachineId,
 }
-struct Outcome {
-    exit: Exit,
-    out: String,
-    err: String,
-}
-impl Outcome {
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.out).unwrap_or_else(|e| panic!("{e}: {} {}", self.out, self.err))
-    }
-}
-
 fn disk(n: u8) -> DiskId {
     DiskId::from_bytes([n; 16])
 }
@@ -76,24 +68,10 @@ impl Place {
     }
 }
 
+/// With lines typed, which are secrets where one is asked for.
 fn bare(args: &[&str], typed: &str) -> Outcome {
-    let (mut out, mut err, mut input) = (Vec::new(), Vec::new(), typed.as_bytes());
-    let can_ask = !typed.is_empty();
-    let mut lines = typed.lines();
-    let mut secrets = |_: &str| -> std::io::Result<zeroize::Zeroizing<Vec<u8>>> {
-        let line = lines.next().ok_or(std::io::ErrorKind::UnexpectedEof)?;
-        Ok(line.as_bytes().to_vec().into())
-    };
-    let mut console = Console {
-        out: &mut out,
-        err: &mut err,
-        input: &mut input,
-        secrets: &mut secrets,
-        terminal: false,
-        can_ask,
-    };
-    let exit = run(args.iter().map(Into::into), &mut console);
-    Outcome { exit, out: String::from_utf8(out).unwrap(), err: String::from_utf8(err).unwrap() }
+    let secrets: Vec<&str> = typed.lines().collect();
+    call(args, Typed { lines: typed, secrets: &secrets, ..Typed::default() })
 }
 
 fn expected(disk: u8, rounds: u8) -> Vec<u8> {

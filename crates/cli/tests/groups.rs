@@ -2,7 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use highwater_cli::{Console, Exit, run};
+mod console;
+
+use console::{Outcome, Typed, call};
+use highwater_cli::Exit;
 use highwater_delta::*;
 use highwater_group::{Kind, Life, Marker};
 use highwater_vault::groups::{Answer, Of, Report};
@@ -18,22 +21,6 @@ struct Place {
     dir: tempfile::TempDir,
     vault: Vault,
     runtime: tokio::runtime::Runtime,
-}
-
-struct Outcome {
-    exit: Exit,
-    out: String,
-    err: String,
-}
-
-impl Outcome {
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.out).unwrap_or_else(|e| panic!("{e}: {} {}", self.out, self.err))
-    }
-    fn good(self) -> Self {
-        assert_eq!(self.exit, Exit::Success, "{} {}", self.out, self.err);
-        self
-    }
 }
 
 fn machine(n: u8) -> MachineId {
@@ -70,17 +57,7 @@ impl Place {
         let key = self.path("key").display().to_string();
         let mut all = vec!["highwater", "--vault", &vault, "--key", &key, "--index", "none"];
         all.extend(args);
-        let (mut out, mut err, mut input) = (Vec::new(), Vec::new(), typed.as_bytes());
-        let mut console = Console {
-            out: &mut out,
-            err: &mut err,
-            input: &mut input,
-            secrets: &mut |_| Err(std::io::ErrorKind::UnexpectedEof.into()),
-            terminal: false,
-            can_ask: !typed.is_empty(),
-        };
-        let exit = run(all.iter().map(Into::into), &mut console);
-        Outcome { exit, out: String::from_utf8(out).unwrap(), err: String::from_utf8(err).unwrap() }
+        call(&all, Typed { lines: typed, ..Typed::default() })
     }
 
     fn point(&self, n: u8, fill: u8) -> CommitId {

@@ -2,29 +2,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use highwater_cli::{Console, Exit, run};
+mod console;
+
+use console::{Outcome, Typed, call};
+use highwater_cli::Exit;
 use highwater_delta::MachineId;
 use highwater_vault::{KeyRing, KeySource, Vault, VaultKey, local_store};
-use serde_json::Value;
-use std::{io, os::unix::fs::PermissionsExt, path::PathBuf};
+use std::{os::unix::fs::PermissionsExt, path::PathBuf};
 
 const PHRASE: &str = "correct horse battery";
 
 struct Place(tempfile::TempDir);
-struct Outcome {
-    exit: Exit,
-    out: String,
-    err: String,
-}
-impl Outcome {
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.out).unwrap_or_else(|e| panic!("{e}: {} {}", self.out, self.err))
-    }
-    fn code(&self) -> String {
-        self.json()["error"]["code"].as_str().unwrap_or_default().to_owned()
-    }
-}
-
 impl Place {
     /// A vault that the key file `a.key` opens.
     fn new() -> Self {
@@ -51,27 +39,12 @@ impl Place {
     }
     /// With what is typed, secret or not.
     fn typed(&self, args: &[&str], typed: &str, secrets: &[&str]) -> Outcome {
-        let (mut out, mut err, mut input) = (Vec::new(), Vec::new(), typed.as_bytes());
-        let mut secrets = secrets.iter();
-        let mut ask = |_: &str| -> io::Result<zeroize::Zeroizing<Vec<u8>>> {
-            let text = secrets.next().ok_or(io::ErrorKind::Interrupted)?;
-            Ok(text.as_bytes().to_vec().into())
-        };
-        let mut console = Console {
-            out: &mut out,
-            err: &mut err,
-            input: &mut input,
-            secrets: &mut ask,
-            terminal: false,
-            can_ask: true,
-        };
         let vault = self.text("vault");
-        let all = ["highwater", "--config", "/nonexistent", "--vault", &vault]
+        let all: Vec<&str> = ["highwater", "--config", "/nonexistent", "--vault", &vault]
             .into_iter()
-            .chain(args.iter().copied());
-        let exit = run(all.map(Into::into), &mut console);
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        Outcome { exit, out: text(out), err: text(err) }
+            .chain(args.iter().copied())
+            .collect();
+        call(&all, Typed { lines: typed, secrets, can_ask: true })
     }
     fn run(&self, args: &[&str]) -> Outcome {
         self.typed(args, "", &[])
