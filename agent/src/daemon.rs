@@ -139,15 +139,6 @@ fn work_max(config: &Config) -> Duration {
         + config.limits.stall.0
 }
 
-/// The kernel's types, read to load the programs, took some 15 MiB, which the allocator would keep for this process.
-pub(crate) fn give_memory_back() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: it takes a number, and may be called at any time from any thread.
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}
-
 /// Runs until SIGTERM or SIGINT.
 ///
 /// # Errors
@@ -186,7 +177,7 @@ pub fn run(config: &Config, metrics: Arc<Metrics>) -> Result<()> {
         bits_max: config.tracking.bitmap_memory.0 / 3 * 8,
     })
     .map_err(|e| Fatal(e.operator()))?;
-    give_memory_back();
+    crate::memory::give_back();
     let fresh = match origin {
         Origin::TakenOver => None,
         Origin::Fresh(why) => Some(why),

@@ -203,6 +203,13 @@ impl Fleet {
         self.nodes[at].dir.join("freeze-hook.d")
     }
 
+    /// Has the kernel count a disk's I/O, or not.
+    pub fn count_io(&self, at: usize, count: bool) -> Result<()> {
+        let name = self.nodes[at].disk.path().file_name().context("a device has a name")?;
+        let path = Path::new("/sys/block").join(name).join("queue/iostats");
+        Ok(fs::write(path, if count { "1" } else { "0" })?)
+    }
+
     /// Waits until a machine's disk is in a state.
     pub fn wait_state(&self, at: usize, state: &str) -> Result<()> {
         self.wait(at, &format!("the disk being {state}"), |status| status["disks"][0]["state"] == state)

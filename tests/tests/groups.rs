@@ -275,5 +275,10 @@ fn a_group_lives() -> Result<()> {
         "60s",
     ])?;
     ensure!(own["machine"] == fleet.nodes[0].id, "{own:#}");
+    // Where the kernel does not count, nobody can tell that nothing was written.
+    fleet.count_io(1, false)?;
+    let refused = asked_for(&fleet, "--crash").err().context("there is a point")?.to_string();
+    fleet.count_io(1, true)?;
+    ensure!(refused.contains("could not freeze"), "{refused}");
     fleet.hq.operator(&["verify"]).map(drop)
 }

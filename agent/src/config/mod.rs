@@ -5,12 +5,14 @@
 mod capture;
 mod guest;
 mod reader;
-mod units;
 
 pub use capture::{Capture, CaptureMode};
 pub use guest::Guest;
 
-pub use units::{Bandwidth, ByteSize, Interval};
+pub use crate::{
+    engine::OnHookFailure,
+    units::{Bandwidth, ByteSize, Interval},
+};
 
 use crate::error::Coded;
 use reader::Reader;
@@ -215,17 +217,6 @@ pub struct Application {
     pub hold: Interval,
     /// What a hook that fails means for the point.
     pub on_failure: OnHookFailure,
-}
-
-/// What becomes of a point when a hook fails.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum OnHookFailure {
-    /// It is made all the same, and is filesystem-consistent only.
-    #[default]
-    Degrade,
-    /// There is none.
-    Abort,
 }
 
 impl Default for Application {

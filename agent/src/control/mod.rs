@@ -17,8 +17,8 @@ pub use server::{bind, is_served, serve};
 pub use status::StatusReport;
 
 use crate::{
-    config::{Bandwidth, ByteSize},
     error::{Coded, OperatorError},
+    units::{Bandwidth, ByteSize},
 };
 use highwater_delta::CommitId;
 use serde::{Deserialize, Serialize};

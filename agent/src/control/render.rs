@@ -2,8 +2,8 @@
 
 use super::status::{CaptureStatus, ConnectionState, DiskStatus, GuestStatus, StatusReport};
 use crate::{
-    config::ByteSize,
     group::{GroupStatus, MarkerStatus},
+    units::ByteSize,
 };
 use highwater_group::Kind;
 use std::fmt::Write;

@@ -1,6 +1,6 @@
 //! What `highwater-agent status` knows. The JSON form is a contract: fields are added, never renamed or removed.
 
-use crate::config::Bandwidth;
+use crate::units::Bandwidth;
 use highwater_delta::{CommitId, Consistency, DiskId, MachineId};
 use serde::{Deserialize, Serialize};
 

@@ -6,7 +6,6 @@
 
 use super::{Engine, protect::operator};
 use crate::{
-    config::OnHookFailure,
     control::Response,
     hooks::{Call, HookLimits, Hooks, Quiet, Quieting, Ran, thaw_left_meanwhile},
 };
@@ -22,7 +21,18 @@ const THAW_SOON: Duration = Duration::from_secs(3);
 /// And so long when the agent is to stop; less than it may take for that (`STOP_MAX` of the daemon).
 const FINISH_MAX: Duration = Duration::from_secs(15);
 
-/// See [`crate::config::Application`].
+/// What becomes of a point when a hook fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnHookFailure {
+    /// It is made all the same, and is filesystem-consistent only.
+    #[default]
+    Degrade,
+    /// There is none.
+    Abort,
+}
+
+/// What is chosen about applications.
 #[derive(Clone, Debug)]
 pub struct ApplicationOptions {
     /// Where hooks lie.

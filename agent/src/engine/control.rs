@@ -2,8 +2,8 @@
 
 use super::{Engine, Link, protect::operator, state::DiskState};
 use crate::{
-    config::ByteSize,
     control::{Response, Work},
+    units::ByteSize,
 };
 use std::time::Instant;
 use tokio::sync::oneshot;

@@ -49,7 +49,7 @@ use crate::{
     throttle::Throttle,
     tracker::{EpochEnd, Fault, Tracker, TrackerError},
 };
-pub use application::ApplicationOptions;
+pub use application::{ApplicationOptions, OnHookFailure};
 use application::{ApplicationPoints, Applications};
 use asked::AskedPoints;
 use compare::Comparison;

@@ -75,23 +75,6 @@ pub struct Dropped {
     pub at: SystemTime,
 }
 
-/// Kinds of leaving that the metrics know from the first day on.
-pub(crate) const KINDS: [&str; 13] = [
-    "overflow",
-    "skipped",
-    "stalled",
-    "unreadable",
-    "unsupported",
-    "unverified",
-    "disconnected",
-    "disks-changed",
-    "not-entered",
-    "unproved",
-    "reader-ended",
-    "suspect",
-    "failed",
-];
-
 /// What an operator can do about a kind of leaving; none: nothing.
 pub(super) fn advice(kind: &str) -> Option<&'static str> {
     match kind {
@@ -499,7 +482,7 @@ fn load(options: &CaptureOptions, device: &BlockDevice) -> Result<Live, EnterErr
         }
     };
     let found = tap.prepare(&mut ring, device)?;
-    crate::daemon::give_memory_back();
+    crate::memory::give_back();
     let pool = BlockPool::new(options.buffer_bytes);
     let reader = StreamReader::start(ring, pool, BufferPool::new(FETCH_BYTES))?;
     tracing::info!(?found, copies = tap.copies(), ring_bytes, "writes can be captured");

@@ -2,11 +2,11 @@
 
 use super::{Engine, Link, disk::Disk, state::DiskState};
 use crate::{
-    config::Bandwidth,
     control::status::{
         CaptureStatus, CollectorStatus, ConnectionState, DiskStatus, PointStatus, Progress, StatusReport,
         TrackerStatus,
     },
+    units::Bandwidth,
 };
 use highwater_abi::class;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};

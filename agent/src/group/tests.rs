@@ -282,6 +282,25 @@ async fn a_restored_vault_has_the_say() {
     }
 }
 
+/// Whoever asks while a marker is under way may have written since it was frozen: it is the next one that answers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_marker_that_was_under_way_answers_nobody_who_came_later() {
+    let authority = Authority::create("test").unwrap();
+    let (mut members, _) = together(&authority, 2).await;
+    for request in [1, 2] {
+        members[0].told.send(Told::Wanted { request, group: GROUP, kind: Kind::Crash }).await.unwrap();
+    }
+    let mut answers = vec![];
+    while answers.len() < 2 {
+        if let AgentMessage::Answer { request, answer: PointAnswer::Marker(marker) } = members[0].next().await
+        {
+            answers.push((request, marker));
+        }
+    }
+    assert_eq!((answers[0].0, answers[1].0), (1, 2));
+    assert!(answers[1].1 > answers[0].1, "{answers:?}");
+}
+
 /// What a member kept is not stored, and there is no session in which to say so.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_withdrawn_is_said_again() {

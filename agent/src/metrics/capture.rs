@@ -1,10 +1,27 @@
 //! Metrics of write-ordered capture.
 
-use crate::{control::status::CaptureStatus, engine::ordered::KINDS};
+use crate::control::status::CaptureStatus;
 use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::{Registry, Unit},
 };
+
+/// Kinds of leaving write-ordered mode that are told of from the first day on.
+const KINDS: [&str; 13] = [
+    "overflow",
+    "skipped",
+    "stalled",
+    "unreadable",
+    "unsupported",
+    "unverified",
+    "disconnected",
+    "disks-changed",
+    "not-entered",
+    "unproved",
+    "reader-ended",
+    "suspect",
+    "failed",
+];
 
 type Labels = Vec<(&'static str, String)>;
 

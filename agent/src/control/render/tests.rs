@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
-    config::Bandwidth,
     control::status::{CollectorStatus, DiskState, PointStatus, Progress, TrackerStatus},
+    units::Bandwidth,
 };
 use highwater_delta::{CommitId, Consistency, DiskId};
 
