@@ -13,7 +13,7 @@ pub use seeds::seeds;
 pub type Target = fn(&[u8]);
 
 /// All of them, by the names of the fuzz targets.
-pub const TARGETS: [(&str, Target); 22] = [
+pub const TARGETS: [(&str, Target); 23] = [
     ("agent_config", agent_config),
     ("agent_message", agent_message),
     ("btf", btf),
@@ -24,6 +24,7 @@ pub const TARGETS: [(&str, Target); 22] = [
     ("damage", damage),
     ("enrolment", enrolment),
     ("frame", frame),
+    ("guest", guest),
     ("keys_document", keys_document),
     ("mountinfo", mountinfo),
     ("peer_message", peer_message),
@@ -282,6 +283,28 @@ pub fn sysfs(data: &[u8]) {
     if let Ok(text) = std::str::from_utf8(data) {
         highwater_agent::device::fuzz::stat(text);
         let _ = highwater_agent::device::sysfs::parse_number(text);
+    }
+}
+
+/// What a guest's agent says, and what tells of guests: libvirt's definitions, command lines of QEMU.
+pub fn guest(data: &[u8]) {
+    use highwater_agent::guests::{
+        answer::{Answer, LINE_BYTES_MAX, Lines, offers},
+        libvirt, process,
+    };
+    let mut lines = Lines::default();
+    for line in data.iter().filter_map(|byte| lines.push(*byte)) {
+        assert!(line.text.as_ref().is_none_or(|text| text.len() <= LINE_BYTES_MAX));
+        match line.answer() {
+            Answer::Error(said) => assert!(!said.is_empty() && !said.chars().any(char::is_control)),
+            Answer::Return(value) => drop(offers(&value, &["guest-fsfreeze-freeze"])),
+            Answer::Garbage => {}
+        }
+    }
+    if let Ok(text) = std::str::from_utf8(data) {
+        let _ = libvirt::parse(text);
+        let words: Vec<String> = text.split('\0').map(str::to_owned).collect();
+        let _ = process::parse(&words, |path| path.starts_with("/dev"));
     }
 }
 

@@ -252,6 +252,13 @@ fn agent(seeds: &mut Seeds) -> Done {
     seeds.add("mountinfo", &swap)?;
     seeds.add("sysfs", b"1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17\n")?;
     seeds.add("sysfs", b"259:3")?;
+    seeds.add(
+        "guest",
+        b"\xFF{\"return\": 7}\n{\"error\": {\"class\": \"GenericError\", \"desc\": \"no\"}}\n",
+    )?;
+    seeds.add("guest", b"{\"return\": {\"supported_commands\": [{\"name\": \"guest-fsfreeze-freeze\", \"enabled\": true}]}}\n")?;
+    seeds.add("guest", DOMAIN)?;
+    seeds.add("guest", QEMU)?;
     let mut gpt = vec![0; 4096];
     gpt[510..512].copy_from_slice(&[0x55, 0xaa]);
     gpt[440] = 1;
@@ -303,6 +310,15 @@ fn small_btf() -> Vec<u8> {
 }
 
 /// One linear target.
+/// A guest as libvirt defines one.
+const DOMAIN: &[u8] = b"<domain type='kvm'><name>web</name><uuid>c7a5fdbd-cdaf-9455-926a-d65c16db1809</uuid><devices>\
+    <disk type='block' device='disk'><driver name='qemu' type='raw' cache='none'/><source dev='/dev/vg0/web'/>\
+    <target dev='vda' bus='virtio'/></disk><channel type='unix'><source mode='bind' path='/run/web.qga'/>\
+    <target type='virtio' name='org.qemu.guest_agent.0'/></channel></devices></domain>";
+/// One as it is started by hand.
+const QEMU: &[u8] = b"qemu-system-x86_64\0-name\0web\0-drive\0file=/dev/vg0/web,format=raw,if=virtio,cache=none\0-chardev\0\
+    socket,id=qga0,path=/run/web.qga,server=on,wait=off\0-device\0virtserialport,chardev=qga0,name=org.qemu.guest_agent.0";
+
 fn dm_reply() -> Vec<u8> {
     let mut reply = vec![0; 312 + 64];
     reply[16..20].copy_from_slice(&312_u32.to_le_bytes());
