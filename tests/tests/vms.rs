@@ -22,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(180);
 /// The oldest kernel that is supported, and the newest.
 const KERNELS: [&str; 2] = ["6.1", "7"];
 const CONFIG: &str = "[replication]\npoint-interval = \"1h\"\nretry-unit = \"50ms\"\n";
+const HOOK: &str = "cd /etc/highwater && mkdir freeze-hook.d && cd freeze-hook.d && \
+    printf '#!/bin/sh\\necho $1 >> /run/hook\\n' > 50-app && chmod 755 50-app";
 /// In bitmap mode, and write-ordered.
 const MODES: [(&str, &str); 2] = [
     ("bitmap", "[capture]\nmode = \"off\"\n"),
@@ -108,6 +110,14 @@ fn two_vms_are_one_group() -> Result<()> {
     stand.hq.group("shop", &ids, &["--crash-every", "1s"])?;
     let chains = stand.start_chains()?;
     stand.wait_points(5)?;
+
+    // With applications: one has a hook.
+    let mut hand = stand.vms[0].hand()?;
+    hand.run(&["sh", "-c", HOOK])?;
+    let point =
+        stand.hq.asked(&["point", "create", "--application", "--group", "shop", "--timeout", "60s"])?;
+    ensure!(point["consistency"] == "application", "{point:#}");
+    ensure!(hand.run(&["cat", "/run/hook"])? == "freeze\nthaw", "the hook was not called");
 
     // An agent dies, and is started again.
     stand.vms[1].kill_agent()?;
