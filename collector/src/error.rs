@@ -206,7 +206,7 @@ pub enum CollectorError {
     #[error("the session of machine {0} ended before it answered")]
     SessionEnded(MachineId),
     /// No answer.
-    #[error("machine {0} did not answer in time")]
+    #[error("machine {0} was asked, and did not say in time what came of it")]
     NoAnswer(MachineId),
     /// A control document of the vault is unusable.
     #[error("the vault's document {0} is missing or unusable")]
@@ -350,7 +350,10 @@ impl CollectorError {
                 "make `state-dir` a directory of a local disk that the collector can write to; until then each start begins the verification of the vault anew, and leaves its maintenance for a quarter of an hour"
             }
             Self::Address(_) => "correct where the machine says that it is reached, in its agent.toml",
-            Self::NotAsked(_) | Self::SessionEnded(_) | Self::NoAnswer(_) => {
+            Self::NoAnswer(_) => {
+                "see with `highwater group show` who is waited for, that the agents run and are connected (`highwater-agent status`), and ask again"
+            }
+            Self::NotAsked(_) | Self::SessionEnded(_) => {
                 "see that the machine's agent runs and is connected (`highwater-agent status`), and ask again"
             }
             Self::Document(_) => "bring the vault back from a copy, or create it anew with `highwater-collector init`",

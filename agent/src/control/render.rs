@@ -143,7 +143,10 @@ fn group(out: &mut String, group: &GroupStatus, now_ms: u64) -> std::fmt::Result
         group.name, group.members, group.connected
     )?;
     match &group.listening {
-        Some(address) => writeln!(out, "           the others call {address}")?,
+        Some(listening) => {
+            let called = group.address.as_deref().unwrap_or("an address that they do not know yet");
+            writeln!(out, "           listens on {listening}; the others call {called}")?;
+        }
         None => writeln!(out, "           NOT LISTENING: the others cannot call this machine")?,
     }
     let kind = |marker: &MarkerStatus| if marker.kind == Kind::Application { "application" } else { "crash" };

@@ -249,15 +249,18 @@ impl Table {
         }
     }
 
-    pub fn down(&mut self, machine: MachineId, number: u64) {
+    /// A connection has ended. Answers whether it was the last one to its machine.
+    pub fn down(&mut self, machine: MachineId, number: u64) -> bool {
         // Perhaps it was the one that was called, and showed a certificate that counts no longer.
         self.calling.remove(&machine);
         if let Some(connections) = self.connected.get_mut(&machine) {
             connections.retain(|connection| connection.number != number);
             if connections.is_empty() {
                 self.connected.remove(&machine);
+                return true;
             }
         }
+        false
     }
 
     pub fn unreachable(&mut self, machine: MachineId) {

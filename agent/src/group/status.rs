@@ -20,9 +20,12 @@ pub struct GroupStatus {
     pub connected: usize,
     /// Where this machine listens; none: it cannot.
     pub listening: Option<String>,
+    /// Where the others call it, as the collector says.
+    #[serde(default)]
+    pub address: Option<String>,
     /// The last marker that this machine kept as a point.
     pub last_kept: Option<MarkerStatus>,
-    /// The last one that came to nothing, as far as this machine knows why.
+    /// The last one that came to nothing: one that this machine coordinated, or did not do its part for.
     pub last_failed: Option<MarkerStatus>,
 }
 

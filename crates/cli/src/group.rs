@@ -4,7 +4,7 @@ mod define;
 mod document;
 mod show;
 
-pub(crate) use document::{host_names, marker_of_points, point_document};
+pub(crate) use document::{consistency_text, host_names, marker_of_points, point_document};
 
 use crate::{
     CliError, Console, Exit,

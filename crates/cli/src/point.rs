@@ -8,9 +8,9 @@ use crate::{
     args::{CreatePoint, Global},
     context,
     error::Unmade,
-    group::{host_names, point_document},
+    group::{consistency_text, host_names, point_document},
     list,
-    output::{json, plain, rfc3339},
+    output::{count, json, plain, rfc3339},
 };
 use highwater_delta::{CommitId, GroupId, MachineId};
 use highwater_group::Marker;
@@ -25,6 +25,7 @@ use std::{
 
 /// How often it is looked how it goes.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+const TIMEOUT_MIN: Duration = Duration::from_secs(5);
 /// A collector with a session takes a request within two seconds; a machine may be about to come back.
 const TAKEN_WITHIN: Duration = Duration::from_secs(30);
 
@@ -33,6 +34,11 @@ pub(crate) async fn create(
     what: &CreatePoint,
     console: &mut Console<'_>,
 ) -> Result<Exit, CliError> {
+    if what.timeout < TIMEOUT_MIN {
+        let cause =
+            format!("--timeout is {} s at least: only to be passed on, it takes two", TIMEOUT_MIN.as_secs());
+        return Err(CliError::Usage(cause));
+    }
     let vault = context::open(global, console).await?;
     let until = Instant::now() + what.timeout;
     let (of, group, members) = match (&what.of.group, &what.of.machine) {
@@ -59,9 +65,10 @@ pub(crate) async fn create(
                 let done = &point.done;
                 writeln!(
                     console.out,
-                    "Point {marker} of {}: {} members, taken {}.",
+                    "Point {marker} of {}: {}, {}-consistent, taken {}.",
                     plain(&group.name),
-                    done.members.len(),
+                    count(done.members.len() as u64, "member"),
+                    consistency_text(done.consistency),
                     rfc3339(done.taken_at_ms)
                 )?;
             }

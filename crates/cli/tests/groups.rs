@@ -315,13 +315,28 @@ fn a_point_is_made_and_every_end_of_it_is_told() {
 
     let asked = answered(&place, |_| Answer::Marker(marker(8)));
     let late =
-        place.run(&["point", "create", "--crash", "--group", "shop", "--timeout", "2s", "--json"]).json();
+        place.run(&["point", "create", "--crash", "--group", "shop", "--timeout", "5s", "--json"]).json();
     assert_eq!(late["error"]["code"], "HW-1514");
     place.runtime.block_on(asked).unwrap();
     // Nobody takes it: it is taken back.
     let none =
-        place.run(&["point", "create", "--crash", "--group", "shop", "--timeout", "1s", "--json"]).json();
+        place.run(&["point", "create", "--crash", "--group", "shop", "--timeout", "5s", "--json"]).json();
     assert_eq!(none["error"]["code"], "HW-1512");
+    let short = place.run(&["point", "create", "--crash", "--group", "shop", "--timeout", "1s", "--json"]);
+    assert_eq!(short.json()["error"]["code"], "HW-1501");
+    assert!(
+        place.run(&["group", "set", "shop", "--json"]).json()["error"]["cause"]
+            .as_str()
+            .unwrap()
+            .contains("--hold")
+    );
+    let set =
+        place.run(&["group", "set", "shop", "--crash-every", "7s", "--application-every", "never"]).good();
+    assert!(
+        set.out.contains("Crash-consistent points: every 7s; application-consistent: none by themselves"),
+        "{}",
+        set.out
+    );
     let taken = place.runtime.block_on(async {
         let last = place.vault.point_requests().await.unwrap().pop().unwrap();
         place.vault.request_taken(last).await.unwrap()

@@ -139,11 +139,24 @@ impl Coordinator {
         let Some(running) = &mut self.running else { return };
         if now >= running.until {
             let silent = running.waiting.iter().copied().collect();
-            return self.revoke(Failure::Silent(silent), out);
+            let is_slow = running.phase == Phase::Freezing;
+            let failure = if is_slow { Failure::Slow(silent) } else { Failure::Silent(silent) };
+            return self.revoke(failure, out);
         }
         if now >= running.again_at {
             running.again_at = now + timing.resend;
             running.say(out);
+        }
+    }
+
+    /// A member is gone. If it is waited for while the others' applications stand still or they are frozen, there is no use in waiting. Not so when all were
+    /// told to keep the marker: it may have been the last word.
+    pub fn gone(&mut self, machine: MachineId, out: &mut Vec<Output>) {
+        let waits = |running: &Running| {
+            matches!(running.phase, Phase::Preparing | Phase::Freezing) && running.waiting.contains(&machine)
+        };
+        if self.running.as_ref().is_some_and(waits) {
+            self.revoke(Failure::Silent(vec![machine]), out);
         }
     }
 

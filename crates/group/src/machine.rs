@@ -42,9 +42,19 @@ impl Machine {
         }
     }
 
-    /// How long things take from now on. What is under way goes on as it began.
-    pub fn set_timing(&mut self, timing: Timing) {
-        self.timing = timing;
+    /// How long things take from now on. What is under way goes on as it began. Markers come at their new times: no later than an interval from now, at once
+    /// if there were none before.
+    pub fn set_timing(&mut self, now: Tick, timing: Timing) {
+        let before = std::mem::replace(&mut self.timing, timing);
+        if timing == before || !self.membership.as_ref().is_some_and(|m| m.contains(self.own)) {
+            return;
+        }
+        let behind = self.behind();
+        for kind in [Kind::Crash, Kind::Application] {
+            let every = self.every(kind);
+            let due = &mut self.due[kind as usize];
+            *due = every.map(|every| due.map_or(now + behind, |due| due.min(now + every + behind)));
+        }
     }
 
     /// Takes in what happened; answers what is to be done, in this order.
@@ -118,6 +128,11 @@ impl Machine {
             Input::Kept { marker, intact } => self.member.kept(now, marker, intact, out),
             Input::Membership(membership) => self.change(now, membership, out),
             Input::Wanted(kind) => self.begin(now, kind, out),
+            Input::Gone(machine) => {
+                let before = out.len();
+                self.coordinator.gone(machine, out);
+                self.after(now, before, out);
+            }
         }
     }
 
@@ -189,7 +204,7 @@ impl Machine {
                     )
                     | Failure::Changed,
                 ) => {}
-                Err(Failure::Silent(_) | Failure::Refused(..)) => {
+                Err(Failure::Silent(_) | Failure::Slow(_) | Failure::Refused(..)) => {
                     *failures = (*failures + 1).min(FAILURES_MAX);
                 }
             }
@@ -212,6 +227,11 @@ impl Machine {
         if self.member.is_busy() || self.coordinator.is_busy() {
             // It is looked again when that is over.
             self.due[kind as usize] = Some(now + self.timing.resend);
+            return;
+        }
+        if let Some(until) = self.member.rests_until(now, kind) {
+            // It would refuse itself.
+            self.due[kind as usize] = Some(until);
             return;
         }
         self.heard(now, kind);

@@ -111,7 +111,13 @@ impl Member {
     }
 
     fn is_resting(&self, now: Tick, kind: Kind) -> bool {
-        now < self.rests_until[Kind::Crash as usize].max(self.rests_until[kind as usize])
+        self.rests_until(now, kind).is_some()
+    }
+
+    /// Until when it takes part in nothing of this kind, if it does so now.
+    pub fn rests_until(&self, now: Tick, kind: Kind) -> Option<Tick> {
+        let until = self.rests_until[Kind::Crash as usize].max(self.rests_until[kind as usize]);
+        (now < until).then_some(until)
     }
 
     /// Answers whether it takes part from now on.
@@ -255,8 +261,9 @@ impl Member {
     }
 
     pub fn tick(&mut self, now: Tick, out: &mut Vec<Output>) {
-        if self.part.is_some_and(|part| now >= part.until) {
-            self.give_up(now, Some(Refusal::Late), out);
+        if let Some(part) = self.part.filter(|part| now >= part.until) {
+            let why = if part.stage == Stage::Preparing { Refusal::Unready } else { Refusal::Late };
+            self.give_up(now, Some(why), out);
         }
     }
 

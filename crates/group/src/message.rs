@@ -94,6 +94,8 @@ pub enum Refusal {
     Unfrozen,
     /// It was frozen for as long as it may be, or waited for the word for too long.
     Late,
+    /// It was not prepared in time.
+    Unready,
     /// It was told to mark and found that it had been thawed.
     Thawed,
     /// It knows nothing of this marker any more.

@@ -41,8 +41,10 @@ pub enum Input {
     },
     /// The members are these now. Which of two memberships holds is known to who says it.
     Membership(Membership),
-    /// A marker is wanted now.
+    /// A marker is wanted now, or as soon as this machine has rested.
     Wanted(Kind),
+    /// There is no connection to this member any more: whatever it did not say, it may never say.
+    Gone(MachineId),
 }
 
 /// What is to be done.
@@ -107,8 +109,10 @@ pub enum Output {
 pub enum Failure {
     /// A member took no part.
     Refused(MachineId, Refusal),
-    /// These did not answer in time.
+    /// These did not answer in time, or are gone.
     Silent(Vec<MachineId>),
+    /// These were not frozen in time.
+    Slow(Vec<MachineId>),
     /// The members changed meanwhile.
     Changed,
 }

@@ -95,3 +95,32 @@ fn rarer(times: impl Iterator<Item = Tick> + Clone) {
     println!("{early} in the first 30 s, {late} in the last");
     assert!(late * 2 <= early && late > 0, "{early} and {late}");
 }
+
+/// An operator changes how often there are markers: from never, and to a shorter time.
+#[test]
+fn new_times_hold_at_once() {
+    let timing = |crash_every| Timing { crash_every, application_every: None, ..Timing::default() };
+    let own = MachineId::from_bytes([1; 16]);
+    let mut machine = Machine::new(own, Life { since: 1, nonce: 1 }, timing(None));
+    let Ok(membership) = Membership::new(1, vec![own]) else { panic!("one member") };
+    machine.on(0, Input::Membership(membership));
+    assert_eq!(machine.next(), None);
+    machine.set_timing(1_000, timing(Some(3_600_000)));
+    assert_eq!(machine.next(), Some(1_000));
+    let begun = machine.on(1_000, Input::Tick);
+    assert!(begun.iter().any(|output| matches!(output, Output::Prepare { .. })), "{begun:?}");
+    let Some(Output::Prepare { marker, .. }) =
+        begun.into_iter().find(|o| matches!(o, Output::Prepare { .. }))
+    else {
+        panic!("it was looked for")
+    };
+    machine.on(1_001, Input::Prepared { marker, done: false });
+    // Nothing changes: the next one comes when it would.
+    let next = machine.next();
+    machine.set_timing(2_000, timing(Some(3_600_000)));
+    assert_eq!(machine.next(), next);
+    machine.set_timing(2_000, timing(Some(5_000)));
+    assert!(machine.next().is_some_and(|next| next <= 7_000), "{:?}", machine.next());
+    machine.set_timing(2_000, timing(None));
+    assert_eq!(machine.next(), None);
+}

@@ -367,7 +367,7 @@ impl VaultError {
                 "Go on with what it is of, name another file, or delete it to begin anew."
             }
             Self::Group(_) => {
-                "Look at the groups with `highwater group list` and `highwater group show GROUP`."
+                "Give another name, machine or time, as the cause says; `highwater group list` shows the groups that there are."
             }
             Self::UnknownGroup(_) => "List the groups with `highwater group list`.",
             Self::Marker { .. } => {

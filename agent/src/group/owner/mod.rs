@@ -22,7 +22,7 @@ use std::{
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::DropGuard;
-use words::{refusal, told_of};
+use words::{refusal, refused, told_of};
 
 /// Markers that wait until this machine's point is stored.
 const KEPT_MAX: usize = 16;
@@ -103,7 +103,7 @@ struct Owner {
     /// Wanted again then.
     again: [Option<Instant>; 2],
     /// What the engine is busy with.
-    part: Option<Marker>,
+    part: Option<(Marker, Kind)>,
 }
 
 /// Runs until the engine is gone.
@@ -177,6 +177,14 @@ impl Owner {
             let cause = "there was no marker that could answer".to_owned();
             self.answer(request.number, PointAnswer::Failed(refusal(cause)));
         }
+        // What was asked for waits until the machine has rested, and others may have made a marker meanwhile.
+        for kind in [Kind::Application, Kind::Crash] {
+            let waits = self.requests.iter().any(|request| request.kind == kind);
+            let under_way = self.member.as_ref().is_some_and(|member| member.machine.coordinates().is_some());
+            if waits && !under_way && self.again[kind as usize].is_none() {
+                self.again[kind as usize] = Some(now + Duration::from_secs(1));
+            }
+        }
         self.input(Input::Tick);
         let connected = self.table.len();
         self.status.change(|status| status.connected = connected);
@@ -218,8 +226,10 @@ impl Owner {
                 self.strangers.push_back((Instant::now(), connection));
             }
             Event::Down(machine, number) => {
-                self.table.down(machine, number);
                 self.strangers.retain(|(_, connection)| connection.number != number);
+                if self.table.down(machine, number) {
+                    self.input(Input::Gone(machine));
+                }
             }
             Event::Unreachable(machine, why) => {
                 let name = self.name(machine);
@@ -248,14 +258,31 @@ impl Owner {
 
     fn on_done(&mut self, done: FromEngine) {
         match done {
-            FromEngine::Prepared { marker, done } => self.input(Input::Prepared { marker, done }),
-            FromEngine::Frozen { marker, done } => self.input(Input::Frozen { marker, done }),
-            FromEngine::Kept { marker, intact } => self.input(Input::Kept { marker, intact }),
+            FromEngine::Prepared { marker, done } => {
+                self.own_part(marker, done, &Refusal::Unprepared);
+                self.input(Input::Prepared { marker, done });
+            }
+            FromEngine::Frozen { marker, done } => {
+                self.own_part(marker, done, &Refusal::Unfrozen);
+                self.input(Input::Frozen { marker, done });
+            }
+            FromEngine::Kept { marker, intact } => {
+                self.own_part(marker, intact, &Refusal::Thawed);
+                self.input(Input::Kept { marker, intact });
+            }
             FromEngine::Lost { marker } => {
                 tracing::info!(%marker, code = "HW-1458", "what this machine kept of the group's point is not stored");
                 self.output(Output::Withdraw { marker });
             }
             FromEngine::Stored { marker, commit, taken_at_ms } => self.stored(marker, commit, taken_at_ms),
+        }
+    }
+
+    /// What this machine itself did not do for a marker is told where it is looked for.
+    fn own_part(&self, marker: Marker, done: bool, why: &Refusal) {
+        if let Some((_, kind)) = self.part.filter(|(of, _)| *of == marker && !done) {
+            let failed = told_of(marker, kind, Some(format!("this machine {}", refused(why))));
+            self.status.change(|status| status.last_failed = Some(failed));
         }
     }
 
@@ -276,7 +303,7 @@ impl Owner {
                 self.table.say(&self.peers, to, address, PeerMessage::Said { group, message });
             }
             Output::Prepare { marker, kind } => {
-                self.part = Some(marker);
+                self.part = Some((marker, kind));
                 self.ask(ToEngine::Prepare { marker, kind });
             }
             Output::Freeze { marker } => {
@@ -320,14 +347,15 @@ impl Owner {
         } else {
             tracing::debug!(%marker, ?kind, "every member keeps the marker");
         }
-        if let Some(member) = &self.member {
-            let group = member.roster.group;
-            self.ask(ToEngine::Tell(AgentMessage::MarkerEnded { group, marker, kind, failed: why.clone() }));
-        }
         let is_busy = matches!(
             result,
             Err(Failure::Refused(_, Refusal::Busy | Refusal::OtherMembership { .. }) | Failure::Changed)
         );
+        // That somebody rests from the marker before is no failure that an operator should see to.
+        if let Some(member) = self.member.as_ref().filter(|_| !is_busy) {
+            let group = member.roster.group;
+            self.ask(ToEngine::Tell(AgentMessage::MarkerEnded { group, marker, kind, failed: why.clone() }));
+        }
         let now = Instant::now();
         let (over, waiting): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.requests).into_iter().partition(|request| {

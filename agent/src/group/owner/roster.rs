@@ -74,7 +74,7 @@ impl Owner {
                 Machine::new(self.own, new_life(), timing)
             }
         };
-        machine.set_timing(timing);
+        machine.set_timing(self.now(), timing);
         self.status.set(Some(self.new_status(&roster)));
         let path = self.options.run_dir.join(ROSTER_FILE);
         let kept =
@@ -112,6 +112,7 @@ impl Owner {
             epoch: roster.epoch,
             members: roster.members.len(),
             connected: self.table.len(),
+            address: roster.member(self.own).and_then(|member| member.address.clone()),
             listening: self.listening.as_ref().map(|_| self.options.listen.to_string()),
             last_kept,
             last_failed,
@@ -122,7 +123,7 @@ impl Owner {
     pub(super) fn leave(&mut self) {
         let Some(member) = self.member.take() else { return };
         tracing::info!(group = %member.roster.group, name = member.roster.name, "this machine belongs to its group no longer");
-        if let Some(marker) = self.part.take() {
+        if let Some((marker, _)) = self.part.take() {
             self.ask(ToEngine::Drop { marker });
         }
         self.table = Table::default();

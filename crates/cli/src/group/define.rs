@@ -6,6 +6,7 @@ use crate::{
     args::{Every, Global, GroupVerb, Members},
     confirm::{Question, confirm},
     context,
+    maintain::time_text,
     output::{count, json, plain},
 };
 use highwater_delta::MachineId;
@@ -36,6 +37,17 @@ pub(super) async fn run(
         GroupVerb::Add(members) => add(vault, members).await?,
         GroupVerb::Remove(members) => remove(vault, members).await?,
         GroupVerb::Set { group, name, crash_every, application_every, hold, prepare } => {
+            let is_something = name.is_some()
+                || crash_every.is_some()
+                || application_every.is_some()
+                || hold.is_some()
+                || prepare.is_some();
+            if !is_something {
+                return Err(CliError::Usage(
+                    "there is nothing to set: give --name, --crash-every, --application-every, --hold or --prepare"
+                        .to_owned(),
+                ));
+            }
             let id = context::group(vault, group, false).await?.id;
             let every = |given: &Option<Every>, before| given.map_or(before, |every| every.0);
             let changed = vault.change_groups(|groups| {
@@ -48,7 +60,16 @@ pub(super) async fn run(
                 };
                 Ok(Group { name: name.clone().unwrap_or(before.name.clone()), times, ..before })
             });
-            (changed.await?, String::new())
+            let group = changed.await?;
+            let times = &group.times;
+            let said = format!(
+                "Crash-consistent points: {}; application-consistent: {}; frozen for {} at most, {} to prepare. Its members learn it within seconds.",
+                every_text(times.crash_every),
+                every_text(times.application_every),
+                time_text(times.hold_max),
+                time_text(times.prepare_max)
+            );
+            (group, said)
         }
         GroupVerb::Delete { group, yes } => delete(global, vault, group, *yes, console).await?,
         GroupVerb::List | GroupVerb::Show { .. } | GroupVerb::Points { .. } => {
@@ -67,6 +88,10 @@ pub(super) async fn run(
         writeln!(console.out, "{said}")?;
     }
     Ok(Exit::Success)
+}
+
+fn every_text(time: Option<std::time::Duration>) -> String {
+    time.map_or_else(|| "none by themselves".to_owned(), |time| format!("every {}", time_text(time)))
 }
 
 async fn add(vault: &Vault, what: &Members) -> Result<(Group, String), CliError> {

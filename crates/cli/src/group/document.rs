@@ -75,7 +75,7 @@ pub(super) fn kind_text(kind: Kind) -> &'static str {
     }
 }
 
-pub(super) fn consistency_text(consistency: Consistency) -> &'static str {
+pub(crate) fn consistency_text(consistency: Consistency) -> &'static str {
     match consistency {
         Consistency::Crash => "crash",
         Consistency::Filesystem => "filesystem",

@@ -515,6 +515,12 @@ impl World {
                 self.sides[side] = !whole && self.random.chance(5_000);
             }
         }
+        // Connections end, whatever for; where a machine has crashed, some see it.
+        if self.how.crash > 0 && self.random.chance(300) {
+            let (node, gone) = (self.random.below(count) as usize, self.random.below(count) as usize);
+            let gone = self.nodes[gone].id;
+            self.input(node, Input::Gone(gone));
+        }
         if self.random.chance(self.how.wanted) {
             let node = self.random.below(count) as usize;
             let kind = if self.random.chance(5_000) { Kind::Crash } else { Kind::Application };

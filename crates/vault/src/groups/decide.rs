@@ -332,9 +332,10 @@ fn complete(
     }
     let least = all.iter().map(|(_, report)| report.consistency).min()?;
     // A member with hooks keeps such a marker only if they all did what they should. One without has no application to ask, and its own
-    // point is filesystem-consistent.
+    // point is filesystem-consistent. If nobody has any, nothing was asked to stand still.
+    let has_applications = all.iter().any(|(_, report)| report.consistency == Consistency::Application);
     let consistency = match (kind, least) {
-        (Kind::Application, Consistency::Filesystem) => Consistency::Application,
+        (Kind::Application, Consistency::Filesystem) if has_applications => Consistency::Application,
         _ => least,
     };
     Some(Complete {

@@ -85,7 +85,9 @@ impl Group {
         {
             return Some(format!("a name has 1 to {NAME_CHARS_MAX} characters that can be seen"));
         }
-        if name.parse::<GroupId>().is_ok() {
+        // Of eight digits, the begin of an id is taken for one.
+        let is_begin = name.len() >= 8 && name.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
+        if name.parse::<GroupId>().is_ok() || is_begin {
             return Some("its name looks like an id".to_owned());
         }
         if self.deleted {
