@@ -198,7 +198,7 @@ fn a_group_lives() -> Result<()> {
     for at in 0..2 {
         let late = Late::new(at)?;
         let refused = asked_for(&fleet, "--crash").err().context("there is a point")?.to_string();
-        ensure!(refused.contains("no answer in time"), "{refused}");
+        ensure!(refused.contains("not frozen within half of the group's --hold"), "{refused}");
         drop(late);
         let until = Instant::now() + Duration::from_secs(10);
         while !fleet.agent_log(at).contains("had given up its point before all was frozen here") {

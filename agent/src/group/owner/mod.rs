@@ -166,9 +166,18 @@ impl Owner {
     fn tick(&mut self) {
         let now = Instant::now();
         self.strangers.retain(|(since, _)| now.duration_since(*since) < STRANGER_MAX);
+        // What was asked for may wait until the machine has rested, and others may have made a marker meanwhile.
         for kind in [Kind::Application, Kind::Crash] {
-            if self.again[kind as usize].take_if(|at| now >= *at).is_some() {
+            let waits = self.requests.iter().any(|request| request.kind == kind);
+            let under_way = self.member.as_ref().is_some_and(|member| member.machine.coordinates().is_some());
+            let again = &mut self.again[kind as usize];
+            if !waits || under_way {
+                // Nobody waits for another one.
+                *again = None;
+            } else if again.take_if(|at| now >= *at).is_some() {
                 self.input(Input::Wanted(kind));
+            } else if again.is_none() {
+                *again = Some(now + Duration::from_secs(1));
             }
         }
         // Each marker ends, and answers; this is for requests that no marker answers.
@@ -176,14 +185,6 @@ impl Owner {
         for request in self.requests.extract_if(.., |request| late(request)).collect::<Vec<_>>() {
             let cause = "there was no marker that could answer".to_owned();
             self.answer(request.number, PointAnswer::Failed(refusal(cause)));
-        }
-        // What was asked for waits until the machine has rested, and others may have made a marker meanwhile.
-        for kind in [Kind::Application, Kind::Crash] {
-            let waits = self.requests.iter().any(|request| request.kind == kind);
-            let under_way = self.member.as_ref().is_some_and(|member| member.machine.coordinates().is_some());
-            if waits && !under_way && self.again[kind as usize].is_none() {
-                self.again[kind as usize] = Some(now + Duration::from_secs(1));
-            }
         }
         self.input(Input::Tick);
         let connected = self.table.len();
