@@ -112,13 +112,8 @@ fn start(hook: &Hook, call: Call, limits: HookLimits) -> io::Result<(Child, File
     let second: OwnedFd = theirs.try_clone()?;
     let flags = nix::fcntl::OFlag::O_NONBLOCK;
     nix::fcntl::fcntl(&ours, nix::fcntl::FcntlArg::F_SETFL(flags))?;
-    let mut command = Command::new(&hook.path);
-    // SAFETY: prctl is async-signal-safe, and touches the new process alone.
-    unsafe {
-        // Whoever comes after a dead agent calls `thaw`: a `freeze` that is under way must not end behind it.
-        command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?));
-    }
-    let child = command
+    // Under systemd, what a dead agent was calling ends with it (`KillMode=mixed`): no `freeze` ends behind the `thaw` of whoever comes next.
+    let child = Command::new(&hook.path)
         .arg(call.as_str())
         .env_clear()
         .env("PATH", PATH)

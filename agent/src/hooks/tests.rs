@@ -144,7 +144,8 @@ fn a_file_that_is_no_program_is_not_run() {
     fs::write(&path, [0x7f, b'E', b'L', b'F', 0, 0]).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     let quieted = begin(&dir, LIMITS);
-    assert!(matches!(quieted.failed().unwrap().outcome, Outcome::NotRun(_)));
+    let outcome = &quieted.failed().unwrap().outcome;
+    assert!(matches!(outcome, Outcome::NotRun(_)), "{outcome}");
 }
 
 #[test]
