@@ -1,7 +1,7 @@
 //! A coordinator that does not reach all, and a member that is away: by machines that do at once what they are told.
 
 use highwater_delta::MachineId;
-use highwater_group::{Input, Kind, Life, Machine, Membership, Output, Tick, Timing};
+use highwater_group::{Input, Kind, Life, Machine, Membership, Message, Output, Tick, Timing};
 use std::collections::VecDeque;
 
 const STEP: Tick = 10;
@@ -123,4 +123,46 @@ fn new_times_hold_at_once() {
     assert!(machine.next().is_some_and(|next| next <= 7_000), "{:?}", machine.next());
     machine.set_timing(2_000, timing(None));
     assert_eq!(machine.next(), None);
+}
+
+/// A member is gone while another's applications stand still: nobody waits for it. When all were told to keep the marker, its word may have been the last.
+#[test]
+fn who_is_gone_is_not_waited_for() {
+    let ids = [1, 2].map(|n| MachineId::from_bytes([n; 16]));
+    let Ok(membership) = Membership::new(1, ids.to_vec()) else { panic!("two members") };
+    for frozen in [false, true] {
+        let mut machine = Machine::new(ids[0], Life { since: 1, nonce: 1 }, Timing::default());
+        machine.on(0, Input::Membership(membership.clone()));
+        let life = Life { since: 2, nonce: 2 };
+        let begun = machine.on(0, Input::Wanted(Kind::Application));
+        let asked = begun.iter().find_map(|output| match output {
+            Output::Send { message, .. } => Some(message.marker()),
+            _ => None,
+        });
+        let Some(marker) = asked else { panic!("nobody was asked: {begun:?}") };
+        let mut said = vec![Message::Here { marker }];
+        if frozen {
+            said.extend([Message::Ready { marker, life }, Message::Frozen { marker, life }]);
+        }
+        let mut told = vec![];
+        for message in said {
+            let mut inputs = VecDeque::from([Input::Message { from: ids[1], message }]);
+            while let Some(input) = inputs.pop_front() {
+                for output in machine.on(1, input) {
+                    match output {
+                        Output::Prepare { marker, .. } => {
+                            inputs.push_back(Input::Prepared { marker, done: true })
+                        }
+                        Output::Freeze { marker } => inputs.push_back(Input::Frozen { marker, done: true }),
+                        Output::Keep { marker } => inputs.push_back(Input::Kept { marker, intact: true }),
+                        other => told.push(other),
+                    }
+                }
+            }
+        }
+        let gone = machine.on(2, Input::Gone(ids[1]));
+        let ended = gone.iter().any(|output| matches!(output, Output::Ended { result: Err(_), .. }));
+        let goes_on = gone.iter().any(|output| matches!(output, Output::Drop { .. }));
+        assert_eq!((ended, goes_on), (!frozen, !frozen), "{frozen}: {gone:?} after {told:?}");
+    }
 }

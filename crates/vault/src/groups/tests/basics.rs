@@ -47,6 +47,33 @@ fn a_marker_that_all_keep_is_a_point_of_the_group() {
     });
 }
 
+/// One member without an application to ask does not make it less; of none that has one it is no more than filesystem-consistent.
+#[test]
+fn a_point_is_application_consistent_if_some_application_stood_still() {
+    use Consistency::{Application, Crash, Filesystem};
+    runtime().block_on(async {
+        let site = Site::new(2).await;
+        let group = site.group("shop", &[1, 2]).await;
+        let cases = [
+            (Application, Filesystem, Application),
+            (Filesystem, Filesystem, Filesystem),
+            (Application, Crash, Crash),
+            (Application, Application, Application),
+        ];
+        for (n, (first, second, expected)) in (1..).zip(cases) {
+            for (member, consistency) in [(1, first), (2, second)] {
+                let commit = site.point(member, consistency).await;
+                let state = site.vault.machine(machine(member)).await.unwrap();
+                let report = Report { kind: Kind::Application, ..report(&group, marker(1, n), commit) };
+                site.vault.keep_marker(&state, report).await.unwrap();
+            }
+            let points = site.vault.group_points(group.id).await.unwrap();
+            let made = points.iter().find(|point| point.marker == marker(1, n)).unwrap();
+            assert_eq!(made.done.consistency, expected, "{first:?} and {second:?}");
+        }
+    });
+}
+
 #[test]
 fn definitions_have_one_order_and_contradict_none_before() {
     runtime().block_on(async {
