@@ -47,7 +47,7 @@ impl Quieting {
     /// # Errors
     /// The thread cannot be started: no hook is called then.
     pub fn start(hooks: Hooks, limits: HookLimits, run_dir: &Path) -> io::Result<Self> {
-        let record = Called::none(run_dir);
+        let record = Called::left(run_dir);
         let ((say_ready, ready), (release, released), (say_ended, ended)) = (channel(), channel(), channel());
         let (over, unwanted) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let (shared, given_up) = (over.clone(), unwanted.clone());

@@ -20,12 +20,7 @@ pub(super) struct Called {
 }
 
 impl Called {
-    /// Of nobody yet. One that an earlier life left is replaced by the first name.
-    pub(super) fn none(run_dir: &Path) -> Self {
-        Self { path: run_dir.join(NAME), names: vec![] }
-    }
-
-    /// What an earlier life left.
+    /// What an earlier life left, and nobody has called with `thaw` since: as a rule nothing.
     pub(super) fn left(run_dir: &Path) -> Self {
         let path = run_dir.join(NAME);
         let text = fs::read_to_string(&path).unwrap_or_default();

@@ -36,7 +36,7 @@ impl Dir {
 
 /// Calls them, with somebody who waits for them.
 fn begin(dir: &Dir, limits: HookLimits) -> Quieted {
-    Quieted::begin(&dir.hooks(), limits, Called::none(dir.path()), &AtomicBool::new(false))
+    Quieted::begin(&dir.hooks(), limits, Called::left(dir.path()), &AtomicBool::new(false))
 }
 
 #[test]

@@ -55,7 +55,7 @@ impl Owner {
                     return;
                 }
                 if roster.epoch < member.roster.epoch {
-                    tracing::warn!(code = "HW-1459", group = %roster.group, epoch = roster.epoch, before = member.roster.epoch,
+                    tracing::warn!(code = "HW-1499", group = %roster.group, epoch = roster.epoch, before = member.roster.epoch,
                         "the members of the group are those of an earlier time again: was the vault restored? Look at them with `highwater group show`");
                 }
             }
