@@ -139,8 +139,11 @@ fn capture(out: &mut String, capture: &CaptureStatus, now_ms: u64) -> std::fmt::
 fn group(out: &mut String, group: &GroupStatus, now_ms: u64) -> std::fmt::Result {
     writeln!(
         out,
-        "group      {} ({} members, {} connected now)",
-        group.name, group.members, group.connected
+        "group      {} ({} member{}, {} connected now)",
+        group.name,
+        group.members,
+        if group.members == 1 { "" } else { "s" },
+        group.connected
     )?;
     match &group.listening {
         Some(listening) => {
